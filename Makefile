@@ -1,0 +1,60 @@
+# The few commands one needs. On a fresh Debian 12 machine, as root, each target does its own set-up.
+#   make demo       a three-host cluster, a volume, and what happens when hosts die
+#   make test       the tests, under 10 minutes         make test-all   the long ones too
+#   make check      format, lint, types, fast tests     make simulate SEEDS=n [SEED=first]
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SYSTEM_PACKAGES := e2fsprogs fio libnbd-bin python3 python3-libnbd python3-venv qemu-utils
+SEEDS ?= 200
+SEED ?= 0
+
+.PHONY: setup demo test test-all check lint format simulate lock bench clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+	@packages/ensure $(SYSTEM_PACKAGES)
+
+$(VENV)/.installed: requirements-dev.lock pyproject.toml packages/ensure
+	@packages/ensure python3-venv
+	@echo "setting up $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Moorage needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+demo: setup
+	@$(BIN)/moorage demo
+
+test: setup
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: setup lint
+	@$(BIN)/python -m pytest -q
+
+lint: setup
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+
+check: lint test
+
+format: setup
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+simulate: setup
+	@$(BIN)/python -m moorage.quorum.simulation --seeds $(SEEDS) --seed $(SEED)
+
+bench: setup
+	@$(BIN)/moorage bench block
+
+lock: setup
+	@$(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q --extra dev pyproject.toml -o requirements-dev.lock -c requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
