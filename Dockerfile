@@ -26,7 +26,7 @@ COPY --from=build /opt/moorage /opt/moorage
 ENV PATH=/opt/moorage/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MOORAGE_DATA=/var/lib/moorage
-USER moorage
+USER 6789
 VOLUME /var/lib/moorage
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
     CMD ["moorage", "health"]
