@@ -244,7 +244,7 @@ class Journal:
     """An append-only journal on a simulated disk. What was not synced may be lost at a crash, from the end.
 
     ``items`` is what the process sees; ``synced`` of them survive a crash for sure. ``sync`` calls ``done``
-    after the disk's latency, unless the process dies first; syncs finish in the order in which they were asked
+    after the disk's latency, unless the process dies first; syncs finish in the order they were asked
     for. ``replace`` puts a checkpoint in place of it all. The owner's crash hook calls ``crash``.
     """
 
