@@ -163,6 +163,12 @@ class CannotConnect(Unavailable):
     code = 46
 
 
+class CannotBind(Unavailable):
+    """An address to listen on is in use, or is not one of this machine."""
+
+    code = 47
+
+
 # -- Overloaded / no room ----------------------------------------------------------------------------
 
 
