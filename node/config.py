@@ -1,0 +1,38 @@
+"""What a node service is built from; every number here has its derivation beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moorage.wire.errors import Invalid
+from moorage.wire.secret import ClusterSecret
+
+CAPACITY_MIN = 256 << 20
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """``data_dir`` is the device: one node process owns it. ``address`` and ``http`` are asked when needed,
+    since a listener with port 0 knows its address only once it is bound. ``registry``: addresses to try, or
+    an async function that finds them anew."""
+
+    data_dir: Path
+    name: str  # of the host: the failure domain
+    secret: ClusterSecret
+    registry: Sequence[str] | Callable[[], Awaitable[Sequence[str]]]
+    address: Callable[[], str]
+    http: Callable[[], str] = lambda: ""
+    labels: tuple[tuple[str, str], ...] = ()
+    capacity: int | None = None  # bytes; None: what the file system has free at the first start
+    heartbeat_ms: int = 1000
+    read_lease_ms: int = 1000
+    register_host: bool = True  # `moorage host` registers the host once, for all three services
+
+    def validate(self) -> None:
+        if self.capacity is not None and self.capacity < CAPACITY_MIN:
+            raise Invalid(
+                f"--capacity {self.capacity} is too small: use at least {CAPACITY_MIN >> 20}M"
+                " (segments, their reserve and the index have to fit)"
+            )
