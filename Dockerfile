@@ -25,7 +25,7 @@ RUN apt-get update \
 COPY --from=build /opt/moorage /opt/moorage
 ENV PATH=/opt/moorage/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    MOORAGE_DATA=/var/lib/moorage
+    MOORAGE_DATA_DIR=/var/lib/moorage
 USER 6789
 VOLUME /var/lib/moorage
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \

@@ -27,6 +27,7 @@ MAGIC = b"moorverf"
 FILLER_SIZE = 1 << 20
 ENTRY = struct.Struct("<BQQ")  # kind, block, version
 ACKED, FLUSHED = 1, 2
+ERROR_PAUSE_S = 0.01
 
 
 class Pattern:
@@ -186,12 +187,13 @@ class VerifyingLoad:
             block = self._rng.randrange(self._blocks)
         self._write(block)
 
-    def _ended(self) -> None:
+    def _ended(self, failed: bool) -> None:
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
-        # Not at once: a device that fails immediately would recurse.
-        asyncio.get_running_loop().call_soon(self._issue)
+        # Not at once: a device that fails immediately would recurse, or keep the processor busy.
+        loop = asyncio.get_running_loop()
+        loop.call_later(ERROR_PAUSE_S if failed else 0, self._issue)
 
     def _write(self, block: int) -> None:
         version = self._submitted[block] + 1
@@ -210,7 +212,7 @@ class VerifyingLoad:
                 self.phase.writes += 1
             else:
                 self._failed(error)
-            self._ended()
+            self._ended(failed=error is not None)
 
         self.device.write_nowait(block * BLOCK, memoryview(self.pattern.content(block, version)), done)
 
@@ -228,7 +230,7 @@ class VerifyingLoad:
                 self.phase.reads += 1
             else:
                 self._failed(error)
-            self._ended()
+            self._ended(failed=error is not None)
 
         self.device.read_nowait(block * BLOCK, memoryview(into), done)
 
@@ -248,6 +250,14 @@ class VerifyingLoad:
             last = self._submitted[block]
             self.mismatches.append(f"block {block}: version {version}, not within {floor}..{last}")
         return version
+
+    def flush_begins(self) -> None:
+        if self._journal is not None:
+            self._journal.flush_begins()
+
+    def flushed(self) -> None:
+        if self._journal is not None:
+            self._journal.flushed()
 
     async def verify_all(self, progress: Callable[[int], None] = lambda done: None) -> int:
         """Read every block once and check it; returns how many were checked."""

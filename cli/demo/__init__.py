@@ -1,0 +1,1 @@
+"""`moorage demo`: what Moorage promises, shown on real processes on this machine."""

@@ -1,0 +1,93 @@
+"""What the demo says: one line a step as it goes, and a table of promises at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+GAP_AIM_MS = 100.0
+
+
+@dataclass
+class Promise:
+    what: str
+    kept: bool
+    figure: str
+
+
+@dataclass
+class Report:
+    """Promises decide the exit code; figures inform."""
+
+    console: Console
+    promises: list[Promise] = field(default_factory=list)
+    phases: list[dict[str, Any]] = field(default_factory=list)
+
+    def step(self, text: str) -> None:
+        self.console.print(f"[bold]›[/bold] {text}")
+
+    def promise(self, what: str, kept: bool, figure: str = "") -> None:
+        self.promises.append(Promise(what, kept, figure))
+        mark = "[green]✓[/green]" if kept else "[red]✗[/red]"
+        self.console.print(f"  {mark} {what}" + (f" [dim]({figure})[/dim]" if figure else ""))
+
+    def phase(self, figures: dict[str, Any]) -> None:
+        self.phases.append(figures)
+        self.console.print(
+            f"  [dim]{figures['phase']}: {figures['reads_per_s']:,.0f} reads/s, "
+            f"{figures['writes_per_s']:,.0f} writes/s, longest gap "
+            f"{figures['read_gap_ms']:.0f} / {figures['write_gap_ms']:.0f} ms, "
+            f"{figures['errors']} errors[/dim]"
+        )
+
+    @property
+    def kept(self) -> bool:
+        return all(promise.kept for promise in self.promises)
+
+    def print(self) -> None:
+        self.console.print()
+        self.console.print(self._phase_table())
+        self.console.print(self._promise_table())
+        verdict = "[bold green]Every promise was kept." if self.kept else "[bold red]A promise was broken."
+        self.console.print(verdict)
+
+    def _phase_table(self) -> Table:
+        table = Table(title="4 KiB random reads and writes while hosts die", title_justify="left")
+        for column in ("phase", "seconds", "reads/s", "writes/s", "gap, reads", "gap, writes", "errors"):
+            table.add_column(column, justify="left" if column == "phase" else "right")
+        for phase in self.phases:
+            table.add_row(
+                phase["phase"],
+                f"{phase['seconds']:.1f}",
+                f"{phase['reads_per_s']:,.0f}",
+                f"{phase['writes_per_s']:,.0f}",
+                _gap(phase["read_gap_ms"]),
+                _gap(phase["write_gap_ms"]),
+                str(phase["errors"]),
+            )
+        table.caption = f"gap: the longest time without an acknowledgement; aim: under {GAP_AIM_MS:.0f} ms"
+        return table
+
+    def _promise_table(self) -> Table:
+        table = Table(title="Promises", title_justify="left")
+        for column in ("promise", "kept", "figure"):
+            table.add_column(column)
+        for promise in self.promises:
+            mark = "[green]yes[/green]" if promise.kept else "[bold red]NO[/bold red]"
+            table.add_row(promise.what, mark, promise.figure)
+        return table
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "kept": self.kept,
+            "promises": [vars(promise) for promise in self.promises],
+            "phases": self.phases,
+        }
+
+
+def _gap(milliseconds: float) -> str:
+    colour = "green" if milliseconds < GAP_AIM_MS else "yellow"
+    return f"[{colour}]{milliseconds:.0f} ms[/{colour}]"

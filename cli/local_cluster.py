@@ -1,0 +1,212 @@
+"""A cluster of host processes on this machine: what `moorage up`, the demo and the fault tests stand on.
+
+Owns the processes (each dies with its parent, also when frozen), their directories and ports. The services
+get everything through their environment, as docs/launch.md describes: nothing here is known to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from moorage.wire.errors import Unavailable
+from moorage.wire.secret import ClusterSecret
+
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 15.0
+_PR_SET_PDEATHSIG = 1
+
+
+class LocalHost:
+    """One `moorage host` process, its directory and its addresses. Restarting it is starting it again."""
+
+    def __init__(self, name: str, directory: Path, environment: dict[str, str]) -> None:
+        self.name = name
+        self.directory = directory
+        self.environment = environment
+        self.ready: dict[str, Any] = {}
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise Unavailable(f"{self.name} was never started")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    async def launch(self) -> None:
+        """Start the process; :meth:`wait_ready` tells when it serves."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "moorage.cli.main",
+                "host",
+                env={**_inherited(), **self.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+            )
+
+    async def wait_ready(self, timeout: float = READY_TIMEOUT_S) -> None:
+        """Return when the ready line was read; raises :class:`Unavailable` with the end of the log."""
+        assert self._process is not None and self._process.stdout is not None
+        try:
+            async with asyncio.timeout(timeout):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            raise Unavailable(f"{self.name} is not ready after {timeout:.0f} s; {self._log_end()}") from None
+        if not line:
+            code = await self._process.wait()
+            raise Unavailable(f"{self.name} ended with exit code {code}; {self._log_end()}")
+        self.ready = json.loads(line)
+
+    def _log_end(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()[-5:] if self.log.exists() else []
+        return f"see {self.log}: " + (" | ".join(lines) if lines else "it is empty")
+
+    def signal(self, number: int) -> None:
+        if self.running:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self.signal(signal.SIGKILL)
+        await self.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP: silent, its sockets stay open, as a machine that lost its power or its cable."""
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    async def wait(self) -> int:
+        if self._process is None:
+            return 0
+        code = await self._process.wait()
+        # The pipe's transport ends with the process; reading to the end closes it for good.
+        if self._process.stdout is not None:
+            await self._process.stdout.read()
+        return code
+
+    async def stop(self, timeout: float = STOP_TIMEOUT_S) -> int:
+        """SIGTERM, then SIGKILL when that takes too long; returns the exit code."""
+        self.thaw()
+        self.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.wait()
+        except TimeoutError:
+            await self.kill()
+            return -signal.SIGKILL
+
+
+class LocalCluster:
+    """Hosts ``h1`` .. ``hN`` below ``directory``; one that holds a cluster already is started as it is."""
+
+    def __init__(self, directory: Path, *, hosts: int = 3, options: dict[str, str] | None = None) -> None:
+        self.directory = directory.absolute()
+        self.secret_file = self.directory / "secret"
+        plan = self._load_or_create(hosts)
+        self.registry = ",".join(f"127.0.0.1:{port}" for port, _ in plan.values())
+        peers = ",".join(f"{name}=127.0.0.1:{port}" for name, (port, _) in plan.items())
+        self.hosts = [
+            LocalHost(
+                name,
+                self.directory / name,
+                {
+                    "MOORAGE_NAME": name,
+                    "MOORAGE_DATA_DIR": str(self.directory / name / "data"),
+                    "MOORAGE_PORT": str(port),
+                    "MOORAGE_HTTP_PORT": str(http),
+                    "MOORAGE_PEERS": peers,
+                    "MOORAGE_SECRET_FILE": str(self.secret_file),
+                    **(options or {}),
+                },
+            )
+            for name, (port, http) in plan.items()
+        ]
+
+    def _load_or_create(self, hosts: int) -> dict[str, tuple[int, int]]:
+        plan_file = self.directory / "cluster.json"
+        if plan_file.exists():
+            return {name: (ports[0], ports[1]) for name, ports in json.loads(plan_file.read_text()).items()}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        ClusterSecret.create(self.secret_file)
+        ports = _free_ports(2 * hosts)
+        plan = {f"h{i + 1}": (ports[2 * i], ports[2 * i + 1]) for i in range(hosts)}
+        temporary = plan_file.with_suffix(".new")
+        temporary.write_text(json.dumps(plan))
+        temporary.replace(plan_file)
+        return plan
+
+    async def start(self) -> None:
+        """Launch all hosts at once and wait until each is ready; nothing is left running when one fails."""
+        try:
+            for host in self.hosts:
+                await host.launch()
+            await asyncio.gather(*(host.wait_ready() for host in self.hosts))
+        except BaseException:
+            await self.kill()
+            raise
+
+    async def kill(self) -> None:
+        """SIGKILL to all of them at once: a power failure that spares the page cache."""
+        for host in self.hosts:
+            host.signal(signal.SIGKILL)
+        for host in self.hosts:
+            await host.wait()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(host.stop() for host in self.hosts))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def host(self, name: str) -> LocalHost:
+        return next(host for host in self.hosts if host.name == name)
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without Moorage's own variables: a host gets what its plan says, nothing else."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("MOORAGE_")}
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; all are held until all are drawn, so that they differ."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

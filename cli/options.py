@@ -1,0 +1,106 @@
+"""Options that all client commands share, and the way from a command to the event loop.
+
+Owns the look-up of the cluster from options and environment (the rules are moorage.client.config's), the
+deadline of a command, and the exit code of an error. A command body is a coroutine that gets a cluster.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from moorage.cli import output
+from moorage.client.cluster import Cluster
+from moorage.service.exits import exit_code
+from moorage.wire.errors import DeadlineExceeded, Invalid, MoorageError
+
+P = ParamSpec("P")
+
+
+class SizeType(click.ParamType):
+    """A size such as 4096, 512M, 10GiB; units are powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from moorage.client.uri import parse_size
+
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except Invalid as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = SizeType()
+
+_CONNECTION_OPTIONS = [
+    click.option("--cluster", help="Configured name, SRV name or host:port of the cluster."),
+    click.option("--registry", help="host:port,... or srv:NAME of the registries [env: MOORAGE_REGISTRY]."),
+    click.option("--secret-file", help="File with the cluster's secret [env: MOORAGE_SECRET_FILE]."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
+]
+_TIMEOUT = click.option(
+    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds."
+)
+Callback = TypeVar("Callback", bound=Callable[..., None])
+
+
+def connection_options(command: Callback) -> Callback:
+    """--cluster, --registry, --secret-file and --json."""
+    for option in reversed(_CONNECTION_OPTIONS):
+        command = option(command)
+    return command
+
+
+def cluster_command(
+    body: Callable[Concatenate[Cluster, bool, P], Coroutine[Any, Any, None]],
+) -> Callable[..., None]:
+    """Make a click callback of ``async def body(cluster, as_json, ...)`` that ends within ``--timeout``."""
+
+    @functools.wraps(body)
+    def command(
+        cluster: str | None,
+        registry: str | None,
+        secret_file: str | None,
+        timeout: float,
+        as_json: bool,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        async def run() -> None:
+            import asyncio
+
+            import moorage
+
+            try:
+                async with asyncio.timeout(timeout):
+                    async with await moorage.connect(
+                        cluster, registry=registry, secret_file=secret_file
+                    ) as connected:
+                        await body(connected, as_json, *args, **kwargs)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"no answer within {timeout:g} s; see `moorage status`; --timeout waits longer"
+                ) from None
+
+        run_or_exit(run, as_json=as_json)
+
+    return connection_options(_TIMEOUT(command))
+
+
+def run_or_exit(main: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool) -> None:
+    """Run a coroutine on uvloop; an error of Moorage becomes one line and its exit code, no traceback."""
+    import uvloop
+
+    try:
+        uvloop.run(main())
+    except MoorageError as error:
+        output.emit_error(error, as_json=as_json)
+        raise SystemExit(int(exit_code(error))) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,75 @@
+"""How commands speak: a table for a person, JSON for a program, one line for an error.
+
+Owns stdout and stderr of the client commands. With ``--json`` stdout holds JSON and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from moorage.wire.errors import MoorageError
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def console(stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False)
+
+
+def emit_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, default=_encode))
+
+
+def _encode(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes | bytearray) else str(value)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        made.add_column(column)
+    for row in rows:
+        made.add_row(*("" if cell is None else str(cell) for cell in row))
+    return made
+
+
+def size(count: int | float | None) -> str:
+    """Bytes as a person reads them: 1536 -> '1.5 KiB'."""
+    if count is None:
+        return "-"
+    value, unit = float(count), 0
+    while abs(value) >= 1024 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} {UNITS[unit]}" if value == int(value) else f"{value:.1f} {UNITS[unit]}"
+
+
+def since(timestamp_ms: int | None) -> str:
+    """How long ago, in the unit that reads best."""
+    if not timestamp_ms:
+        return "-"
+    seconds = max(0.0, time.time() - timestamp_ms / 1e3)
+    for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def health(word: str) -> str:
+    colour = {"up": "green", "ready": "green", "suspect": "yellow", "creating": "yellow"}.get(word, "red")
+    return f"[{colour}]{word}[/{colour}]"
+
+
+def emit_error(error: MoorageError, *, as_json: bool) -> None:
+    name = type(error).__name__
+    if as_json:
+        document = {"error": {"name": name, "code": error.code, "message": str(error), **error.details}}
+        click.echo(json.dumps(document, default=_encode), err=True)
+    else:
+        click.echo(f"moorage: {error}", err=True)

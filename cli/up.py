@@ -1,0 +1,92 @@
+"""`moorage up`: a local cluster in the foreground, found by every other command without an option."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+import click
+
+from moorage.cli import output
+from moorage.cli.local_cluster import LocalCluster, LocalHost
+from moorage.cli.options import run_or_exit
+from moorage.client.config import DEFAULT_CLUSTER, clusters_directory
+
+DEFAULT_DIRECTORY = Path("~/.local/share/moorage/local")
+
+
+@click.command()
+@click.option("--hosts", type=click.Choice(["1", "3", "5"]), default="3", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
+@click.option("--capacity", help="Bytes that each device may use, such as 20G.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+def up(hosts: str, data: Path, capacity: str | None, as_json: bool) -> None:
+    """Run a cluster of host processes on this machine until Ctrl-C; the data stays for the next time."""
+    directory = data.expanduser()
+
+    async def run() -> None:
+        options = {"MOORAGE_CAPACITY": capacity} if capacity else {}
+        cluster = LocalCluster(directory, hosts=int(hosts), options=options)
+        await cluster.start()
+        try:
+            configured = _configure(cluster)
+            _announce(cluster, configured, as_json)
+            await _until_told(cluster, as_json)
+        finally:
+            await cluster.stop()
+
+    run_or_exit(run, as_json=as_json)
+
+
+def _configure(cluster: LocalCluster) -> Path | None:
+    """Make this the default cluster of the user, unless another one is configured."""
+    path = clusters_directory() / f"{DEFAULT_CLUSTER}.json"
+    document = {"registry": cluster.registry, "secret_file": str(cluster.secret_file), "written_by": "up"}
+    if path.exists() and json.loads(path.read_text()).get("written_by") != "up":
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2))
+    return path
+
+
+def _announce(cluster: LocalCluster, configured: Path | None, as_json: bool) -> None:
+    if as_json:
+        document = {"event": "ready", "registry": cluster.registry, "secret_file": str(cluster.secret_file)}
+        click.echo(json.dumps(document))
+        return
+    rows = [
+        (host.name, host.pid, host.ready["address"], host.ready["http"], host.log) for host in cluster.hosts
+    ]
+    output.console().print(output.table("Cluster", ("host", "pid", "address", "http", "log"), rows))
+    if configured:
+        click.echo("Other terminals find it by themselves: moorage status")
+    else:
+        click.echo("Another default cluster is configured; to use this one:")
+        click.echo(f"  export MOORAGE_REGISTRY={cluster.registry}")
+        click.echo(f"  export MOORAGE_SECRET_FILE={cluster.secret_file}")
+    click.echo("Next: moorage volume create NAME --size 1G, moorage attach NAME --nbd unix:/tmp/NAME.sock")
+    click.echo("Ctrl-C stops it; the data stays.")
+
+
+async def _until_told(cluster: LocalCluster, as_json: bool) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    watchers = [asyncio.create_task(_report_end(host, as_json)) for host in cluster.hosts]
+    everyone = asyncio.gather(*watchers)
+    waiting = asyncio.create_task(told.wait())
+    await asyncio.wait([everyone, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    everyone.cancel()
+    await asyncio.gather(*watchers, return_exceptions=True)
+
+
+async def _report_end(host: LocalHost, as_json: bool) -> None:
+    code = await host.wait()
+    if as_json:
+        click.echo(json.dumps({"event": "ended", "host": host.name, "code": code}))
+    else:
+        click.echo(f"{host.name} ended with exit code {code}; see {host.log}", err=True)

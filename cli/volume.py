@@ -1,0 +1,113 @@
+"""`moorage volume`: create, list, show, resize, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from moorage.cli import output
+from moorage.cli.options import SIZE, cluster_command
+from moorage.client.cluster import Cluster
+
+
+@click.group()
+def volume() -> None:
+    """Create, look at, grow and delete volumes."""
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", type=SIZE, required=True, help="Such as 512M, 10GiB; a multiple of 4 KiB.")
+@click.option("--replicas", type=int, default=3, show_default=True, help="1, 3 or 5, each on another host.")
+@click.option("--groups", type=int, default=0, help="Replica groups to stripe over; 0 chooses.")
+@click.option("--durability", type=click.Choice(["sync", "writeback"]), default="sync", show_default=True)
+@cluster_command
+async def create(
+    cluster: Cluster, as_json: bool, name: str, size: int, replicas: int, groups: int, durability: str
+) -> None:
+    """Create volume NAME. Its space is taken only as it is written."""
+    made = await cluster.create_volume(
+        name, size=size, replicas=replicas, groups=groups, durability=durability
+    )
+    if as_json:
+        output.emit_json(made)
+    else:
+        click.echo(f"created {name}: {output.size(size)}, {replicas} replicas, {durability}")
+
+
+@volume.command("list")
+@cluster_command
+async def list_volumes(cluster: Cluster, as_json: bool) -> None:
+    """List all volumes."""
+    found = await cluster.list_volumes()
+    if as_json:
+        output.emit_json(found)
+        return
+    columns = ("name", "size", "replicas", "groups", "durability", "state", "held by", "epoch")
+    rows = [
+        (
+            one["name"],
+            output.size(one["size"]),
+            one["replicas"],
+            len(one["groups"]),
+            one["durability"],
+            output.health(one["state"]),
+            holder_text(one.get("holder")),
+            one["epoch"],
+        )
+        for one in found
+    ]
+    output.console().print(output.table("Volumes", columns, rows))
+
+
+@volume.command()
+@click.argument("name")
+@cluster_command
+async def show(cluster: Cluster, as_json: bool, name: str) -> None:
+    """Show one volume, and where each of its replicas is."""
+    one = await cluster.show(name)
+    if as_json:
+        output.emit_json(one)
+        return
+    click.echo(f"{name}: {output.size(one['size'])}, {one['durability']}, {one['state']}")
+    click.echo(f"held by {holder_text(one.get('holder'))}, epoch {one['epoch']}")
+    rows = [
+        (group["group"], group["version"], f"{member['replica']:x}", member["host"], member["device"])
+        for group in one["groups"]
+        for member in group["members"]
+    ]
+    columns = ("group", "version", "replica", "host", "device")
+    output.console().print(output.table("Replicas", columns, rows))
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", type=SIZE, required=True, help="The new size; not smaller than it is.")
+@cluster_command
+async def resize(cluster: Cluster, as_json: bool, name: str, size: int) -> None:
+    """Grow volume NAME, also while it is attached."""
+    changed = await cluster.resize(name, size)
+    if as_json:
+        output.emit_json(changed)
+    else:
+        click.echo(f"{name} is {output.size(size)} now")
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also when somebody holds it: the holder is fenced.")
+@cluster_command
+async def delete(cluster: Cluster, as_json: bool, name: str, force: bool) -> None:
+    """Delete volume NAME and its data."""
+    await cluster.delete(name, force=force)
+    if as_json:
+        output.emit_json({"deleted": name})
+    else:
+        click.echo(f"deleted {name}")
+
+
+def holder_text(holder: dict[str, Any] | None) -> str:
+    if not holder:
+        return "nobody"
+    return f"{holder.get('program', '?')} (pid {holder.get('pid', '?')} on {holder.get('host', '?')})"

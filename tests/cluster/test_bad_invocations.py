@@ -1,0 +1,174 @@
+"""What people type by mistake: one line that says what to do, the right exit code, never a traceback.
+
+Exit codes are those of docs/launch.md: 2 usage, 3 a value is wrong, 4 refused, 9 others do not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+import moorage
+from moorage.cli.local_cluster import LocalCluster
+
+# (arguments, exit code, words that the message must contain). {tmp} is an empty directory.
+OFFLINE: list[tuple[str, int, str]] = [
+    ("frobnicate", 2, "No such command"),
+    ("--frobnicate", 2, "No such option"),
+    ("volume", 2, "Usage"),
+    ("volume frob", 2, "No such command"),
+    ("volume create", 2, "Missing argument"),
+    ("volume create v", 2, "--size"),
+    ("volume create v --size", 2, "requires an argument"),
+    ("volume create v --size big", 2, "size"),
+    ("volume create v --size -5", 2, "size"),
+    ("volume create v --size 1Q", 2, "size"),
+    ("volume create v --size 1M --replicas three", 2, "integer"),
+    ("volume create v --size 1M --durability maybe", 2, "sync"),
+    ("volume create v --size 1M --groups x", 2, "integer"),
+    ("volume create v w --size 1M", 2, "unexpected extra argument"),
+    ("volume show", 2, "Missing argument"),
+    ("volume resize v", 2, "--size"),
+    ("volume delete", 2, "Missing argument"),
+    ("volume list --timeout 0", 2, "timeout"),
+    ("volume list --timeout soon", 2, "timeout"),
+    ("attach", 2, "Missing argument"),
+    ("attach v", 2, "--nbd"),
+    ("status extra", 2, "unexpected extra argument"),
+    ("up --hosts 2", 2, "--hosts"),
+    ("demo --fast", 2, "No such option"),
+    ("bench", 2, "Usage"),
+    ("bench block --seconds none", 2, "seconds"),
+    ("bench verify", 2, "Missing argument"),
+    ("bench verify v --depth 0", 2, "depth"),
+    ("status", 3, "MOORAGE_REGISTRY"),
+    ("volume list", 3, "MOORAGE_REGISTRY"),
+    ("status --registry 127.0.0.1:1", 3, "MOORAGE_SECRET_FILE"),
+    ("status --registry 127.0.0.1:1 --secret-file {tmp}/none", 3, "{tmp}/none"),
+    ("status --registry 127.0.0.1:1 --secret-file {tmp}/open", 3, "0600"),
+    ("status --registry 127.0.0.1:1 --secret-file {tmp}/garbage", 3, "{tmp}/garbage"),
+    ("status --registry nonsense --secret-file {tmp}/secret", 3, "nonsense"),
+    ("status --registry 127.0.0.1:notaport --secret-file {tmp}/secret", 3, "notaport"),
+    ("status --registry srv: --secret-file {tmp}/secret", 3, "srv"),
+    ("status --cluster unheard --secret-file {tmp}/secret", 3, "unheard"),
+    ("status --registry 127.0.0.1:1 --secret-file {tmp}/secret --timeout 1", 9, "127.0.0.1:1"),
+    (
+        "attach v --nbd unix:{tmp}/s --registry 127.0.0.1:1 --secret-file {tmp}/secret --timeout 1",
+        9,
+        "127.0.0.1:1",
+    ),
+    ("host", 3, "MOORAGE_DATA_DIR"),
+    ("host --data-dir {tmp}/d", 3, "MOORAGE_SECRET_FILE"),
+    ("host --data-dir {tmp}/d --secret-file {tmp}/none", 3, "{tmp}/none"),
+    ("host --data-dir {tmp}/d --secret-file {tmp}/secret --port 99999", 3, "port"),
+    ("host --data-dir {tmp}/d --secret-file {tmp}/secret --bind nowhere", 3, "IP address"),
+    ("host --data-dir {tmp}/d --secret-file {tmp}/secret --name Bad!", 3, "a-z"),
+    ("host --data-dir {tmp}/d --secret-file {tmp}/secret --peers x", 3, "peers"),
+    ("host --data-dir {tmp}/d --secret-file {tmp}/secret --capacity lots", 3, "capacity"),
+    ("host --data-dir {tmp}/d --secret-file {tmp}/secret --log-level loud", 3, "log-level"),
+    ("host --data-dir {tmp}/d --secret-file {tmp}/secret --suspect-ms 0", 3, "suspect-ms"),
+    ("node --data-dir {tmp}/d --secret-file {tmp}/secret", 3, "registry"),
+    ("metadata --data-dir {tmp}/d --secret-file {tmp}/secret", 3, "registry"),
+    ("secret", 2, "Usage"),
+    ("secret create", 2, "Missing argument"),
+    ("secret create {tmp}/secret", 3, "exists"),
+    ("secret create {tmp}/no/such/directory/secret", 3, "{tmp}/no/such/directory"),
+]
+
+# The same against a running cluster, in which volume "taken" (2 MiB, 3 replicas) exists and is held.
+ONLINE: list[tuple[str, int, str]] = [
+    ("volume create taken --size 1M", 3, "taken"),
+    ("volume create Upper --size 1M", 3, "a-z"),
+    ("volume create -- -v --size 1M", 2, ""),
+    ("volume create v --size 4097", 3, "4"),
+    ("volume create v --size 4096", 3, "1 MiB"),
+    ("volume create v --size 65T", 3, "64 TiB"),
+    ("volume create v --size 1M --replicas 2", 3, "1, 3"),
+    ("volume create v --size 1M --replicas 5", 3, "3"),
+    ("volume create v --size 1M --groups 65", 3, "64"),
+    ("volume show nobody", 3, "nobody"),
+    ("volume resize nobody --size 4M", 3, "nobody"),
+    ("volume resize taken --size 1M", 3, "shrink"),
+    ("volume delete nobody", 3, "nobody"),
+    ("volume delete taken", 3, "--force"),
+    ("attach nobody --nbd unix:{tmp}/s", 3, "nobody"),
+    ("attach taken --nbd unix:{tmp}/s", 3, "--force"),
+    ("attach taken --nbd nonsense --read-only", 3, "unix:"),
+    ("attach http://x/y --nbd unix:{tmp}/s", 3, "moorage://"),
+    ("attach moorage:///taken?colour=red --nbd unix:{tmp}/s", 3, "colour"),
+    ("bench verify nobody", 3, "nobody"),
+]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """With a good secret file, one that others can read, and one that is none."""
+    from moorage.wire.secret import ClusterSecret
+
+    ClusterSecret.create(tmp_path / "secret")
+    (tmp_path / "open").write_text((tmp_path / "secret").read_text())
+    (tmp_path / "open").chmod(0o644)
+    (tmp_path / "garbage").write_text("not a secret\n")
+    (tmp_path / "garbage").chmod(0o600)
+    return tmp_path
+
+
+def check(code: int, out: str, err: str, expected: int, words: str, arguments: str) -> None:
+    said = out + err
+    assert code == expected, f"{arguments}: exit code {code}, not {expected}: {said}"
+    assert "Traceback" not in said, said
+    assert words in said, f"{arguments}: {words!r} is not in {said!r}"
+    if expected != 2:
+        assert len(err.strip().splitlines()) == 1, f"{arguments}: more than one line: {err!r}"
+
+
+def test_there_are_at_least_sixty() -> None:
+    assert len(OFFLINE) + len(ONLINE) >= 60
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), OFFLINE, ids=[row[0] for row in OFFLINE])
+def test_offline(directory: Path, arguments: str, code: int, words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "moorage.cli.main", *arguments.format(tmp=directory).split()],
+        env={"PATH": os.environ["PATH"], "HOME": str(directory)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    check(done.returncode, done.stdout, done.stderr, code, words.format(tmp=directory), arguments)
+
+
+@pytest.fixture
+async def held(cluster: moorage.Cluster) -> AsyncIterator[None]:
+    await cluster.create_volume("taken", size=2 << 20, replicas=3)
+    async with await cluster.attach("taken"):
+        yield
+
+
+async def test_online(
+    local: LocalCluster,
+    held: None,
+    environment: dict[str, str],
+    directory: Path,
+    moorage_command: Callable[..., Awaitable[tuple[int, str, str]]],
+) -> None:
+    gate = asyncio.Semaphore(4)
+
+    async def one(arguments: str, code: int, words: str) -> str | None:
+        async with gate:
+            found = await moorage_command(*arguments.format(tmp=directory).split(), env=environment)
+        try:
+            check(*found, code, words.format(tmp=directory), arguments)
+        except AssertionError as error:
+            return str(error)
+        return None
+
+    wrong = [text for text in await asyncio.gather(*(one(*row) for row in ONLINE)) if text]
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,143 @@
+"""A flipped byte, wherever it is: noticed, and either repaired from another member or named at start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moorage
+from moorage.cli.local_cluster import LocalCluster, LocalHost
+from moorage.wire.errors import Unavailable
+
+MIB = 1 << 20
+Until = Callable[..., Awaitable[Any]]
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        assert byte, f"{path} has no byte {offset}"
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x40]))
+
+
+def find_bytes(directory: Path, pattern: str, needle: bytes) -> list[tuple[Path, int]]:
+    found = []
+    for path in sorted(directory.rglob(pattern)):
+        at = path.read_bytes().find(needle)
+        if at >= 0:
+            found.append((path, at))
+    return found
+
+
+async def test_a_flipped_byte_of_data_is_read_from_another_replica_and_repaired(
+    local: LocalCluster, cluster: moorage.Cluster, until: Until
+) -> None:
+    needle = b"a block that rots " * 200
+    await cluster.create_volume("rot", size=16 * MIB, replicas=3)
+    async with await cluster.attach("rot") as volume:
+        await volume.write(0, needle.ljust(MIB, b"."))
+        await volume.flush()
+        places = [
+            place
+            for host in local.hosts[:2]
+            for place in find_bytes(host.data, "*", b"a block that rots " * 20)
+        ]
+        assert len(places) >= 2
+        for path, at in places:
+            flip(path, at + 7)
+        for _ in range(20):
+            assert (await volume.read(0, MIB))[: len(needle)] == needle
+
+        async def repaired() -> bool:
+            # Each member alone must give the right bytes again.
+            return all([await _reads_well(volume, host.name, needle) for host in local.hosts])
+
+        await until(repaired, "every replica is repaired")
+
+
+async def _reads_well(volume: Any, host: str, needle: bytes) -> bool:
+    try:
+        return bytes(await volume.read_from(host, 0, 4096)) == needle[:4096]
+    except moorage.errors.MoorageError:
+        return False
+
+
+async def _refuses_or_is_repaired(host: LocalHost, names: str) -> None:
+    """Start a host whose state was tampered with: it must say so, or serve what is right."""
+    await host.launch()
+    try:
+        await host.wait_ready()
+    except Unavailable as error:
+        assert names in str(error), error
+        assert "Traceback" not in host.log.read_text()
+        return
+    assert "orrupt" in host.log.read_text() or "amaged" in host.log.read_text(), "nobody noticed"
+
+
+@pytest.mark.parametrize("what", ["identity", "index", "raft", "segment head"])
+async def test_a_flipped_byte_of_state_is_named_or_repaired(
+    local: LocalCluster, cluster: moorage.Cluster, what: str, until: Until
+) -> None:
+    await cluster.create_volume("rot", size=16 * MIB, replicas=3)
+    async with await cluster.attach("rot") as volume:
+        for at in range(0, 8 * MIB, MIB):
+            await volume.write(at, bytes([at // MIB + 1]) * MIB)
+        victim = local.hosts[1]
+        await victim.stop()
+        path, offset = _place(victim, what)
+        flip(path, offset)
+        await _refuses_or_is_repaired(victim, path.name if what != "raft" else "raft")
+        for at in range(0, 8 * MIB, MIB):
+            assert bytes(await volume.read(at, MIB)) == bytes([at // MIB + 1]) * MIB
+        if victim.running:
+
+            async def current() -> bool:
+                return all(member["state"] == "current" for member in volume.members())
+
+            await until(current, "the tampered replica is whole again")
+
+
+def _place(host: LocalHost, what: str) -> tuple[Path, int]:
+    """The file that holds a kind of state, and a byte of it that matters."""
+    node = host.data / "node"
+    if what == "identity":
+        return node / "superblock", 20
+    if what == "segment head":
+        first = sorted(node.rglob("*.seg"))[0]
+        return first, 4096 + 100
+    directory = node / "index" if what == "index" else host.data / "registry"
+    path = max(directory.rglob("data.mdb"), key=lambda found: found.stat().st_size)
+    # The middle of the used part: the meta pages at the start exist twice.
+    return path, _used_middle(path)
+
+
+def _used_middle(path: Path) -> int:
+    data = path.read_bytes()
+    used = [page for page in range(2, len(data) // 4096) if any(data[page * 4096 : page * 4096 + 64])]
+    return used[len(used) // 2] * 4096 + 2048
+
+
+async def test_a_cloned_device_is_refused(local: LocalCluster, tmp_path: Path) -> None:
+    import shutil
+
+    original = local.hosts[1]
+    clone = LocalHost("clone", tmp_path / "clone", {**original.environment, "MOORAGE_PORT": "0"})
+    clone.environment.update({"MOORAGE_HTTP_PORT": "0", "MOORAGE_DATA_DIR": str(clone.data)})
+    shutil.copytree(original.data, clone.data)
+    await clone.launch()
+    try:
+        with pytest.raises(Unavailable) as refused:
+            await clone.wait_ready()
+        assert "exit code 4" in str(refused.value)
+    finally:
+        await clone.kill()
+    await asyncio.sleep(0)
+    assert original.running
+    assert json.dumps(original.ready)
