@@ -59,6 +59,10 @@ class EmbeddedService:
         """Why the service cannot serve at this moment, one line each; empty when it can (GET /readyz)."""
         return []
 
+    def hello_extra(self) -> dict[str, Any]:
+        """What the process's handshake says on the service's behalf, once it has started."""
+        return {}
+
     def routes(self) -> list[Route]:
         return []
 

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,19 @@ class Process:
     async def _serve(self, hello: Hello) -> Server:
         where = join_address(self._settings.bind, self._settings.port)
         try:
-            return await serve(where, hello=hello, secret=self._secret, endpoint=self._router)
+            return await serve(
+                where, hello=lambda: self._hello(hello), secret=self._secret, endpoint=self._router
+            )
         except (Invalid, OSError) as error:
             raise CannotBind(f"{error}: choose another --port or --bind, or stop who has it") from None
+
+    def _hello(self, bare: Hello) -> Hello:
+        """Peers check whose port this is now: so the extras are those of the services that have started."""
+        extra: dict[str, Any] = {}
+        for each in self._services:
+            if each.kind not in self._starting:
+                extra |= each.hello_extra()
+        return replace(bare, extra=extra)
 
     def _start_services(self, launch: Launch) -> None:
         self._services = self._build(launch)

@@ -1,0 +1,268 @@
+"""The registry's replicated state: hosts, devices, services and the directory of names.
+
+Owns the keys below and every rule about them. A command is a map with ``op``; ``apply`` is deterministic,
+and whatever it refuses changes nothing. Must never hold health: that is volatile, and lives with the
+leader (`health.py`).
+
+=========================== ==========================================================================
+key                         value
+=========================== ==========================================================================
+``host/NAME``               labels, address, http
+``device/ID``               host, address, capacity, token, count, refused (reason, "" when it is not)
+``service/KIND/GROUP/NAME`` address, http
+``name/NAME``               group, kind: the metadata group that owns a volume's or bucket's name
+``count/KIND``              how many hosts, devices, services there are, for their limits
+=========================== ==========================================================================
+
+A device's identity is its token: each start moves it from the one that the device had to a new one, in
+one committed command, so of two copies of a device's directory only one can ever go on. ``count`` is the
+greatest heartbeat count that was noted under the token: a start that remembers less is a restored or
+cloned copy, which has forgotten promises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from moorage.wire import address
+from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+TOKEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+HOSTS_MAX = 1024
+DEVICES_MAX = 4096
+SERVICES_MAX = 4096
+LABELS_MAX = 16
+TEXT_MAX = 256
+KINDS = ("volume", "bucket")
+_MAX = {"host": HOSTS_MAX, "device": DEVICES_MAX, "service": SERVICES_MAX}
+
+
+class View(Protocol):
+    def get(self, key: str) -> Any | None: ...
+    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]: ...
+
+
+class Store(View, Protocol):
+    def put(self, key: str, value: Any) -> None: ...
+    def delete(self, key: str) -> None: ...
+
+
+class RegistryMachine:
+    """See the module. One instance serves one process; it keeps nothing itself."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Callable[[Store, dict[str, Any]], dict[str, Any]]] = {
+            "join_host": _join_host,
+            "join_service": _join_service,
+            "start_device": _start_device,
+            "note_counts": _note_counts,
+            "refuse_device": _refuse_device,
+            "claim": _claim,
+            "release": _release,
+        }
+
+    def apply(self, kv: Store, command: dict[str, Any], index: int) -> Any:
+        row = self._rows.get(str(command.get("op")))
+        if row is None:
+            raise Invalid(f"the registry has no command {command.get('op')!r}: upgrade all of its members")
+        return row(kv, command)
+
+
+# -- hosts and services --------------------------------------------------------------------------------
+
+
+def _join_host(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    name = name_of(command, "host")
+    labels = command.get("labels")
+    if not isinstance(labels, dict) or len(labels) > LABELS_MAX:
+        raise Invalid(f"labels: give a map of at most {LABELS_MAX} KEY=VALUE")
+    for key, value in labels.items():
+        text_of({"label": key}, "label"), text_of({"label": value}, "label")
+    value = {"labels": labels, "address": address_of(command), "http": text_of(command, "http")}
+    _put_counted(kv, "host", f"host/{name}", value)
+    return {}
+
+
+def _join_service(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    key = f"service/{name_of(command, 'service')}/{name_of(command, 'group')}/{name_of(command, 'name')}"
+    _put_counted(kv, "service", key, {"address": address_of(command), "http": text_of(command, "http")})
+    return {}
+
+
+def _put_counted(kv: Store, kind: str, key: str, value: dict[str, Any]) -> None:
+    if kv.get(key) is None:
+        count = int(kv.get(f"count/{kind}") or 0)
+        if count >= _MAX[kind]:
+            raise LimitExceeded(f"the cluster has {count} {kind}s, which is the most: see docs/limits.md")
+        kv.put(f"count/{kind}", count + 1)
+    kv.put(key, value)
+
+
+# -- devices -------------------------------------------------------------------------------------------
+
+
+def _start_device(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    device = token_of(command, "device")
+    old_token, new_token = text_of(command, "old_token"), token_of(command, "new_token")
+    value = {
+        "host": name_of(command, "host"),
+        "address": address_of(command),
+        "capacity": int_of(command, "capacity"),
+        "token": new_token,
+        "count": int_of(command, "count"),
+        "refused": "",
+    }
+    found = kv.get(f"device/{device}")
+    if found is None:
+        _refuse_unknown(device, old_token)
+    else:
+        check_start(device, found, value, old_token)
+    _put_counted(kv, "device", f"device/{device}", value)
+    return {}
+
+
+def _refuse_unknown(device: str, old_token: str) -> None:
+    if old_token:
+        raise IdentityConflict(
+            f"device {device} has been in a cluster, but this registry never saw it: check --registry and the"
+            " secret file, or start with an empty directory"
+        )
+
+
+def check_start(device: str, found: dict[str, Any], wanted: dict[str, Any], old_token: str) -> None:
+    """Whether a known device may start. Raises IdentityConflict; what it refuses stays refused for ever,
+    since the registry's token never returns to an earlier one and its count never falls."""
+    if found["refused"]:
+        raise IdentityConflict(f"device {device} is refused for good: {found['refused']}; {_NEXT_STEP}")
+    if wanted["host"] != found["host"]:
+        raise IdentityConflict(
+            f"device {device} belongs to host {found['host']}, not {wanted['host']}: start it with --name"
+            f" {found['host']}, or with an empty directory"
+        )
+    if found["token"] == wanted["token"]:
+        return  # the same request again: its answer was lost
+    if found["token"] != old_token:
+        raise IdentityConflict(
+            f"device {device} has been started from another copy of its directory since: this copy (restored,"
+            f" cloned or wiped) has forgotten what it promised; {_NEXT_STEP}"
+        )
+    if wanted["count"] < found["count"]:
+        raise IdentityConflict(
+            f"device {device} remembers {wanted['count']} heartbeats, the registry {found['count']}: its"
+            f" directory is an old copy, which has forgotten what it promised; {_NEXT_STEP}"
+        )
+
+
+_NEXT_STEP = "start with an empty directory, under a new identity, and its replicas are placed anew"
+
+
+def _note_counts(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    for device, (token, count) in sorted(command["counts"].items()):
+        found = kv.get(f"device/{device}")
+        if found is not None and found["token"] == token and count > found["count"]:
+            kv.put(f"device/{device}", {**found, "count": count})
+    return {}
+
+
+def _refuse_device(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    key = f"device/{token_of(command, 'device')}"
+    found = kv.get(key)
+    if found is not None and found["token"] == command["token"] and not found["refused"]:
+        kv.put(key, {**found, "refused": text_of(command, "reason")})
+    return {}
+
+
+# -- the directory of names ----------------------------------------------------------------------------
+
+
+def _claim(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    name, group, kind = name_of(command, "name"), name_of(command, "group"), command.get("kind")
+    if kind not in KINDS:
+        raise Invalid(f"kind {kind!r}: use one of {', '.join(KINDS)}")
+    found = kv.get(f"name/{name}")
+    if found is not None and found != {"group": group, "kind": kind}:
+        raise NameTaken(
+            f"the name {name!r} is taken by a {found['kind']}: choose another one", name=name, **found
+        )
+    kv.put(f"name/{name}", {"group": group, "kind": kind})
+    return {"group": group}
+
+
+def _release(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    name, group = name_of(command, "name"), name_of(command, "group")
+    found = kv.get(f"name/{name}")
+    if found is not None and found["group"] != group:
+        raise NameTaken(
+            f"the name {name!r} belongs to group {found['group']}, not {group}", name=name, **found
+        )
+    kv.delete(f"name/{name}")
+    return {}
+
+
+def locate(kv: View, name: str) -> dict[str, Any]:
+    found: dict[str, Any] | None = kv.get(f"name/{name_of({'name': name}, 'name')}")
+    if found is None:
+        raise NotFound(f"there is no volume or bucket {name!r}", name=name)
+    return found
+
+
+# -- reading whole tables ------------------------------------------------------------------------------
+
+
+def table(kv: View, kind: str) -> dict[str, dict[str, Any]]:
+    """All of one kind ("host", "device") by name, in order."""
+    return {key.partition("/")[2]: value for key, value in kv.scan(f"{kind}/")}
+
+
+def services(kv: View) -> list[dict[str, Any]]:
+    found = []
+    for key, value in kv.scan("service/"):
+        _, kind, group, name = key.split("/")
+        found.append({"service": kind, "group": group, "name": name, **value})
+    return found
+
+
+# -- fields: commands come from the network ------------------------------------------------------------
+
+
+def text_of(command: dict[str, Any], field: str) -> str:
+    value = command.get(field)
+    if not isinstance(value, str) or len(value) > TEXT_MAX:
+        raise Invalid(f"{field}: give a text of at most {TEXT_MAX} characters")
+    return value
+
+
+def name_of(command: dict[str, Any], field: str) -> str:
+    value = command.get(field)
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise Invalid(
+            f"bad {field} {_shown(value)}: use 1 to 63 of a-z, 0-9, '.', '_', '-', the first one a letter or"
+            " digit"
+        )
+    return value
+
+
+def token_of(command: dict[str, Any], field: str) -> str:
+    value = command.get(field)
+    if not isinstance(value, str) or not TOKEN.fullmatch(value):
+        raise Invalid(f"bad {field} {_shown(value)}: use 1 to 64 letters, digits, '.', '_' or '-'")
+    return value
+
+
+def int_of(command: dict[str, Any], field: str) -> int:
+    value = command.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise Invalid(f"bad {field} {_shown(value)}: use a whole number from 0")
+    return value
+
+
+def address_of(command: dict[str, Any]) -> str:
+    return str(address.parse(text_of(command, "address")))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
