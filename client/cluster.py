@@ -1,0 +1,304 @@
+"""A cluster as a program sees it: create, list, show, resize, delete and attach volumes.
+
+Owns the connections to the registry, to the leaders of the metadata groups and (through the pool) to
+devices; one ``Cluster`` per event loop is enough for any number of volumes. It holds no state that
+matters: everything can be asked for again. Which metadata group owns a name is remembered, and asked for
+anew when that group says that it does not know the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from moorage.client import config as configuration
+from moorage.client import uri
+from moorage.client.attachment import Attachment
+from moorage.client.nodes import NodePool
+from moorage.client.volume import Volume
+from moorage.wire import discovery
+from moorage.wire.errors import Invalid, NotFound, Unavailable
+from moorage.wire.handshake import Hello
+from moorage.wire.leader import LeaderClient
+from moorage.wire.secret import ClusterSecret
+
+CALL_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class VolumeInfo:
+    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None."""
+
+    id: int
+    name: str
+    size: int
+    replicas: int
+    durability: str
+    epoch: int
+    state: str
+    groups: list[dict[str, Any]]
+    created_ms: int
+    holder: dict[str, Any] | None
+
+    @classmethod
+    def from_wire(cls, value: dict[str, Any]) -> VolumeInfo:
+        return cls(**{name: value.get(name) for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def connect(
+    cluster: str | None = None,
+    *,
+    registry: str | None = None,
+    secret_file: str | Path | None = None,
+    host: str | None = None,
+    timeout: float = CALL_TIMEOUT,
+) -> Cluster:
+    """Connect to a cluster, and check that its registry answers.
+
+    ``cluster``: a configured name, an SRV name or ``host:port``; or give ``registry`` (``"host:port,..."`` or
+    ``"srv:NAME"``); or neither: ``$MOORAGE_REGISTRY``, else the cluster configured as ``default``.
+    ``secret_file``: the cluster's secret (mode 0600), default ``$MOORAGE_SECRET_FILE``. ``host``: the name
+    of the host that this program runs on, so that reads prefer replicas there (default ``$MOORAGE_HOST``).
+
+    Raises :class:`~moorage.errors.Invalid` (configuration), :class:`~moorage.errors.AuthenticationFailed`, or
+    :class:`~moorage.errors.Unavailable` when no registry answered within ``timeout`` seconds.
+    """
+    settled = configuration.load(cluster, registry=registry, secret_file=secret_file)
+    found = Cluster(
+        settled, ClusterSecret.load(settled.secret_file), host=host or os.environ.get("MOORAGE_HOST")
+    )
+    try:
+        await found.status(timeout=timeout)
+    except BaseException:
+        await found.close()
+        raise
+    return found
+
+
+class Cluster:
+    """Made by :func:`moorage.connect`. An async context manager; :meth:`close` detaches what is attached."""
+
+    def __init__(
+        self, config: configuration.ClusterConfig, secret: ClusterSecret, *, host: str | None = None
+    ) -> None:
+        self.config = config
+        self.hello = Hello(
+            service="client",
+            cluster=secret.cluster,
+            name=host or socket.gethostname(),
+            instance=secrets.token_hex(8),
+            extra={},
+        )
+        self._secret = secret
+        self._registry = self._leader_client(lambda: discovery.resolve(config.registry), "registry")
+        self._metadata: dict[str, LeaderClient] = {}
+        self._owner: dict[str, str] = {}  # name -> metadata group
+        self._nodes = NodePool(self.hello, secret)
+        self._volumes: set[Volume] = set()
+
+    # -- volumes -------------------------------------------------------------------------------------
+
+    async def create_volume(
+        self,
+        name: str,
+        size: int | str,
+        *,
+        replicas: int = 3,
+        groups: int = 0,
+        durability: str = "sync",
+        timeout: float = 30.0,
+    ) -> VolumeInfo:
+        """Create a volume. ``size``: bytes, or text such as ``"10GiB"``; a multiple of 4096 from 1 MiB to
+        64 TiB. ``replicas``: 1, 3 or 5, on as many hosts. ``groups``: replica groups it is striped over, fixed for life
+        (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``.
+
+        Repeating a call whose outcome is unknown is not idempotent: it may raise NameTaken for the first one.
+        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded, Invalid.
+        """
+        params = {
+            "name": uri.check_name(name),
+            "size": uri.parse_size(size),
+            "replicas": replicas,
+            "groups": groups,
+            "durability": durability,
+            "request": secrets.token_hex(16),
+        }
+        group = await self._group_for_new(name)
+        result = await self._client_of(group).call("metadata.create_volume", params, timeout=timeout)
+        self._owner[name] = group
+        return VolumeInfo.from_wire(result)
+
+    async def list_volumes(self) -> list[VolumeInfo]:
+        """All volumes of all metadata groups, by name."""
+        found: list[VolumeInfo] = []
+        for group in (await self._view())["groups"]:
+            listed = await self._client_of(group).call("metadata.list_volumes", {}, timeout=CALL_TIMEOUT)
+            found += [VolumeInfo.from_wire(value) for value in _rows(listed)]
+        return sorted(found, key=lambda volume: volume.name)
+
+    async def show(self, name: str) -> VolumeInfo:
+        """One volume by name or URI; NotFound."""
+        return VolumeInfo.from_wire(await self._call_owner(name, "metadata.show_volume", {}))
+
+    async def resize(self, name: str, size: int | str) -> VolumeInfo:
+        """Grow a volume; an attached holder hears of it with its lease, within about a second."""
+        params = {"size": uri.parse_size(size)}
+        return VolumeInfo.from_wire(await self._call_owner(name, "metadata.resize_volume", params))
+
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        """Delete a volume and its data. Busy while somebody holds it, unless ``force``."""
+        name = uri.parse(name).name
+        await self._call_owner(name, "metadata.delete_volume", {"force": force}, timeout=30.0)
+        self._owner.pop(name, None)
+
+    async def attach(
+        self,
+        name: str,
+        *,
+        read_only: bool = False,
+        force: bool = False,
+        io_timeout: float | None = None,
+        timeout: float = 15.0,
+    ) -> Volume:
+        """Attach a volume by name or URI (options ``mode=ro|rw`` and ``io_timeout`` seconds; arguments win).
+
+        One process at a time writes to a volume; Busy says who does. ``force`` takes it over: the other
+        one is fenced, nothing it tries from then on takes effect. ``read_only`` attaches beside a writer:
+        what is read is a prefix of its writes that never goes back. ``io_timeout`` (default 60, 0 for
+        ever): how long an operation may wait for a majority before it fails with NoQuorum. Raises Busy,
+        NotFound, or Unavailable when no majority of the members answered within ``timeout`` seconds; it
+        says whom it waited for.
+        """
+        address = uri.parse(name)
+        read_only = read_only or _read_only(address)
+        if io_timeout is None:
+            io_timeout = _seconds(address.options.get("io_timeout", "60"))
+        async with asyncio.timeout(timeout + CALL_TIMEOUT):
+            volume = await Attachment.open(
+                lambda method, params, wait: self._call_owner(address.name, method, params, timeout=wait),
+                self._nodes,
+                name=address.name,
+                read_only=read_only,
+                force=force,
+                io_timeout=io_timeout,
+                timeout=timeout,
+                holder={
+                    "host": self.hello.name,
+                    "pid": os.getpid(),
+                    "program": Path(sys.argv[0] or "python").name,
+                },
+            )
+        self._volumes = {other for other in self._volumes if not other.detached} | {volume}
+        return volume
+
+    # -- the cluster ---------------------------------------------------------------------------------
+
+    async def status(self, *, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
+        """The registry's view: hosts and devices with their health and its reasons, services, metadata
+        groups."""
+        return await self._view(timeout)
+
+    async def close(self) -> None:
+        """Detach every volume and end all connections. Errors of a detach are raised at the end."""
+        volumes, self._volumes = self._volumes, set()
+        ended = await asyncio.gather(*(volume.detach() for volume in volumes), return_exceptions=True)
+        await self._nodes.close()
+        await asyncio.gather(self._registry.close(), *(client.close() for client in self._metadata.values()))
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
+
+    async def __aenter__(self) -> Cluster:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- who is asked --------------------------------------------------------------------------------
+
+    async def _view(self, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
+        view: dict[str, Any] = await self._registry.call("registry.view", {}, timeout=timeout)
+        return view
+
+    async def _call_owner(
+        self, name: str, method: str, params: dict[str, Any], *, timeout: float = CALL_TIMEOUT
+    ) -> Any:
+        """Call the metadata group that owns ``name``; when it does not know the name, look the owner up
+        anew."""
+        name = uri.parse(name).name
+        remembered = self._owner.get(name)
+        group = remembered or await self._locate(name)
+        params = {"name": name, **params}
+        try:
+            return await self._client_of(group).call(method, params, timeout=timeout)
+        except NotFound:
+            self._owner.pop(name, None)
+            if remembered is None or (group := await self._locate(name)) == remembered:
+                raise
+        return await self._client_of(group).call(method, params, timeout=timeout)
+
+    async def _locate(self, name: str) -> str:
+        try:
+            found = await self._registry.call("registry.locate", {"name": name}, timeout=CALL_TIMEOUT)
+        except NotFound:
+            raise NotFound(
+                f"volume {name!r} does not exist: `moorage volume list` shows all", name=name
+            ) from None
+        self._owner[name] = found["group"]
+        return str(found["group"])
+
+    async def _group_for_new(self, name: str) -> str:
+        groups = sorted((await self._view())["groups"])
+        if not groups:
+            raise Unavailable("no metadata service has joined the cluster yet: start one, or wait a moment")
+        return str(groups[xxhash.xxh3_64_intdigest(name.encode()) % len(groups)])
+
+    def _client_of(self, group: str) -> LeaderClient:
+        if group not in self._metadata:
+            self._metadata[group] = self._leader_client(lambda: self._members_of(group), "metadata")
+        return self._metadata[group]
+
+    async def _members_of(self, group: str) -> list[str]:
+        services = (await self._view())["services"]
+        return [row["address"] for row in services if row["service"] == "metadata" and row["group"] == group]
+
+    def _leader_client(
+        self, candidates: Callable[[], Awaitable[Sequence[str]]], service: str
+    ) -> LeaderClient:
+        return LeaderClient(candidates, service=service, hello=self.hello, secret=self._secret)
+
+
+def _rows(listed: Any) -> list[dict[str, Any]]:
+    return list(listed["volumes"] if isinstance(listed, dict) else listed)
+
+
+def _read_only(address: uri.Address) -> bool:
+    mode = address.options.get("mode", "rw")
+    if mode not in ("rw", "ro"):
+        raise Invalid(f"mode={mode!r} in {address}: write mode=rw or mode=ro")
+    return mode == "ro"
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise Invalid(f"io_timeout={text!r}: write seconds, or 0 to wait for ever")
+    return seconds

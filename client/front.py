@@ -1,0 +1,366 @@
+"""The front of a volume: any offset and length in, whole blocks of replica groups out.
+
+Owns addressing (chunk ``i`` is ``i // G`` of group ``i % G``), read-modify-write of partial blocks, the order
+of writes per block, bounds and the io timeout of writes. It never looks at members, connections or epochs.
+
+Invariants:
+- A range stays held until the group knows the outcome of its record, also when the caller was told
+  ``unknown`` long before: nothing overtakes an unknown write.
+- What is handed to a group never changes again: data that is not read-only is copied once, on arrival.
+- ``done`` runs exactly once per call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from moorage.client.device import Done
+from moorage.client.group import GroupLog
+from moorage.client.ordering import BlockOrder, Holder
+from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, Buffer
+from moorage.wire.errors import Invalid, MoorageError, NoQuorum, Overloaded, ReadOnly
+
+BLOCK_MASK = BLOCK_SIZE - 1
+CHUNK_MASK = CHUNK_SIZE - 1
+PIECE_SIZE = 1 << 20  # one record, one read request: small beside the window, large beside its overhead
+PIECES_MAX = 1 << 16  # writes in flight; the bytes behind them are the caller's or copies of them
+BYTES_MAX = 1 << 30
+
+
+class _Piece(Holder):
+    """One write of whole blocks in one chunk: holds its range until the group is done with it."""
+
+    __slots__ = ("block", "chunk", "data", "done", "front", "fua", "group", "size", "started")
+
+    def __init__(self, front: Front, first: int, end: int, data: Buffer, done: Done, fua: bool) -> None:
+        self.front = front
+        self.first = first
+        self.end = end
+        self.exclusive = False
+        self.data = data
+        self.size = len(data)
+        self.done: Done | None = done  # None: the caller has been told (timeout)
+        self.fua = fua
+        chunk, self.block = divmod(first, BLOCKS_PER_CHUNK)
+        self.chunk, index = divmod(chunk, front.group_count)
+        self.group = front.groups[index]
+        self.started = front.now()
+
+    def granted(self) -> None:
+        self.group.write(self.chunk, self.block, self.data, self.finished, self.fua)
+
+    def finished(self, error: BaseException | None) -> None:
+        """The group knows the outcome: only now may others touch the range."""
+        front, done = self.front, self.done
+        front.bytes_in_flight -= self.size
+        front.order.release(self)
+        if done is not None:
+            self.done = None
+            done(error)
+
+    def give_up(self, error: MoorageError) -> None:
+        """Tell the caller; keep the range unless nothing was sent yet."""
+        done, self.done = self.done, None
+        if self.front.order.abandon(self):
+            self.front.bytes_in_flight -= self.size
+        if done is not None:
+            done(error)
+
+
+class _Partial(_Piece):
+    """A write inside one block: read it, lay the new bytes over it, write it whole."""
+
+    __slots__ = ("at", "whole")
+
+    def __init__(self, front: Front, first: int, at: int, data: Buffer, done: Done, fua: bool) -> None:
+        super().__init__(front, first, first + 1, data, done, fua)
+        self.exclusive = True
+        self.at = at
+        self.whole = bytearray(0)
+
+    def granted(self) -> None:
+        self.whole = bytearray(BLOCK_SIZE)
+        self.group.read(self.chunk, self.block, memoryview(self.whole), self._read)
+
+    def _read(self, error: BaseException | None) -> None:
+        if error is None and self.done is None:
+            error = NoQuorum(
+                "given up before it was sent"
+            )  # the caller was told: better not at all than late
+        if error is not None:
+            self.finished(error)
+            return
+        self.whole[self.at : self.at + len(self.data)] = self.data
+        self.group.write(self.chunk, self.block, self.whole, self.finished, self.fua)
+
+
+class _Zero(_Piece):
+    """Blocks inside one chunk that shall read as zeroes."""
+
+    __slots__ = ()
+
+    def granted(self) -> None:
+        self.group.zero(self.chunk, self.block, self.end - self.first, self.finished, self.fua)
+
+
+class _ZeroChunks(_Piece):
+    """The whole chunks of one group within a range; holds the whole range, which hurts nobody (shared)."""
+
+    __slots__ = ("count",)
+
+    count: int
+
+    def granted(self) -> None:
+        self.group.zero_chunks(self.chunk, self.count, self.finished, self.fua)
+
+
+class _Join:
+    """Several pieces, one ``done``: waits for all of them, reports the first error."""
+
+    __slots__ = ("done", "error", "left")
+
+    def __init__(self, left: int, done: Done) -> None:
+        self.left = left
+        self.done = done
+        self.error: BaseException | None = None
+
+    def piece_done(self, error: BaseException | None) -> None:
+        self.left -= 1
+        if error is not None and self.error is None:
+            self.error = error
+        if not self.left:
+            self.done(self.error)
+
+
+class Front:
+    """A :class:`~moorage.client.device.BlockDevice` over the groups of one volume.
+
+    ``now`` is a monotonic clock in seconds, ``later(seconds, call)`` a timer that returns a handle with
+    ``cancel()``. ``io_timeout`` is in seconds, 0 waits for ever.
+    """
+
+    block_size = BLOCK_SIZE
+
+    def __init__(
+        self,
+        groups: Sequence[GroupLog],
+        size: int,
+        *,
+        now: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
+        io_timeout: float = 60.0,
+        read_only: bool = False,
+    ) -> None:
+        self.groups = list(groups)
+        self.group_count = len(self.groups)
+        self.size = size
+        self.read_only = read_only
+        self.now = now
+        self.io_timeout = io_timeout
+        self.failed: MoorageError | None = None  # terminal: fenced, lost or detached
+        self.order = BlockOrder()
+        self.bytes_in_flight = 0
+        self._later = later
+        self._sweep: asyncio.TimerHandle | None = None
+
+    # -- reads ---------------------------------------------------------------------------------------
+
+    def read_nowait(self, offset: int, into: memoryview, done: Done) -> None:
+        length = len(into)
+        if (
+            (offset | length) & BLOCK_MASK
+            or not 0 < length <= PIECE_SIZE
+            or not 0 <= offset <= self.size - length
+            or (offset & CHUNK_MASK) + length > CHUNK_SIZE
+            or self.failed is not None
+        ):
+            self._read_pieces(offset, into, done)
+            return
+        chunk = offset // CHUNK_SIZE
+        group = self.groups[chunk % self.group_count]
+        group.read(chunk // self.group_count, (offset & CHUNK_MASK) // BLOCK_SIZE, into, done)
+
+    def _read_pieces(self, offset: int, into: memoryview, done: Done) -> None:
+        error = self._refusal(offset, len(into))
+        if error is not None or not len(into):
+            done(error)
+            return
+        pieces = split(offset, len(into))
+        join = _Join(len(pieces), done)
+        for at, length in pieces:
+            self._read_piece(at, into[at - offset : at - offset + length], join.piece_done)
+
+    def _read_piece(self, offset: int, into: memoryview, done: Done) -> None:
+        if not (offset | len(into)) & BLOCK_MASK:
+            self.read_nowait(offset, into, done)
+            return
+        first = offset & ~BLOCK_MASK
+        whole = memoryview(bytearray(_round_up(offset + len(into)) - first))
+
+        def copy(error: BaseException | None) -> None:
+            if error is None:
+                into[:] = whole[offset - first : offset - first + len(into)]
+            done(error)
+
+        self.read_nowait(first, whole, copy)
+
+    # -- writes --------------------------------------------------------------------------------------
+
+    def write_nowait(self, offset: int, data: memoryview, done: Done, fua: bool = False) -> None:
+        error = self._refusal(offset, len(data), write=True)
+        if error is not None or not len(data):
+            done(error)
+            return
+        if not data.readonly:
+            data = memoryview(bytes(data))
+        if (offset | len(data)) & BLOCK_MASK or (offset & CHUNK_MASK) % PIECE_SIZE + len(data) > PIECE_SIZE:
+            self._write_pieces(offset, data, done, fua)
+            return
+        first = offset // BLOCK_SIZE
+        self._start(_Piece(self, first, first + len(data) // BLOCK_SIZE, data, done, fua))
+
+    def _write_pieces(self, offset: int, data: memoryview, done: Done, fua: bool) -> None:
+        parts = split_blocks(offset, len(data))
+        join = _Join(len(parts), done)
+        for at, length in parts:
+            first, skip = divmod(at, BLOCK_SIZE)
+            part = data[at - offset : at - offset + length]
+            if skip or length & BLOCK_MASK:
+                self._start(_Partial(self, first, skip, part, join.piece_done, fua))
+            else:
+                self._start(_Piece(self, first, first + length // BLOCK_SIZE, part, join.piece_done, fua))
+
+    def zero_nowait(self, offset: int, length: int, done: Done, discard: bool, fua: bool = False) -> None:
+        error = self._refusal(offset, length, write=True)
+        if error is not None or not length:
+            done(error)
+            return
+        pieces: list[_Piece] = []
+        first, end = _round_up(offset) // BLOCK_SIZE, (offset + length) // BLOCK_SIZE
+        join = _Join(0, done)
+        if first > end:  # inside one block
+            pieces.append(self._zero_part(offset, length, join, fua))
+        else:
+            for at, until in ((offset, first * BLOCK_SIZE), (end * BLOCK_SIZE, offset + length)):
+                if at < until:
+                    pieces.append(self._zero_part(at, until - at, join, fua))
+            self._zero_blocks(first, end, join, fua, pieces)
+        join.left = len(pieces)
+        for piece in pieces:
+            self._start(piece)
+
+    def _zero_part(self, at: int, length: int, join: _Join, fua: bool) -> _Piece:
+        first, skip = divmod(at, BLOCK_SIZE)
+        return _Partial(self, first, skip, bytes(length), join.piece_done, fua)
+
+    def _zero_blocks(self, first: int, end: int, join: _Join, fua: bool, pieces: list[_Piece]) -> None:
+        """Whole blocks: the chunks they fill as one record per group, the rest at both ends by block."""
+        chunk = -(-first // BLOCKS_PER_CHUNK)
+        chunk_end = end // BLOCKS_PER_CHUNK
+        if chunk >= chunk_end:
+            middle = min(chunk * BLOCKS_PER_CHUNK, end)
+            ends = ((first, middle), (middle, end))
+        else:
+            ends = ((first, chunk * BLOCKS_PER_CHUNK), (chunk_end * BLOCKS_PER_CHUNK, end))
+            for start in range(chunk, min(chunk + self.group_count, chunk_end)):
+                piece = _ZeroChunks(
+                    self, start * BLOCKS_PER_CHUNK, chunk_end * BLOCKS_PER_CHUNK, b"", join.piece_done, fua
+                )
+                piece.count = -(-(chunk_end - start) // self.group_count)
+                pieces.append(piece)
+        pieces += [_Zero(self, at, until, b"", join.piece_done, fua) for at, until in ends if at < until]
+
+    def flush_nowait(self, done: Done) -> None:
+        if self.failed is not None or self.read_only:
+            done(self.failed)
+            return
+        join = _Join(self.group_count, done)
+        for group in self.groups:
+            group.flush(join.piece_done)
+
+    async def block_status(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """Everything counts as data: coarse, and always true."""
+        error = self._refusal(offset, length)
+        if error is not None:
+            raise error
+        return [(length, False)] if length else []
+
+    # -- bounds and time -----------------------------------------------------------------------------
+
+    def _refusal(self, offset: int, length: int, write: bool = False) -> MoorageError | None:
+        if self.failed is not None:
+            return self.failed
+        if offset < 0 or length < 0 or offset + length > self.size:
+            return Invalid(
+                f"bytes {offset} to {offset + length} are not inside the volume: its size is {self.size}",
+                offset=offset,
+                length=length,
+                size=self.size,
+            )
+        if not write:
+            return None
+        if self.read_only:
+            return ReadOnly("the volume is attached read-only: attach it for writing to change it")
+        if self.bytes_in_flight > BYTES_MAX or len(self.order.active) > PIECES_MAX:
+            return Overloaded("too many writes are in flight: wait for some of them")
+        return None
+
+    def _start(self, piece: _Piece) -> None:
+        self.bytes_in_flight += piece.size
+        if self._sweep is None and self.io_timeout:
+            self._arm()
+        self.order.acquire(piece)
+
+    def _arm(self) -> None:
+        self._sweep = self._later(self.io_timeout / 16, self._expire)
+
+    def _expire(self) -> None:
+        """Tell the callers of writes that took too long; the writes themselves stay in order."""
+        self._sweep = None
+        before = self.now() - self.io_timeout
+        late = [
+            holder
+            for holders in (self.order.active, self.order.waiting)
+            for holder in holders
+            if isinstance(holder, _Piece) and holder.started < before and holder.done is not None
+        ]
+        for piece in late:
+            piece.give_up(self._timeout(piece.group))
+        if self.order.active:
+            self._arm()
+
+    def _timeout(self, group: GroupLog) -> NoQuorum:
+        reason = group.waiting_for() or "the group answers too slowly"
+        return NoQuorum(f"no outcome after {self.io_timeout:g} s, the write may still happen: {reason}")
+
+    def close(self, error: MoorageError) -> None:
+        """Refuse everything from now on with ``error``. What is in flight is the groups' to end."""
+        if self.failed is None:
+            self.failed = error
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+
+def split(offset: int, length: int) -> list[tuple[int, int]]:
+    """Cut a byte range at multiples of ``PIECE_SIZE`` (which divides a chunk)."""
+    end = offset + length
+    cuts = [offset, *range((offset // PIECE_SIZE + 1) * PIECE_SIZE, end, PIECE_SIZE), end]
+    return [(at, until - at) for at, until in pairwise(cuts)]
+
+
+def split_blocks(offset: int, length: int) -> list[tuple[int, int]]:
+    """Cut a byte range into a partial first block, pieces of whole blocks, and a partial last block."""
+    end = offset + length
+    first, last = _round_up(offset), end & ~BLOCK_MASK
+    if first > last:  # inside one block
+        return [(offset, length)]
+    head = [(offset, first - offset)] if first > offset else []
+    tail = [(last, end - last)] if end > last else []
+    return head + (split(first, last - first) if last > first else []) + tail
+
+
+def _round_up(offset: int) -> int:
+    return (offset + BLOCK_MASK) & ~BLOCK_MASK

@@ -1,0 +1,211 @@
+"""The synchronous twin of the library: the same names and arguments, without ``await``.
+
+Owns one thread with an event loop per connected cluster; every method runs its asynchronous namesake there
+and waits. Safe to call from several threads. Use it as ``import moorage.sync``::
+
+    with moorage.sync.connect() as cluster, cluster.attach("db") as volume:
+        volume.write(0, b"hello")
+
+A call that is interrupted (Ctrl-C) is cancelled; a write may take effect all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import uvloop
+
+from moorage.client import cluster as asynchronous
+from moorage.client.cluster import VolumeInfo
+from moorage.client.volume import Volume as AsyncVolume
+from moorage.quorum.record import Buffer
+from moorage.wire.errors import ShuttingDown
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """A thread that runs an event loop until :meth:`stop`."""
+
+    def __init__(self) -> None:
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="moorage-sync", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise ShuttingDown("this cluster is closed: connect again")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        if self._loop.is_closed():
+            return
+        self.run(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def connect(
+    cluster: str | None = None,
+    *,
+    registry: str | None = None,
+    secret_file: str | Path | None = None,
+    host: str | None = None,
+    timeout: float = asynchronous.CALL_TIMEOUT,
+) -> Cluster:
+    """See :func:`moorage.connect`."""
+    loop = _Loop()
+    try:
+        connecting = asynchronous.connect(
+            cluster, registry=registry, secret_file=secret_file, host=host, timeout=timeout
+        )
+        return Cluster(loop.run(connecting), loop)
+    except BaseException:
+        loop.stop()
+        raise
+
+
+class Cluster:
+    """See :class:`moorage.Cluster`. A context manager; :meth:`close` detaches and ends the thread."""
+
+    def __init__(self, cluster: asynchronous.Cluster, loop: _Loop) -> None:
+        self._cluster = cluster
+        self._loop = loop
+
+    def create_volume(
+        self,
+        name: str,
+        size: int | str,
+        *,
+        replicas: int = 3,
+        groups: int = 0,
+        durability: str = "sync",
+        timeout: float = 30.0,
+    ) -> VolumeInfo:
+        return self._loop.run(
+            self._cluster.create_volume(
+                name, size, replicas=replicas, groups=groups, durability=durability, timeout=timeout
+            )
+        )
+
+    def list_volumes(self) -> list[VolumeInfo]:
+        return self._loop.run(self._cluster.list_volumes())
+
+    def show(self, name: str) -> VolumeInfo:
+        return self._loop.run(self._cluster.show(name))
+
+    def resize(self, name: str, size: int | str) -> VolumeInfo:
+        return self._loop.run(self._cluster.resize(name, size))
+
+    def delete(self, name: str, *, force: bool = False) -> None:
+        self._loop.run(self._cluster.delete(name, force=force))
+
+    def status(self, *, timeout: float = asynchronous.CALL_TIMEOUT) -> dict[str, Any]:
+        return self._loop.run(self._cluster.status(timeout=timeout))
+
+    def attach(
+        self,
+        name: str,
+        *,
+        read_only: bool = False,
+        force: bool = False,
+        io_timeout: float | None = None,
+        timeout: float = 15.0,
+    ) -> Volume:
+        attaching = self._cluster.attach(
+            name, read_only=read_only, force=force, io_timeout=io_timeout, timeout=timeout
+        )
+        return Volume(self._loop.run(attaching), self._loop)
+
+    def close(self) -> None:
+        try:
+            self._loop.run(self._cluster.close())
+        finally:
+            self._loop.stop()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Volume:
+    """See :class:`moorage.Volume`. A context manager that detaches at the end."""
+
+    def __init__(self, volume: AsyncVolume, loop: _Loop) -> None:
+        self._volume = volume
+        self._loop = loop
+
+    @property
+    def name(self) -> str:
+        return self._volume.name
+
+    @property
+    def size(self) -> int:
+        return self._volume.size
+
+    @property
+    def epoch(self) -> int:
+        return self._volume.epoch
+
+    @property
+    def durability(self) -> str:
+        return self._volume.durability
+
+    @property
+    def read_only(self) -> bool:
+        return self._volume.read_only
+
+    @property
+    def detached(self) -> bool:
+        return self._volume.detached
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._loop.run(self._volume.read(offset, length))
+
+    def readinto(self, offset: int, into: bytearray | memoryview) -> None:
+        self._loop.run(self._volume.readinto(offset, into))
+
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        self._loop.run(self._volume.write(offset, data, fua=fua))
+
+    def write_zeroes(self, offset: int, length: int, *, fua: bool = False) -> None:
+        self._loop.run(self._volume.write_zeroes(offset, length, fua=fua))
+
+    def discard(self, offset: int, length: int) -> None:
+        self._loop.run(self._volume.discard(offset, length))
+
+    def flush(self) -> None:
+        self._loop.run(self._volume.flush())
+
+    def resize(self, size: int | str) -> None:
+        self._loop.run(self._volume.resize(size))
+
+    def detach(self, timeout: float = 10.0) -> None:
+        self._loop.run(self._volume.detach(timeout))
+
+    def describe(self) -> dict[str, Any]:
+        return self._volume.describe()
+
+    def __enter__(self) -> Volume:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()

@@ -1,0 +1,89 @@
+"""Volume and bucket addresses: ``moorage://[CLUSTER]/NAME[/PATH][?options]``.
+
+Owns parsing and its error messages. An empty authority is the default cluster (``moorage:///NAME``),
+``moorage:/NAME`` is the same, and a bare ``NAME`` is taken for ``moorage:///NAME``. The option keys are the
+same everywhere a volume is described (command line, URIs, later drivers), so the table of keys lives here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, unquote
+
+from moorage.wire.errors import Invalid
+
+SCHEME = "moorage:"
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
+OPTIONS = frozenset({"size", "replicas", "groups", "durability", "mode", "io_timeout", "fs", "iops", "bw"})
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Address:
+    """What a URI says. ``cluster`` is "" for the default one; ``path`` has no leading slash."""
+
+    cluster: str
+    name: str
+    path: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        path = "/" + quote(self.path) if self.path else ""
+        query = "&".join(f"{quote(key)}={quote(value)}" for key, value in self.options.items())
+        return f"moorage://{self.cluster}/{self.name}{path}" + ("?" + query if query else "")
+
+
+def parse(text: str) -> Address:
+    """Parse a URI or a bare name. Raises :class:`Invalid` naming the part that is wrong."""
+    if not text.startswith(SCHEME):
+        if "://" in text:
+            raise Invalid(f"{text!r} is not a moorage URI: write moorage://[CLUSTER]/NAME or just NAME")
+        return Address("", check_name(text))
+    body, _, query = text[len(SCHEME) :].partition("?")
+    cluster, rest = _split_authority(text, body)
+    name, _, path = rest.partition("/")
+    return Address(unquote(cluster), check_name(unquote(name)), unquote(path), _options(text, query))
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` when it is a legal volume name, else raise :class:`Invalid` with the rule."""
+    if not NAME.fullmatch(name):
+        raise Invalid(f"{name!r} is not a volume name: use {NAME_RULE}", name=name)
+    return name
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of ``4096``, ``"10G"``, ``"10GiB"``, ``"1.5 TiB"`` (units are powers of 1024)."""
+    if isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise Invalid(f"{text!r} is not a size: write bytes, or a number with K, M, G or T such as 10G")
+    size = float(match[1]) * _UNITS[match[2].lower()]
+    return int(match[1]) * _UNITS[match[2].lower()] if match[1].isdigit() else int(size)
+
+
+def _split_authority(text: str, body: str) -> tuple[str, str]:
+    if body.startswith("//"):
+        cluster, slash, rest = body[2:].partition("/")
+        if not slash:
+            raise Invalid(f"{text!r} names no volume: write moorage://{cluster}/NAME")
+        return cluster, rest
+    if body.startswith("/"):
+        return "", body[1:]
+    raise Invalid(f"{text!r} is not a moorage URI: write moorage:/NAME or moorage://[CLUSTER]/NAME")
+
+
+def _options(text: str, query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in OPTIONS:
+            raise Invalid(f"unknown option {key!r} in {text!r}: known are {', '.join(sorted(OPTIONS))}")
+        if key in options:
+            raise Invalid(f"option {key!r} is given twice in {text!r}")
+        options[key] = value
+    return options

@@ -1,0 +1,214 @@
+"""An attached volume: the public, awaitable face over :class:`~moorage.client.front.Front`.
+
+Owns nothing of the data path: each method starts one ``*_nowait`` call and waits for its ``done``. Many
+operations may run at once (``asyncio.gather``); between operations in flight together there is no order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+from moorage.client.device import Done
+from moorage.client.front import Front
+from moorage.client.group import GroupLog
+from moorage.client.ordering import Holder
+from moorage.client.uri import parse_size
+from moorage.quorum.record import Buffer
+from moorage.wire.errors import DeadlineExceeded, MoorageError, ShuttingDown
+
+ROOM_SIZE = 64 << 20  # awaited writes wait beyond that many bytes in flight
+
+
+class Attached(Protocol):
+    """What a volume needs of its attachment (:mod:`moorage.client.attachment`)."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    async def detach(self) -> None: ...
+
+    async def resize(self, size: int) -> int: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Volume(Front):
+    """A volume attached by this process. Made by :meth:`moorage.Cluster.attach`; an async context manager
+    that detaches at the end.
+
+    Offsets, lengths and sizes are bytes, any value inside the volume is allowed; multiples of 4096 are fast.
+    Errors: :class:`~moorage.errors.Invalid` (outside the volume), :class:`~moorage.errors.ReadOnly`,
+    :class:`~moorage.errors.NoSpace` (nothing was written), :class:`~moorage.errors.Fenced` (another
+    process took the volume over: every later call fails the same way), :class:`~moorage.errors.NoQuorum`
+    (no outcome within ``io_timeout``: a write may still take effect, never after a later one to the same block).
+    """
+
+    def __init__(
+        self,
+        groups: list[GroupLog],
+        *,
+        name: str,
+        size: int,
+        durability: str,
+        attached: Attached,
+        io_timeout: float = 60.0,
+        read_only: bool = False,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(
+            groups, size, now=loop.time, later=loop.call_later, io_timeout=io_timeout, read_only=read_only
+        )
+        self.name = name
+        self.durability = durability
+        self._attached = attached
+        self._loop = loop
+        self.detached = False
+        self._room: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def epoch(self) -> int:
+        """The fencing token of this attachment."""
+        return self._attached.epoch
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset``. Sees every write acknowledged before the call."""
+        into = bytearray(length)
+        await self.readinto(offset, into)
+        return bytes(into)
+
+    async def readinto(self, offset: int, into: bytearray | memoryview) -> None:
+        """Fill ``into``. It belongs to the volume until the call ends (until the read ends, when
+        cancelled)."""
+        view = memoryview(into).cast("B")
+        await self._wait(lambda done: self.read_nowait(offset, view, done))
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write ``data`` at ``offset``; on return it is at a majority of the replicas: on stable storage in
+        ``sync`` mode or with ``fua``, in memory in ``writeback`` mode. Atomic per 4 KiB block, not across.
+
+        ``bytes`` are used in place; other buffers are copied, so they may change as soon as this was called.
+        """
+        view = memoryview(data).cast("B")
+        await self._wait_for_room()
+        await self._wait(lambda done: self.write_nowait(offset, view, done, fua))
+
+    async def write_zeroes(self, offset: int, length: int, *, fua: bool = False) -> None:
+        """Make a range read as zeroes; durable on return as a write is. Sends no data for whole blocks."""
+        await self._wait(lambda done: self.zero_nowait(offset, length, done, False, fua))
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Give the space of a range back; it reads as zeroes on return, as after :meth:`write_zeroes`."""
+        await self._wait(lambda done: self.zero_nowait(offset, length, done, True))
+
+    async def flush(self) -> None:
+        """On return every write that had returned before the call is on stable storage at a majority. Raises
+        :class:`~moorage.errors.AttachmentLost` when some of them are lost (``writeback`` mode)."""
+        await self._wait(self.flush_nowait)
+
+    async def resize(self, size: int | str) -> None:
+        """Grow the volume to ``size`` bytes (a multiple of 4096, or text such as "10G"); the new range reads
+        as zeroes. Raises Invalid for a smaller size."""
+        self.size = max(self.size, await self._attached.resize(parse_size(size)))
+
+    async def detach(self, timeout: float = 10.0) -> None:
+        """Finish what is in flight, flush, and let others attach; calling it again is fine. After ``timeout``
+        seconds it gives up waiting: the volume is let go all the same, and
+        :class:`~moorage.errors.DeadlineExceeded` says that writes in flight have an unknown outcome."""
+        if self.detached:
+            return
+        self.detached = True
+        try:
+            if self.failed is None:
+                async with asyncio.timeout(timeout):
+                    await self._drain()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"detached, but not all was on stable storage after {timeout:g} s"
+            ) from None
+        finally:
+            self.close(ShuttingDown(f"volume {self.name!r} is detached"))
+            await self._attached.detach()
+
+    async def _drain(self) -> None:
+        """Stand behind all writes in flight, then flush. New ones queue behind it, and are refused after."""
+        everything = _Everything(self._loop.create_future())
+        self.order.acquire(everything)
+        try:
+            await everything.future
+            await self.flush()
+        finally:
+            if not self.order.abandon(everything):
+                self.order.release(everything)
+
+    def describe(self) -> dict[str, Any]:
+        """State of the attachment: epoch, members and their health, whom operations wait for."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "durability": self.durability,
+            "read_only": self.read_only,
+            "failed": str(self.failed) if self.failed else None,
+            "writes_in_flight": len(self.order.active),
+            **self._attached.describe(),
+        }
+
+    async def __aenter__(self) -> Volume:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.detach()
+
+    async def _wait(self, start: Callable[[Done], None]) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def done(error: BaseException | None) -> None:
+            if future.done():
+                return  # the waiting task was cancelled
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(fresh(error))
+
+        start(done)
+        try:
+            await future
+        finally:
+            while self._room and self.bytes_in_flight < ROOM_SIZE:
+                waiter = self._room.popleft()
+                if (
+                    not waiter.done()
+                ):  # all of them: each looks again, and a cancelled one must not eat the call
+                    waiter.set_result(None)
+
+    async def _wait_for_room(self) -> None:
+        while self.bytes_in_flight > ROOM_SIZE:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._room.append(waiter)
+            await waiter
+
+
+class _Everything(Holder):
+    """Holds the whole volume: granted when no write is in flight."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.first, self.end, self.exclusive = 0, 1 << 62, True
+        self.future = future
+
+    def granted(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+def fresh(error: BaseException) -> BaseException:
+    """A copy per raise: one error ends many operations, and tracebacks must not pile up on it."""
+    if isinstance(error, MoorageError):
+        return type(error)(error.message, **error.details)
+    return error

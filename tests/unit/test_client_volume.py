@@ -1,0 +1,217 @@
+"""The volume's own duties over groups in memory: bounds, timeouts, unknown writes, detach."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from moorage.client.device import Done
+from moorage.client.volume import Volume
+from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE, Buffer
+from moorage.wire.errors import (
+    DeadlineExceeded,
+    Fenced,
+    Invalid,
+    MoorageError,
+    NoQuorum,
+    ReadOnly,
+    ShuttingDown,
+)
+
+
+class Held:
+    """A group that answers when told to: ``hold`` keeps acknowledgements back."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, bytes] = {}
+        self.log: list[bytes] = []
+        self.hold = False
+        self.held: list[Done] = []
+        self.flushed = 0
+
+    def read(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        for at in range(0, len(into), BLOCK_SIZE):
+            into[at : at + BLOCK_SIZE] = self.blocks.get(
+                chunk * 1024 + block + at // BLOCK_SIZE, bytes(BLOCK_SIZE)
+            )
+        self._answer(done)
+
+    def write(self, chunk: int, block: int, data: Buffer, done: Done, fua: bool) -> None:
+        self.log.append(bytes(data))
+        for at in range(0, len(data), BLOCK_SIZE):
+            self.blocks[chunk * 1024 + block + at // BLOCK_SIZE] = bytes(data[at : at + BLOCK_SIZE])
+        self._answer(done)
+
+    def zero(self, chunk: int, block: int, count: int, done: Done, fua: bool) -> None:
+        self._answer(done)
+
+    def zero_chunks(self, chunk: int, count: int, done: Done, fua: bool) -> None:
+        self._answer(done)
+
+    def flush(self, done: Done) -> None:
+        self.flushed += 1
+        self._answer(done)
+
+    def waiting_for(self) -> str:
+        return "waiting for 2 of 3: b silent for 14 s" if self.hold else ""
+
+    def release(self) -> None:
+        self.hold = False
+        held, self.held = self.held, []
+        for done in held:
+            done(None)
+
+    def _answer(self, done: Done) -> None:
+        if self.hold:
+            self.held.append(done)
+        else:
+            asyncio.get_running_loop().call_soon(done, None)
+
+
+class Attached:
+    epoch = 7
+
+    def __init__(self) -> None:
+        self.detached = 0
+
+    async def detach(self) -> None:
+        self.detached += 1
+
+    async def resize(self, size: int) -> int:
+        return size
+
+    def describe(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+
+def make(io_timeout: float = 60.0, read_only: bool = False) -> tuple[Volume, Held, Attached]:
+    group, attached = Held(), Attached()
+    volume = Volume(
+        [group],
+        name="db",
+        size=4 * CHUNK_SIZE,
+        durability="sync",
+        attached=attached,
+        io_timeout=io_timeout,
+        read_only=read_only,
+    )
+    return volume, group, attached
+
+
+async def test_any_offset_and_length() -> None:
+    volume, _, _ = make()
+    for offset, length in [(0, 1), (4095, 2), (CHUNK_SIZE - 3, 7000), (5000, 3 << 20), (volume.size - 1, 1)]:
+        data = bytes(range(1, 252)) * (length // 251 + 1)
+        await volume.write(offset, data[:length])
+        assert await volume.read(offset, length) == data[:length]
+    assert await volume.read(7, 0) == b""
+    await volume.write(7, b"")
+
+
+async def test_outside_the_volume_and_read_only() -> None:
+    volume, _, _ = make()
+    for offset, length in [(-1, 1), (volume.size, 1), (volume.size - 1, 2)]:
+        with pytest.raises(Invalid, match="not inside the volume"):
+            await volume.read(offset, length)
+        with pytest.raises(Invalid, match="not inside the volume"):
+            await volume.write(offset, bytes(length))
+        with pytest.raises(Invalid, match="not inside the volume"):
+            await volume.discard(offset, length)
+    volume, group, _ = make(read_only=True)
+    for attempt in (volume.write(0, b"x"), volume.discard(0, 1), volume.write_zeroes(0, 1)):
+        with pytest.raises(ReadOnly):
+            await attempt
+    await volume.flush()
+    assert not group.log and not group.flushed
+
+
+async def test_the_buffer_may_change_after_an_unknown_outcome() -> None:
+    """The record stays in the window: members may ask for it after the caller has its buffer back."""
+    volume, group, _ = make(io_timeout=0.05)
+    kept: list[Buffer] = []
+    group.write = lambda chunk, block, data, done, fua: kept.append(data)  # type: ignore[method-assign]
+    data = bytearray(b"a" * BLOCK_SIZE)
+    with pytest.raises(NoQuorum):
+        await volume.write(0, data)
+    data[:] = b"b" * BLOCK_SIZE
+    assert bytes(kept[0]) == b"a" * BLOCK_SIZE
+
+
+async def test_an_unknown_write_is_never_overtaken() -> None:
+    volume, group, _ = make(io_timeout=0.05)
+    group.hold = True
+    with pytest.raises(NoQuorum, match="b silent for 14 s") as caught:
+        await volume.write(0, b"1" * BLOCK_SIZE)
+    assert caught.value.outcome == "unknown"
+    with pytest.raises(NoQuorum):  # a part of that block: it would read first, so it must not even start
+        await volume.write(1, b"2")
+    assert len(group.log) == 1 and volume.order.active and not volume.order.waiting
+    waiting = asyncio.create_task(volume.write(2, b"3"))
+    await asyncio.sleep(0)
+    assert len(group.log) == 1
+    group.release()
+    await waiting
+    assert await volume.read(0, 4) == b"1131"
+    assert not volume.order.active and not volume.bytes_in_flight
+
+
+async def test_many_awaited_writes_wait_for_room() -> None:
+    volume, group, _ = make()
+    group.hold = True
+    data = bytes(1 << 20)
+    writes = [asyncio.create_task(volume.write(0, data)) for _ in range(200)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(group.log) < 100
+    writes[150].cancel()
+    group.release()
+    ended = await asyncio.gather(*writes, return_exceptions=True)
+    assert sum(error is None for error in ended) == 199
+
+
+async def test_fenced_ends_everything() -> None:
+    volume, _, _ = make()
+    volume.close(Fenced("taken over by x"))
+    for attempt in (volume.read(0, 1), volume.write(0, b"x"), volume.flush(), volume.discard(0, 4096)):
+        with pytest.raises(Fenced, match="taken over by x"):
+            await attempt
+
+
+async def test_detach_finishes_what_is_in_flight() -> None:
+    volume, group, attached = make()
+    group.hold = True
+    write = asyncio.create_task(volume.write(0, b"x"))
+    await asyncio.sleep(0)
+    detach = asyncio.create_task(volume.detach())
+    await asyncio.sleep(0)
+    assert not attached.detached
+    group.release()
+    await detach
+    await write
+    assert attached.detached == 1 and group.flushed == 1 and volume.detached
+    await volume.detach()
+    with pytest.raises(ShuttingDown, match="is detached"):
+        await volume.read(0, 1)
+
+
+async def test_detach_lets_go_after_its_deadline() -> None:
+    volume, group, attached = make()
+    group.hold = True
+    write = asyncio.create_task(volume.write(0, b"x" * BLOCK_SIZE))
+    await asyncio.sleep(0)
+    with pytest.raises(DeadlineExceeded):
+        await volume.detach(timeout=0.02)
+    assert attached.detached == 1
+    for done in group.held:
+        done(ShuttingDown("detached"))
+    with pytest.raises(MoorageError):
+        await write
+
+
+async def test_resize() -> None:
+    volume, _, _ = make()
+    await volume.resize("32M")
+    assert volume.size == 32 << 20
+    await volume.write(volume.size - 5, b"grown")
