@@ -1,0 +1,100 @@
+"""What metadata knows of the cluster, through the registry: devices, addresses, and whose a name is.
+
+Owns the calls to the registry and a copy of its view, refreshed in the background. It must never be asked
+on the path of a renewal: everything that a holder needs comes from the copy, so that a registry that is
+away stops no attachment. Invariant: placement uses a view fetched for that very decision, never the copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from moorage.wire import discovery
+from moorage.wire.errors import MoorageError, NameTaken, Unavailable
+from moorage.wire.handshake import Hello
+from moorage.wire.leader import LeaderClient
+from moorage.wire.secret import ClusterSecret
+
+log = logging.getLogger(__name__)
+
+View = dict[str, Any]
+EMPTY_VIEW: View = {"hosts": {}, "devices": {}, "services": [], "groups": []}
+VIEW_TIMEOUT_S = 5.0
+KIND = "volume"
+
+
+class Directory:
+    """The registry as seen from one metadata member. ``run`` is a task of the service."""
+
+    def __init__(self, spec: str, *, group: str, hello: Hello, secret: ClusterSecret) -> None:
+        self._spec = spec
+        self._group = group
+        self._client = LeaderClient(self._candidates, service="registry", hello=hello, secret=secret)
+        self.view: View = EMPTY_VIEW  # the last one seen
+        self.joined = False
+        self.last_error: MoorageError | None = None
+
+    async def _candidates(self) -> list[str]:
+        return await discovery.resolve(self._spec)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def run(self, me: dict[str, Any], *, join_interval_s: float, view_interval_s: float) -> None:
+        """Tell the registry where this member is, again and again, and keep the copy of its view fresh."""
+        loop = asyncio.get_running_loop()
+        join_at = loop.time()
+        while True:
+            try:
+                if loop.time() >= join_at:
+                    await self._client.call("registry.join_service", me, timeout=VIEW_TIMEOUT_S)
+                    self.joined = True
+                    join_at = loop.time() + join_interval_s
+                await self.fetch_view()
+                self._note(None)
+            except MoorageError as error:
+                self._note(error)
+            await asyncio.sleep(view_interval_s)
+
+    async def fetch_view(self, timeout: float = VIEW_TIMEOUT_S) -> View:
+        """The view as of now; raises when the registry cannot be asked."""
+        self.view = await self._client.call("registry.view", {}, timeout=timeout)
+        return self.view
+
+    async def claim(self, name: str, timeout: float) -> None:
+        """Make the name ours in the whole cluster; NameTaken when it is another group's. May be repeated."""
+        params = {"name": name, "kind": KIND, "group": self._group}
+        await self._client.call("registry.claim", params, timeout=timeout)
+
+    async def release(self, name: str, timeout: float) -> None:
+        """Give the name back; nothing happens when it is not ours. May be repeated."""
+        params = {"name": name, "group": self._group}
+        with contextlib.suppress(NameTaken):  # another group's: it never was ours, or is not any more
+            await self._client.call("registry.release", params, timeout=timeout)
+
+    def address_of(self, device: str) -> str:
+        """Where the device's node listened when last seen; empty when that is not known."""
+        entry = self.view["devices"].get(device)
+        return str(entry["address"]) if entry else ""
+
+    async def reach(self, device: str) -> str:
+        """The address of the device's node, asked for anew when the copy does not know it."""
+        if not self.address_of(device):
+            await self.fetch_view()
+        address = self.address_of(device)
+        if not address:
+            raise Unavailable(f"the registry does not know device {device}: start its node", device=device)
+        return address
+
+    def _note(self, error: MoorageError | None) -> None:
+        if (error is None) != (self.last_error is None):  # state changes only: a line per second helps nobody
+            log.log(
+                logging.INFO if error is None else logging.WARNING,
+                "registry %s: %s",
+                "is back" if error is None else "cannot be asked",
+                error or self._spec,
+            )
+        self.last_error = error

@@ -1,0 +1,176 @@
+"""The limits of volumes: one table, used by the checks below and rendered into docs/limits.md.
+
+Owns what a request about a volume may ask for, and the sentence that says so. Pure: no I/O, no clock.
+Limits of other rooms (frames, connections, devices) live with the code that enforces them; docs/limits.md
+collects all. Invariant: each check accepts its limit and refuses the next value beyond it, with a message
+that says what would be accepted. Raises :class:`LimitExceeded` for a value out of range, :class:`Invalid`
+for one of the wrong kind.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple, TypeGuard
+
+from moorage.wire.errors import Invalid, LimitExceeded
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+TIB: Final = 1 << 40
+
+NAME_PATTERN: Final = r"[a-z0-9][a-z0-9._-]{0,62}"
+NAME_SIZE_MAX: Final = 63
+SIZE_STEP: Final = 4 * KIB
+SIZE_MIN: Final = 1 * MIB
+SIZE_MAX: Final = 64 * TIB
+REPLICAS: Final = (1, 3, 5)
+GROUPS_MIN: Final = 1
+GROUPS_MAX: Final = 64
+DURABILITIES: Final = ("sync", "writeback")
+VOLUMES_PER_GROUP_MAX: Final = 10_000
+REQUESTS_KEPT: Final = 16_384
+REQUEST_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+REQUEST_SIZE_MAX: Final = 64
+HOLDER_TEXT_MAX: Final = 255
+WRITER_MAX: Final = (1 << 63) - 1
+# Ids of volumes and replicas are u63: the number of the metadata group above, a counter below.
+ID_COUNTER_BITS: Final = 48
+ID_COUNTER_MAX: Final = (1 << ID_COUNTER_BITS) - 1
+METADATA_GROUPS_MAX: Final = (1 << (63 - ID_COUNTER_BITS)) - 1
+
+_NAME = re.compile(NAME_PATTERN)
+_REQUEST = re.compile(REQUEST_PATTERN)
+_GROUP = re.compile(r"m[1-9][0-9]{0,4}")
+
+
+class Limit(NamedTuple):
+    """One row of docs/limits.md."""
+
+    what: str
+    limit: str
+    beyond: str  # what happens just past it
+
+
+def human(size: int) -> str:
+    """``1048576`` -> ``1 MiB``; exact where a whole number of a unit, else one decimal."""
+    for unit, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
+    return f"{size} bytes"
+
+
+TABLE: Final = (
+    Limit("Name of a volume", f"`{NAME_PATTERN}`", "`Invalid`"),
+    Limit("Size of a volume", f"{human(SIZE_MIN)} to {human(SIZE_MAX)}", "`LimitExceeded`"),
+    Limit("Step of the size", human(SIZE_STEP), "`Invalid`"),
+    Limit("Resize", "up only", "`Invalid`"),
+    Limit("Replicas of a volume", ", ".join(map(str, REPLICAS)), "`Invalid`"),
+    Limit("Replica groups per volume", f"{GROUPS_MIN} to {GROUPS_MAX}", "`LimitExceeded`"),
+    Limit("Durability", ", ".join(f"`{name}`" for name in DURABILITIES), "`Invalid`"),
+    Limit("Volumes per metadata group", f"{VOLUMES_PER_GROUP_MAX}", "`LimitExceeded`"),
+    Limit("Number of a metadata group", f"`m1` to `m{METADATA_GROUPS_MAX}`", "`Invalid` at start"),
+    Limit("Volume and replica ids ever given by a metadata group", f"{ID_COUNTER_MAX}", "`LimitExceeded`"),
+    Limit("Epoch of a volume", "2^63 - 1", "`LimitExceeded`"),
+    Limit("Writer id", "1 to 2^63 - 1", "`Invalid`"),
+    Limit("Request id of a retried command", f"`{REQUEST_PATTERN}`", "`Invalid`"),
+    Limit("Finished requests remembered", f"the last {REQUESTS_KEPT}", "an older retry is a new request"),
+    Limit("Text that describes a holder (host, program)", f"{HOLDER_TEXT_MAX} characters", "`Invalid`"),
+)
+
+
+def check_name(name: Any) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise Invalid(
+            f"volume name {_shown(name)} is not accepted: use 1 to {NAME_SIZE_MAX} of a-z, 0-9, '.', '_' and "
+            "'-', beginning with a letter or digit",
+            name=str(name)[:80],
+        )
+    return name
+
+
+def check_size(size: Any) -> int:
+    if not _is_int(size):
+        raise Invalid(f"volume size {_shown(size)} is not a whole number of bytes")
+    if not SIZE_MIN <= size <= SIZE_MAX:
+        shown = f"{size} bytes"
+        raise LimitExceeded(
+            f"volume size {shown} is out of range: use {human(SIZE_MIN)} to {human(SIZE_MAX)}",
+            size=size if abs(size) < 1 << 63 else 0,
+        )
+    if size % SIZE_STEP:
+        down = size - size % SIZE_STEP
+        raise Invalid(
+            f"volume size {size} is not a multiple of {human(SIZE_STEP)}: use {down} or {down + SIZE_STEP}",
+            size=size,
+        )
+    return int(size)
+
+
+def check_replicas(replicas: Any) -> int:
+    if not _is_int(replicas) or replicas not in REPLICAS:
+        raise Invalid(
+            f"replicas {_shown(replicas)} is not accepted: use 1, 3 or 5 (a majority needs an odd number)"
+        )
+    return int(replicas)
+
+
+def check_groups(groups: Any) -> int:
+    if not _is_int(groups):
+        raise Invalid(f"groups {_shown(groups)} is not a whole number")
+    if not GROUPS_MIN <= groups <= GROUPS_MAX:
+        raise LimitExceeded(
+            f"groups {groups} is out of range: use {GROUPS_MIN} to {GROUPS_MAX}, or leave it out"
+        )
+    return int(groups)
+
+
+def check_durability(durability: Any) -> str:
+    if durability not in DURABILITIES:
+        raise Invalid(f"durability {_shown(durability)} is not accepted: use sync or writeback")
+    return str(durability)
+
+
+def check_request(request: Any) -> str:
+    if not isinstance(request, str) or not _REQUEST.fullmatch(request):
+        raise Invalid(
+            f"request id {_shown(request)} is not accepted: use 1 to {REQUEST_SIZE_MAX} of A-Z, a-z, 0-9, "
+            "'.', '_' and '-', beginning with a letter or digit"
+        )
+    return request
+
+
+def check_writer(writer: Any) -> int:
+    if not _is_int(writer) or not 1 <= writer <= WRITER_MAX:
+        raise Invalid(f"writer id {_shown(writer)} is not accepted: use a random number from 1 to 2^63 - 1")
+    return int(writer)
+
+
+def check_holder(holder: Any) -> dict[str, Any]:
+    """``{"host": str, "pid": int, "program": str}``; nothing else is kept."""
+    if not isinstance(holder, dict):
+        raise Invalid("holder must be a map of host, pid and program")
+    host, pid, program = holder.get("host"), holder.get("pid"), holder.get("program")
+    for key, text in (("host", host), ("program", program)):
+        if not isinstance(text, str) or not 1 <= len(text) <= HOLDER_TEXT_MAX or not text.isprintable():
+            raise Invalid(f"holder: {key} {_shown(text)} must be 1 to {HOLDER_TEXT_MAX} printable characters")
+    if not _is_int(pid) or not 0 <= pid < 1 << 32:
+        raise Invalid(f"holder: pid {_shown(pid)} must be a number from 0 to 2^32 - 1")
+    return {"host": host, "pid": pid, "program": program}
+
+
+def group_number(group: str) -> int:
+    """``"m7"`` -> 7, which goes into the high bits of each id that this metadata group gives."""
+    number = int(group[1:]) if _GROUP.fullmatch(group) else 0
+    if not 1 <= number <= METADATA_GROUPS_MAX:
+        raise Invalid(f"metadata group {_shown(group)} is not accepted: use m1 to m{METADATA_GROUPS_MAX}")
+    return number
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)  # True is no size
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

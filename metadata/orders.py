@@ -1,0 +1,78 @@
+"""Orders to nodes: create and drop replicas. Only committed decisions are ordered (the tasks see to that).
+
+Owns short connections to devices. It must never order anything at a process that is not the device meant:
+ports are used again, so the peer has to name the device in its handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from moorage.metadata.directory import Directory
+from moorage.wire.errors import CannotConnect, MoorageError, NoReplica, Unavailable
+from moorage.wire.handshake import Hello
+from moorage.wire.secret import ClusterSecret
+from moorage.wire.server import connect
+
+AT_ONCE: Final = 32  # orders under way per device; a node takes them one by one anyhow
+NODE_SERVICES: Final = ("node", "host")
+
+
+class NodeOrders:
+    def __init__(self, directory: Directory, *, hello: Hello, secret: ClusterSecret) -> None:
+        self._directory = directory
+        self._hello = hello
+        self._secret = secret
+
+    async def create_replicas(
+        self, device: str, orders: list[dict[str, Any]], timeout: float
+    ) -> list[MoorageError | None]:
+        """Send ``node.create_replica`` for each; one outcome per order, None: it is there."""
+        return await self._send(device, "node.create_replica", orders, timeout)
+
+    async def drop_replicas(
+        self, device: str, replicas: list[int], timeout: float
+    ) -> list[MoorageError | None]:
+        """Send ``node.drop_replica`` for each; None: it is gone, or never was there."""
+        orders = [{"replica": replica} for replica in replicas]
+        outcomes = await self._send(device, "node.drop_replica", orders, timeout)
+        return [None if isinstance(outcome, NoReplica) else outcome for outcome in outcomes]
+
+    async def _send(
+        self, device: str, method: str, orders: list[dict[str, Any]], timeout: float
+    ) -> list[MoorageError | None]:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._send_over_one_connection(device, method, orders, timeout)
+        except TimeoutError:
+            late = CannotConnect(f"device {device} did not answer within {timeout:.1f} s", device=device)
+            return [late] * len(orders)
+        except MoorageError as error:
+            return [error] * len(orders)
+
+    async def _send_over_one_connection(
+        self, device: str, method: str, orders: list[dict[str, Any]], timeout: float
+    ) -> list[MoorageError | None]:
+        address = await self._directory.reach(device)
+        conn = await connect(address, hello=self._hello, secret=self._secret, timeout=timeout)
+        try:
+            found = conn.peer.extra.get("device")
+            if conn.peer.service not in NODE_SERVICES or found != device:
+                raise Unavailable(  # passes: the registry hears of the new address with the next heartbeat
+                    f"{address} is {conn.peer.service} {conn.peer.name} with device {found}, not {device}",
+                    device=device,
+                )
+            slots = asyncio.Semaphore(AT_ONCE)
+
+            async def send(order: dict[str, Any]) -> MoorageError | None:
+                try:
+                    async with slots:
+                        await conn.call(method, order, timeout=timeout)
+                except MoorageError as error:
+                    return error
+                return None
+
+            return list(await asyncio.gather(*(send(order) for order in orders)))
+        finally:
+            conn.close()

@@ -1,0 +1,119 @@
+"""Records of the metadata state: their keys in the KV, and how they are read. No writes here (state.py does
+those).
+
+====================================== ==================================================================
+key                                    value
+====================================== ==================================================================
+``counter/id``                         last number given to a volume or a replica
+``counter/volumes``                    volumes there are, creating and deleting ones included
+``counter/requests``                   finished requests remembered
+``volume/VOLUME``                      the volume: see ``state.py``
+``name/NAME``                          id of the volume that owns the name
+``drop/VOLUME/REPLICA``                ``{device, host}``: replica to be dropped, by committed decision
+``device/DEVICE``                      ``{replicas, bytes}`` provisioned there by this metadata group
+``request/REQUEST``                    ``{kind, name, volume, error}`` of a command that a client may retry
+``request-order/INDEX``                the request's id; the oldest is forgotten first
+====================================== ==================================================================
+
+VOLUME, REPLICA and INDEX are 16 hex digits, so that a scan goes in numeric order.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from moorage.service.kv import KV
+from moorage.wire.errors import Busy, MoorageError, NameTaken, NotFound, from_wire
+
+COUNTER_ID: Final = "counter/id"
+COUNTER_VOLUMES: Final = "counter/volumes"
+COUNTER_REQUESTS: Final = "counter/requests"
+VOLUMES: Final = "volume/"
+NAMES: Final = "name/"
+DROPS: Final = "drop/"
+DEVICES: Final = "device/"
+REQUESTS: Final = "request/"
+REQUEST_ORDER: Final = "request-order/"
+
+CREATING: Final = "creating"
+READY: Final = "ready"
+DELETING: Final = "deleting"
+
+_PRIVATE: Final = ("writer", "released", "ended_ms", "request")
+
+
+def volume_key(volume: int) -> str:
+    return f"{VOLUMES}{volume:016x}"
+
+
+def drops_prefix(volume: int) -> str:
+    return f"{DROPS}{volume:016x}/"
+
+
+def volume_by_id(kv: KV, volume: int) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = kv.get(volume_key(volume))
+    return found
+
+
+def volume_by_name(kv: KV, name: str) -> dict[str, Any]:
+    """Raises :class:`NotFound`, with names that look alike."""
+    volume = kv.get(NAMES + name)
+    found = volume_by_id(kv, volume) if volume is not None else None
+    if found is None:
+        raise unknown_volume(kv, name)
+    return found
+
+
+def unknown_volume(kv: KV, name: str) -> NotFound:
+    near = difflib.get_close_matches(name, [key.removeprefix(NAMES) for key, _ in kv.scan(NAMES)], n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`moorage volume list` shows all"
+    return NotFound(f"there is no volume {name!r}: {hint}", name=name, near=near)
+
+
+def check_name_free(kv: KV, name: str) -> None:
+    owner = kv.get(NAMES + name)
+    volume = volume_by_id(kv, owner) if owner is not None else None
+    if volume is None:
+        return
+    if volume["state"] == DELETING:
+        raise Busy(f"volume {name!r} is being deleted: try again in some seconds", name=name)
+    raise NameTaken(f"the name {name!r} is taken: choose another, or delete that volume first", name=name)
+
+
+def check_ready(volume: dict[str, Any]) -> None:
+    if volume["state"] == CREATING:
+        raise Busy(f"volume {volume['name']!r} is being created: try again in some seconds")
+    if volume["state"] == DELETING:
+        raise NotFound(f"volume {volume['name']!r} was deleted")
+
+
+def volumes(kv: KV) -> Iterator[dict[str, Any]]:
+    for _, volume in kv.scan(VOLUMES):
+        yield volume
+
+
+def drops(kv: KV, volume: int) -> list[tuple[int, str, str]]:
+    """(replica, device, host) of this volume's replicas that are still to be dropped."""
+    prefix = drops_prefix(volume)
+    found = kv.scan(prefix)
+    return [(int(key.removeprefix(prefix), 16), entry["device"], entry["host"]) for key, entry in found]
+
+
+def provisioned(kv: KV) -> dict[str, int]:
+    """Bytes by device id that this group's replicas there could come to hold."""
+    return {key.removeprefix(DEVICES): entry["bytes"] for key, entry in kv.scan(DEVICES)}
+
+
+def public(volume: dict[str, Any]) -> dict[str, Any]:
+    """The volume as callers see it."""
+    return {key: value for key, value in volume.items() if key not in _PRIVATE}
+
+
+def error_record(error: MoorageError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "details": error.details}
+
+
+def error_from_record(record: dict[str, Any]) -> MoorageError:
+    return from_wire(record["code"], record["message"], record["details"])

@@ -1,0 +1,201 @@
+"""The metadata service: one member of one metadata group, inside of whatever process embeds it.
+
+Owns the wiring: the Raft member, the handlers of ``metadata.*``, the leader's leases and tasks, the
+connection to the registry. It must never decide anything itself (state.py, lease.py and placement.py do),
+listen, or handle signals. Invariant: leases and tasks exist while this member leads, and not longer.
+docs/metadata.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from moorage.metadata import limits, records
+from moorage.metadata.directory import Directory
+from moorage.metadata.handlers import Handlers
+from moorage.metadata.lease import LeaseTable
+from moorage.metadata.orders import NodeOrders
+from moorage.metadata.state import StateMachine
+from moorage.metadata.tasks.context import TaskContext
+from moorage.metadata.tasks.runner import TaskRunner
+from moorage.service.embed import EmbeddedService, Route
+from moorage.service.replicated import Replicated
+from moorage.wire.errors import Invalid
+from moorage.wire.handshake import Hello
+from moorage.wire.rpc import Router
+from moorage.wire.secret import ClusterSecret
+
+log = logging.getLogger(__name__)
+
+LEASE_MS_DEFAULT: Final = 4000
+READ_LEASE_MS: Final = 1000
+
+
+@dataclass(frozen=True)
+class MetadataConfig:
+    """``peers``: name -> wire address of the first members, this one included (used while ``directory`` is
+    empty).
+    """
+
+    name: str
+    group: str
+    directory: Path
+    address: str  # advertised
+    http: str
+    registry: str  # "HOST:PORT,..." or "srv:NAME"
+    secret: ClusterSecret
+    hello: Hello
+    peers: Mapping[str, str]
+    lease_ms: int = LEASE_MS_DEFAULT
+    create_timeout_s: float = 10.0  # for the replicas of a new volume; then it is rolled back
+    join_interval_s: float = 10.0
+    view_interval_s: float = 1.0
+
+    def validate(self) -> None:
+        limits.group_number(self.group)
+        if self.lease_ms < 2 * READ_LEASE_MS:
+            raise Invalid(f"lease of {self.lease_ms} ms is too short: use at least {2 * READ_LEASE_MS} ms")
+
+
+class MetadataService(EmbeddedService):
+    """Build it, ``await start(router)``, and it serves ``metadata.*`` and its Raft group until ``stop``."""
+
+    kind: ClassVar[str] = "metadata"
+
+    def __init__(self, config: MetadataConfig) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.directory = Directory(
+            config.registry, group=config.group, hello=config.hello, secret=config.secret
+        )
+        self.replicated = Replicated(
+            directory=config.directory,
+            group=config.group,
+            name=config.name,
+            peers=config.peers,
+            machine=StateMachine(config.group),
+            hello=config.hello,
+            secret=config.secret,
+        )
+        self.leases = LeaseTable(config.lease_ms)
+        orders = NodeOrders(self.directory, hello=config.hello, secret=config.secret)
+        self.runner = TaskRunner(
+            TaskContext(self.replicated, self.directory, orders, create_timeout_s=config.create_timeout_s)
+        )
+        self.handlers = Handlers(
+            group=config.group,
+            name=config.name,
+            cluster=config.secret.cluster,
+            secret=config.secret,
+            replicated=self.replicated,
+            directory=self.directory,
+            runner=self.runner,
+            leases=self.leases,
+        )
+        self._joining: asyncio.Task[None] | None = None
+
+    async def start(self, router: Router) -> None:
+        """Returns at once: leader and registry are waited for in :meth:`not_ready`, since other members may
+        be
+        started after this one."""
+        self.replicated.on_leader_change.append(self._leader_changed)
+        self.replicated.register(router)
+        self.handlers.register(router)
+        await self.replicated.start()
+        me = {
+            "service": "metadata",
+            "group": self.config.group,
+            "name": self.config.name,
+            "address": self.config.address,
+            "http": self.config.http,
+        }
+        self._joining = asyncio.create_task(
+            self.directory.run(
+                me,
+                join_interval_s=self.config.join_interval_s,
+                view_interval_s=self.config.view_interval_s,
+            ),
+            name="metadata-directory",
+        )
+
+    async def stop(self) -> None:
+        if self._joining is not None:
+            self._joining.cancel()
+            await asyncio.gather(self._joining, return_exceptions=True)
+            self._joining = None
+        await self.runner.stop()
+        await self.replicated.stop()
+        await self.directory.close()
+
+    def not_ready(self) -> list[str]:
+        reasons = []
+        if self.replicated.leader is None:
+            reasons.append(f"group {self.config.group} has no leader: a majority of its members must be up")
+        if not self.directory.joined:
+            reasons.append(f"not known to the registry yet: {self.directory.last_error or 'asking'}")
+        return reasons
+
+    def routes(self) -> list[Route]:
+        reading = ("describe", "status", "list_volumes", "show_volume")
+        writing = ("create_volume", "resize_volume", "delete_volume")
+        methods = self.handlers.methods()
+        calls = [("GET", name) for name in reading] + [("POST", name) for name in writing]
+        return [
+            Route("POST" if verb == "POST" else "GET", f"metadata.{name}", partial(methods[name], None))
+            for verb, name in calls
+        ]
+
+    def register_metrics(self, registry: CollectorRegistry) -> None:
+        registry.register(_Metrics(self))
+
+    def _leader_changed(self, leading: bool) -> None:
+        # no await until both are done: a handler that runs sees leases and tasks of the same leadership
+        log.info("metadata %s %s", self.config.group, "is led here" if leading else "is led elsewhere")
+        if leading:
+            held = (
+                (volume["id"], volume["epoch"])
+                for volume in records.volumes(self.replicated.kv)
+                if volume["holder"] is not None
+            )
+            self.leases.restart(held, int(time.monotonic() * 1000))
+            self.runner.lead()
+        else:
+            self.runner.follow()
+            self.leases.clear()
+
+
+class _Metrics(Collector):
+    """Gauges read from the state when asked, so that nothing has to be kept in step."""
+
+    def __init__(self, service: MetadataService) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service = self._service
+        group = service.config.group
+        values = {
+            "moorage_metadata_leader": ("1 where the group is led", int(service.replicated.is_leader)),
+            "moorage_metadata_volumes": (
+                "Volumes of the group",
+                int(service.replicated.kv.get(records.COUNTER_VOLUMES) or 0),
+            ),
+            "moorage_metadata_tasks": ("Volumes with work under way", service.runner.count),
+            "moorage_metadata_leases": ("Leases known to the leader", len(service.leases)),
+        }
+        for name, (text, value) in values.items():
+            gauge = GaugeMetricFamily(name, text, labels=["group"])
+            gauge.add_metric([group], value)
+            yield gauge

@@ -1,0 +1,432 @@
+"""The replicated state of one metadata group: its commands, applied in the order of the Raft log.
+
+Owns what exists: volumes, their replica groups with configurations, epochs and holders, and what is still
+to be dropped. It must never read a clock, draw a random number or do I/O: times and choices (placement)
+arrive in the command, and every member computes the same. Leases are not here: they are the leader's
+(lease.py).
+
+Invariants (``invariants.py`` checks them): an epoch never goes down; an id is never given twice; the replicas of
+a group are on distinct hosts; a replica is either a member (or the wish) of its group or in ``drop/``,
+never both; once a volume is ``deleting`` it never comes back. Each command that a client or a task may send
+again is idempotent.
+
+A volume: ``{id, name, size, replicas, durability, epoch, state, groups, created_ms, holder, writer,
+released, ended_ms, request}`` with ``groups: [{group, version, members: [{replica, device, host}],
+wish}]``, ``wish``: the ``{replica, device, host, replaces}`` of a replacement under way or None,
+``holder``: ``{host, pid, program, writer, since_ms}`` or None. ``writer`` is the last writer, so that a
+detach sent again is told from a fenced one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from moorage.metadata import limits, records
+from moorage.metadata.lease import check_current, describe_holder
+from moorage.metadata.placement import replica_share
+from moorage.metadata.records import CREATING, DELETING, READY
+from moorage.quorum.record import EPOCH_MAX
+from moorage.service.kv import KV
+from moorage.wire.errors import (
+    Busy,
+    Fenced,
+    Invalid,
+    LimitExceeded,
+    NotFound,
+    StaleConfiguration,
+    invariant,
+)
+
+Command = dict[str, Any]
+Volume = dict[str, Any]
+
+
+class StateMachine:
+    """Applies commands ``{"do": NAME, ...}``. Raising a :class:`MoorageError` takes back that command's
+    writes.
+    """
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self._id_base = limits.group_number(group) << limits.ID_COUNTER_BITS
+        self._commands: dict[str, Callable[[KV, Command, int], Any]] = {
+            "create": self._create,
+            "ready": self._ready,
+            "abandon": self._abandon,
+            "attach": self._attach,
+            "detach": self._detach,
+            "resize": self._resize,
+            "delete": self._delete,
+            "dropped": self._dropped,
+            "released": self._released,
+            "plan_replacement": self._plan_replacement,
+            "cancel_replacement": self._cancel_replacement,
+            "reconfigure": self._reconfigure,
+        }
+
+    def apply(self, kv: KV, command: Command, index: int) -> Any:
+        apply = self._commands.get(command.get("do", ""))
+        if apply is None:
+            raise Invalid(
+                f"unknown metadata command {command.get('do')!r}: is a member older than the others?"
+            )
+        return apply(kv, command, index)
+
+    # -- the life of a volume ------------------------------------------------------------------------
+
+    def _create(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{request, name, size, replicas, durability, placement: [[{device, host}]], created_ms}``"""
+        name = limits.check_name(command["name"])
+        known = self._known_request(kv, command, "create", name)
+        if known is not None:
+            return known
+        limits.check_size(command["size"])
+        limits.check_replicas(command["replicas"])
+        limits.check_durability(command["durability"])
+        limits.check_groups(len(command["placement"]))
+        records.check_name_free(kv, name)
+        count = int(kv.get(records.COUNTER_VOLUMES) or 0)
+        if count >= limits.VOLUMES_PER_GROUP_MAX:
+            raise LimitExceeded(
+                f"metadata group {self.group} holds {count} volumes, its limit: delete some, or add a "
+                "metadata group"
+            )
+        volume: Volume = {
+            "id": self._next_id(kv),
+            "name": name,
+            "size": command["size"],
+            "replicas": command["replicas"],
+            "durability": command["durability"],
+            "epoch": 0,
+            "state": CREATING,
+            "groups": [],
+            "created_ms": command["created_ms"],
+            "holder": None,
+            "writer": 0,
+            "released": False,
+            "ended_ms": 0,
+            "request": command["request"],
+        }
+        for number, placed in enumerate(command["placement"]):
+            volume["groups"].append(self._new_group(kv, number, placed, command["replicas"]))
+        self._load(kv, volume, +1)
+        kv.put(records.COUNTER_VOLUMES, count + 1)
+        kv.put(records.NAMES + name, volume["id"])
+        self._remember(kv, command, "create", volume, index)
+        return self._put(kv, volume)
+
+    def _ready(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume}``: all its replicas are there."""
+        volume = self._volume(kv, command)
+        if volume["state"] == DELETING:
+            raise NotFound(f"volume {volume['name']!r} was given up before its replicas were there")
+        volume["state"] = READY
+        return self._put(kv, volume)
+
+    def _abandon(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, error, now_ms}``: creation failed; what may exist of it is dropped."""
+        volume = self._volume(kv, command)
+        if volume["state"] == READY:
+            raise Invalid(f"volume {volume['name']!r} is ready: delete it instead")
+        if volume["state"] == CREATING:
+            request = kv.get(records.REQUESTS + volume["request"])
+            if request is not None:
+                kv.put(records.REQUESTS + volume["request"], {**request, "error": command["error"]})
+            self._end(kv, volume, command["now_ms"])
+        return self._put(kv, volume)
+
+    def _attach(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, epoch, writer, holder, now_ms}``: take epoch + 1 if the volume still is at ``epoch``.
+
+        Sent again by the same writer it gives the same epoch again (a writer id serves one attach).
+        """
+        writer = limits.check_writer(command["writer"])
+        volume = self._volume(kv, command)
+        records.check_ready(volume)
+        if volume["holder"] is not None and volume["holder"]["writer"] == writer:
+            return volume
+        if volume["writer"] == writer:
+            raise Fenced(
+                f"this attachment of volume {volume['name']!r} has ended: attach again with a new writer id"
+            )
+        self._check_epoch(volume, command["epoch"])
+        self._raise_epoch(volume)
+        holder = limits.check_holder(command["holder"])
+        volume["holder"] = {**holder, "writer": writer, "since_ms": command["now_ms"]}
+        volume["writer"] = writer
+        return self._put(kv, volume)
+
+    def _detach(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, epoch, writer, now_ms}``"""
+        volume = self._volume(kv, command)
+        holder, epoch, writer = volume["holder"], command["epoch"], command["writer"]
+        if holder is None and volume["epoch"] == epoch and volume["writer"] == writer:
+            return volume  # sent again
+        check_current(volume, epoch, writer, command["now_ms"])
+        volume["holder"] = None
+        return self._put(kv, volume)
+
+    def _resize(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, size}``: up only; the size that it has already is no change."""
+        volume = self._volume(kv, command)
+        records.check_ready(volume)
+        size = limits.check_size(command["size"])
+        if size < volume["size"]:
+            raise Invalid(
+                f"volume {volume['name']!r} has {volume['size']} bytes and cannot shrink to {size}: resize "
+                "goes up only; copy to a smaller volume instead",
+                size=volume["size"],
+            )
+        self._load(kv, volume, -1)
+        volume["size"] = size
+        self._load(kv, volume, +1)
+        return self._put(kv, volume)
+
+    def _delete(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, epoch, request, name, now_ms}``: raises the epoch, so that a holder is fenced at
+        metadata.
+        """
+        known = self._known_request(kv, command, "delete", command["name"])
+        if known is not None:
+            return known
+        volume = self._volume(kv, command)
+        if volume["state"] == CREATING:
+            raise Busy(f"volume {volume['name']!r} is being created: try again in some seconds")
+        if volume["state"] == READY:
+            self._check_epoch(volume, command["epoch"])
+            self._end(kv, volume, command["now_ms"])
+        self._remember(kv, command, "delete", volume, index)
+        return self._put(kv, volume)
+
+    def _dropped(self, kv: KV, command: Command, index: int) -> None:
+        """``{volume, replicas}``: these are gone from their devices."""
+        prefix = records.drops_prefix(command["volume"])
+        for replica in command["replicas"]:
+            kv.delete(f"{prefix}{replica:016x}")
+        self._forget_if_done(kv, command["volume"])
+
+    def _released(self, kv: KV, command: Command, index: int) -> None:
+        """``{volume}``: the registry has given the name back."""
+        volume = records.volume_by_id(kv, command["volume"])
+        if volume is None or volume["state"] != DELETING or volume["released"]:
+            return
+        kv.delete(records.NAMES + volume["name"])
+        volume["released"] = True
+        self._put(kv, volume)
+        self._forget_if_done(kv, volume["id"])
+
+    # -- configurations --------------------------------------------------------------------------------
+
+    def _plan_replacement(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
+        """``{volume, group, version, old, device, host}`` -> the wish: a learner that may replace ``old``
+        later.
+        """
+        volume, group = self._group(kv, command)
+        wish = group["wish"]
+        asked = (command["old"], command["device"], command["host"])
+        if wish is not None:
+            if (wish["replaces"], wish["device"], wish["host"]) == asked:
+                return dict(wish)
+            raise Busy(
+                f"group {group['group']} of {volume['name']!r} is replacing {wish['replaces']} already"
+            )
+        self._check_version(group, command["version"])
+        others = [member for member in group["members"] if member["replica"] != command["old"]]
+        if len(others) == len(group["members"]):
+            raise StaleConfiguration(
+                f"replica {command['old']} is no member of group {group['group']} any more"
+            )
+        if command["host"] in {member["host"] for member in others}:
+            raise Invalid(
+                f"host {command['host']} holds a replica of this group already: choose another host"
+            )
+        wish = {
+            "replica": self._next_id(kv),
+            "device": command["device"],
+            "host": command["host"],
+            "replaces": command["old"],
+        }
+        group["wish"] = wish
+        self._load_device(kv, wish["device"], self._share(volume), +1)
+        self._put(kv, volume)
+        return dict(wish)
+
+    def _cancel_replacement(self, kv: KV, command: Command, index: int) -> None:
+        """``{volume, group, replica}``: the learner will not become a member, and is dropped."""
+        volume, group = self._group(kv, command)
+        wish = group["wish"]
+        if wish is None or wish["replica"] != command["replica"]:
+            if any(member["replica"] == command["replica"] for member in group["members"]):
+                raise StaleConfiguration(f"replica {command['replica']} became a member already")
+            return
+        group["wish"] = None
+        self._drop(kv, volume, wish)
+        self._put(kv, volume)
+
+    def _reconfigure(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
+        """``{volume, group, epoch, version, replace: {old, new}, now_ms}``: compare-and-set on (epoch,
+        version).
+
+        Sent by the holder of ``epoch`` once a record is committed by the old and by the new members.
+        """
+        volume, group = self._group(kv, command)
+        old, new = command["replace"]["old"], command["replace"]["new"]
+        ids = [member["replica"] for member in group["members"]]
+        if volume["epoch"] != command["epoch"]:
+            raise Fenced(f"volume {volume['name']!r} is at epoch {volume['epoch']}, not {command['epoch']}")
+        if group["version"] == command["version"] + 1 and new in ids and old not in ids:
+            return dict(group)  # sent again
+        self._check_version(group, command["version"])
+        wish = group["wish"]
+        if wish is None or wish["replica"] != new or wish["replaces"] != old:
+            raise StaleConfiguration(f"group {group['group']} has no plan to replace {old} by {new}")
+        invariant(old in ids, "the replica to replace is a member", old=old, members=ids)
+        self._drop(kv, volume, group["members"][ids.index(old)])
+        group["members"][ids.index(old)] = {key: wish[key] for key in ("replica", "device", "host")}
+        group["version"] += 1
+        group["wish"] = None
+        self._put(kv, volume)
+        return dict(group)
+
+    # -- parts -----------------------------------------------------------------------------------------
+
+    def _volume(self, kv: KV, command: Command) -> Volume:
+        volume = records.volume_by_id(kv, command["volume"])
+        if volume is None:
+            raise NotFound(f"volume {command['volume']:#x} is gone: it was deleted")
+        return volume
+
+    def _group(self, kv: KV, command: Command) -> tuple[Volume, dict[str, Any]]:
+        volume = self._volume(kv, command)
+        records.check_ready(volume)
+        if not 0 <= command["group"] < len(volume["groups"]):
+            raise Invalid(f"volume {volume['name']!r} has no group {command['group']}")
+        return volume, volume["groups"][command["group"]]
+
+    def _put(self, kv: KV, volume: Volume) -> Volume:
+        kv.put(records.volume_key(volume["id"]), volume)
+        return volume
+
+    def _next_id(self, kv: KV) -> int:
+        count = int(kv.get(records.COUNTER_ID) or 0) + 1
+        if count > limits.ID_COUNTER_MAX:
+            raise LimitExceeded(
+                f"metadata group {self.group} has given out all its ids: add a metadata group"
+            )
+        kv.put(records.COUNTER_ID, count)
+        return self._id_base | count
+
+    def _new_group(self, kv: KV, number: int, placed: list[dict[str, str]], replicas: int) -> dict[str, Any]:
+        hosts = {place["host"] for place in placed}
+        if len(placed) != replicas or len(hosts) != replicas:
+            raise Invalid(f"group {number} is placed on {len(hosts)} distinct hosts, {replicas} are needed")
+        members = [
+            {"replica": self._next_id(kv), "device": place["device"], "host": place["host"]}
+            for place in placed
+        ]
+        return {"group": number, "version": 1, "members": members, "wish": None}
+
+    def _end(self, kv: KV, volume: Volume, now_ms: int) -> None:
+        """The volume begins to go: fenced first, then its replicas are free to be dropped, for good."""
+        self._raise_epoch(volume)
+        for group in volume["groups"]:
+            if group["wish"] is not None:
+                self._drop(kv, volume, group["wish"])
+                group["wish"] = None
+            for member in group["members"]:
+                self._drop(kv, volume, member)
+        volume["state"] = DELETING
+        volume["holder"] = None
+        volume["ended_ms"] = now_ms
+
+    def _raise_epoch(self, volume: Volume) -> None:
+        if volume["epoch"] >= EPOCH_MAX:
+            raise LimitExceeded(f"volume {volume['name']!r} has used all its epochs: copy it to a new volume")
+        volume["epoch"] += 1
+
+    def _drop(self, kv: KV, volume: Volume, member: dict[str, Any]) -> None:
+        key = f"{records.drops_prefix(volume['id'])}{member['replica']:016x}"
+        kv.put(key, {"device": member["device"], "host": member["host"]})
+        self._load_device(kv, member["device"], self._share(volume), -1)
+
+    def _forget_if_done(self, kv: KV, volume_id: int) -> None:
+        volume = records.volume_by_id(kv, volume_id)
+        if volume is None or volume["state"] != DELETING or not volume["released"]:
+            return
+        if next(iter(kv.scan(records.drops_prefix(volume_id))), None) is None:
+            kv.delete(records.volume_key(volume_id))
+            kv.put(records.COUNTER_VOLUMES, int(kv.get(records.COUNTER_VOLUMES) or 0) - 1)
+
+    def _share(self, volume: Volume) -> int:
+        return replica_share(volume["size"], len(volume["groups"]))
+
+    def _load(self, kv: KV, volume: Volume, sign: int) -> None:
+        """Note what the volume's replicas could come to hold on their devices (or take it back)."""
+        for group in volume["groups"]:
+            for member in [*group["members"], *([group["wish"]] if group["wish"] else [])]:
+                self._load_device(kv, member["device"], self._share(volume), sign)
+
+    def _load_device(self, kv: KV, device: str, share: int, sign: int) -> None:
+        load = kv.get(records.DEVICES + device) or {"replicas": 0, "bytes": 0}
+        load = {"replicas": load["replicas"] + sign, "bytes": load["bytes"] + sign * share}
+        invariant(
+            load["replicas"] >= 0 and load["bytes"] >= 0, "a device's load is not negative", device=device
+        )
+        if load["replicas"]:
+            kv.put(records.DEVICES + device, load)
+        else:
+            kv.delete(records.DEVICES + device)
+
+    def _check_epoch(self, volume: Volume, epoch: int) -> None:
+        if volume["epoch"] == epoch:
+            return
+        by = f", taken by {describe_holder(volume['holder'])}" if volume["holder"] else ""
+        raise StaleConfiguration(
+            f"volume {volume['name']!r} is at epoch {volume['epoch']}{by}, not at {epoch} any more: "
+            "try again",
+            epoch=volume["epoch"],
+        )
+
+    def _check_version(self, group: dict[str, Any], version: int) -> None:
+        if group["version"] != version:
+            raise StaleConfiguration(
+                f"group {group['group']} is at version {group['version']}, not at {version}: fetch it anew",
+                version=group["version"],
+            )
+
+    # -- requests that may come again ------------------------------------------------------------------
+
+    def _known_request(self, kv: KV, command: Command, kind: str, name: str) -> Volume | None:
+        """The volume of a request that was applied before; raises its error where it ended in one."""
+        if not command["request"] and kind == "delete":
+            return None
+        request = kv.get(records.REQUESTS + limits.check_request(command["request"]))
+        if request is None:
+            return None
+        if (request["kind"], request["name"]) != (kind, name):
+            raise Invalid(
+                f"request id {command['request']} was used for {request['kind']} of {request['name']!r}"
+            )
+        if request["error"] is not None:
+            raise records.error_from_record(request["error"])
+        volume = records.volume_by_id(kv, request["volume"])
+        if volume is not None:
+            return volume
+        if kind == "delete":
+            return {"id": request["volume"], "name": name, "state": DELETING, "released": True}
+        raise NotFound(f"volume {name!r} was created by this request, and deleted since")
+
+    def _remember(self, kv: KV, command: Command, kind: str, volume: Volume, index: int) -> None:
+        if not command["request"]:
+            return
+        record = {"kind": kind, "name": volume["name"], "volume": volume["id"], "error": None}
+        kv.put(records.REQUESTS + command["request"], record)
+        kv.put(f"{records.REQUEST_ORDER}{index:016x}", command["request"])
+        count = int(kv.get(records.COUNTER_REQUESTS) or 0) + 1
+        if count > limits.REQUESTS_KEPT:
+            oldest, request = next(iter(kv.scan(records.REQUEST_ORDER)))
+            kv.delete(oldest)
+            kv.delete(records.REQUESTS + request)
+            count -= 1
+        kv.put(records.COUNTER_REQUESTS, count)

@@ -1,0 +1,123 @@
+"""The owner of all tasks: one asyncio task per volume that has work, only while this member leads.
+
+Invariant: what a task works on is read from the committed state after a read barrier of this leadership, so a
+decision that is acted on is one that no later leader can miss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from moorage.metadata import records
+from moorage.metadata.tasks.context import TaskContext
+from moorage.metadata.tasks.create import create
+from moorage.metadata.tasks.drop import drop
+from moorage.wire.errors import DeadlineExceeded, Fatal, MoorageError, NotLeader
+
+log = logging.getLogger(__name__)
+
+
+class TaskRunner:
+    def __init__(self, context: TaskContext) -> None:
+        self._context = context
+        context.progressed = self._wake
+        self._leading = False
+        self._resume: asyncio.Task[None] | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()  # cancelled, not ended yet
+        self._moved = asyncio.Event()  # set and replaced whenever a task noted progress
+
+    def lead(self) -> None:
+        """Leadership begins: take up what the former leaders left."""
+        self._leading = True
+        self._resume = asyncio.create_task(self._resume_all(), name="metadata-resume")
+
+    def follow(self) -> None:
+        """Leadership ends: so does everything that was under way."""
+        self._leading = False
+        self._ending.update(self._tasks.values())
+        self._tasks.clear()  # at once: the next leadership, maybe ours, begins its own
+        if self._resume is not None:
+            self._ending.add(self._resume)
+            self._resume = None
+        for task in self._ending:
+            task.cancel()
+            task.add_done_callback(self._ending.discard)
+        self._wake()
+
+    async def stop(self) -> None:
+        self.follow()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def start_volume(self, volume_id: int) -> None:
+        """See to this volume now, unless that is being done already."""
+        if self._leading and volume_id not in self._tasks:
+            task = asyncio.create_task(self._see_to(volume_id), name=f"metadata-volume-{volume_id:x}")
+            self._tasks[volume_id] = task
+            task.add_done_callback(lambda done: self._done(volume_id, done))
+
+    async def wait_until(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
+        """Wait for the tasks to bring the state somewhere; NotLeader when leadership ends before."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not reached():
+                    if not self._leading:
+                        raise NotLeader("leadership ended meanwhile", leader=self._context.replicated.leader)
+                    await self._moved.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{what} takes longer than {timeout:.1f} s; it goes on in the background"
+            ) from None
+
+    @property
+    def count(self) -> int:
+        return len(self._tasks)
+
+    def _wake(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _resume_all(self) -> None:
+        while True:
+            try:
+                await self._context.replicated.read_barrier()
+                break
+            except NotLeader:
+                return  # `follow` comes next
+            except MoorageError as error:
+                log.info("tasks wait for a majority of the metadata group: %s", error)
+                await asyncio.sleep(self._context.retry_s)
+        kv = self._context.replicated.kv
+        dropping = {int(key.split("/")[1], 16) for key, _ in kv.scan(records.DROPS)}
+        for volume in list(records.volumes(kv)):
+            if volume["state"] != records.READY or volume["id"] in dropping:
+                self.start_volume(volume["id"])
+
+    async def _see_to(self, volume_id: int) -> None:
+        """One volume's work, step after step, until the state asks for no more."""
+        kv = self._context.replicated.kv
+        while (volume := records.volume_by_id(kv, volume_id)) is not None:
+            try:
+                if volume["state"] == records.CREATING:
+                    await create(self._context, volume)
+                elif volume["state"] == records.DELETING or records.drops(kv, volume_id):
+                    await drop(self._context, volume_id)
+                else:
+                    return
+            except (NotLeader, Fatal):
+                raise
+            except MoorageError as error:  # a proposal whose outcome is unknown: the state will tell
+                log.info("volume %x: %s; looking again", volume_id, error)
+                await asyncio.sleep(self._context.retry_s)
+
+    def _done(self, volume_id: int, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(volume_id) is task:
+            del self._tasks[volume_id]
+        self._wake()
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, NotLeader):
+            log.error("volume %x: its task ended, the next leader takes it up", volume_id, exc_info=error)
