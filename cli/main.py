@@ -1,0 +1,77 @@
+"""The command `moorage`: one table of commands, each imported only when it is asked for.
+
+Owns the table and the outermost handler. A service must not pay for the client library's imports, nor
+`--help` for any of them; and what goes wrong anywhere below ends as one line and an exit code of
+`moorage.service.exits`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+# Command -> "module:attribute", or a table of its own.
+SECRET = {
+    "create": "moorage.cli.services:secret_create",
+    "token": "moorage.cli.services:secret_token",
+}
+BENCH = {
+    "block": "moorage.cli.bench:block",
+    "verify": "moorage.cli.verify:verify",
+}
+COMMANDS: dict[str, str | dict[str, str]] = {
+    "attach": "moorage.cli.attach:attach",
+    "bench": BENCH,
+    "demo": "moorage.cli.demo.main:demo",
+    "host": "moorage.cli.services:host",
+    "metadata": "moorage.cli.services:metadata",
+    "node": "moorage.cli.services:node",
+    "registry": "moorage.cli.services:registry",
+    "secret": SECRET,
+    "status": "moorage.cli.status:status",
+    "up": "moorage.cli.up:up",
+    "volume": "moorage.cli.volume:volume",
+}
+_HELP = {
+    "bench": "Measure a volume, or load it and verify what it reads.",
+    "secret": "Make the files that services and clients prove themselves with.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are names until they are used."""
+
+    def __init__(self, *, table: Mapping[str, str | dict[str, str]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = self._table.get(cmd_name)
+        if found is None:
+            return None
+        if isinstance(found, dict):
+            return LazyGroup(name=cmd_name, table=found, help=_HELP[cmd_name])
+        module, _, attribute = found.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="moorage", message="%(prog)s %(version)s")
+def main() -> None:
+    """Moorage: replicated volumes for tasks on a cluster.
+
+    Try `moorage up` for a cluster on this machine, `moorage demo` to see it survive.
+    """
+
+
+if __name__ == "__main__":
+    sys.exit(main(prog_name="moorage"))
