@@ -66,7 +66,9 @@ _CHECK = struct.Struct("<I")
 HEADER = struct.Struct("<IHHIIQII")
 assert HEADER.size == HEADER_SIZE == _UNCHECKED.size + _CHECK.size
 
-_xxh3 = xxhash.xxh3_64_intdigest
+KIND_OF_TAG: Final = {_TAG_BASE | kind << 24: kind for kind in (REQUEST, REPLY, ERROR, CANCEL, ONEWAY)}
+
+check_of: Final = xxhash.xxh3_64_intdigest  # of head[:28] + body; its low 32 bits go on the wire
 _pack = _UNCHECKED.pack
 _pack_check = _CHECK.pack
 
@@ -81,13 +83,8 @@ def encode(
         raise Invalid(f"frame too large: body {size}, payload {payload_size} bytes", body=size)
     head = _pack(_TAG_BASE | kind << 24, op, flags, size, payload_size, request_id, deadline_ms)
     if size:
-        return b"".join((head, _pack_check(_xxh3(head + body) & 0xFFFFFFFF), body))
-    return head + _pack_check(_xxh3(head) & 0xFFFFFFFF)
-
-
-def verify(head: memoryview, body: memoryview, check: int) -> bool:
-    """Whether ``check`` is right for the 28 bytes of ``head`` and for ``body``."""
-    return bool(_xxh3(b"".join((head, body))) & 0xFFFFFFFF == check)
+        return b"".join((head, _pack_check(check_of(head + body) & 0xFFFFFFFF), body))
+    return head + _pack_check(check_of(head) & 0xFFFFFFFF)
 
 
 def kind_of(tag: int) -> int:
