@@ -24,6 +24,10 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
+import xxhash
+
+from moorage.wire.errors import Corrupt
+
 # Python 3.11 has no Buffer protocol type: these three are what we pass around.
 Buffer = bytes | bytearray | memoryview
 
@@ -84,3 +88,119 @@ class Record:
     def __repr__(self) -> str:
         name = Kind(self.kind).name
         return f"Record({self.epoch},{self.lsn} {name} chunk={self.chunk} block={self.block}+{self.count})"
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.lsn)
+
+    @property
+    def size(self) -> int:
+        """Bytes of head, checksums and data, as stored and sent."""
+        return HEAD_SIZE + len(self.sums) + len(self.data)
+
+
+_xxh3 = xxhash.xxh3_64_intdigest
+_CHECK = struct.Struct("<Q")
+_WRITE = int(Kind.WRITE)
+_ZERO = int(Kind.ZERO)
+_ZERO_CHUNKS = int(Kind.ZERO_CHUNKS)
+_BARRIER = int(Kind.BARRIER)
+SUM_SIZE = 8
+
+
+def block_sum(block: Buffer) -> int:
+    """Checksum of one block: xxh3_64, with 0 moved to 1, since 0 means "never written" in a table."""
+    return int(_xxh3(block)) or 1
+
+
+def block_sums(data: Buffer) -> bytes:
+    """The packed checksums of whole blocks (``len(data)`` is a multiple of ``BLOCK_SIZE``)."""
+    if len(data) == BLOCK_SIZE:
+        return _CHECK.pack(_xxh3(data) or 1)
+    view = memoryview(data)
+    starts = range(0, len(view), BLOCK_SIZE)
+    return b"".join([_CHECK.pack(_xxh3(view[at : at + BLOCK_SIZE]) or 1) for at in starts])
+
+
+def first_bad_block(sums: Buffer, data: Buffer) -> int:
+    """Index of the first block of ``data`` that does not match its checksum, or -1."""
+    view = memoryview(data)
+    for index in range(len(view) // BLOCK_SIZE):
+        found = _xxh3(view[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE]) or 1
+        if found != _CHECK.unpack_from(sums, index * SUM_SIZE)[0]:
+            return index
+    return -1
+
+
+def encode_head(
+    epoch: int, lsn: int, kind: int, chunk: int, block: int, count: int, sums: Buffer = b""
+) -> bytes:
+    """Head, check and block checksums of a record, as they are sent and stored. The values are the
+    caller's responsibility (``problem`` finds what is wrong with them)."""
+    data_size = count * BLOCK_SIZE if kind == _WRITE else 0
+    head = HEAD.pack(epoch, lsn, chunk, block, count, data_size, kind)
+    if sums:
+        return b"".join((head, _CHECK.pack(_xxh3(head + sums)), sums))
+    return head + _CHECK.pack(_xxh3(head))
+
+
+def problem(epoch: int, lsn: int, kind: int, chunk: int, block: int, count: int, data_size: int) -> str:
+    """What makes these values no valid record, or the empty string."""
+    if not (0 < epoch <= EPOCH_MAX and 0 < lsn <= LSN_MAX):
+        return "position out of range"
+    if kind in (_WRITE, _ZERO):
+        if not (count and block + count <= BLOCKS_PER_CHUNK):
+            return "blocks outside of the chunk"
+        return "" if data_size == (count * BLOCK_SIZE if kind == _WRITE else 0) else "wrong data size"
+    if kind == _ZERO_CHUNKS:
+        return "" if count and not block and not data_size else "no range of whole chunks"
+    if kind == _BARRIER:
+        return "" if not (chunk or block or count or data_size) else "a barrier with a range"
+    return f"unknown kind {kind}"
+
+
+def decode_head(buffer: Buffer, offset: int = 0) -> tuple[Record, int, int]:
+    """Parse one head: (record without data, offset behind it and its checksums, size of its data).
+
+    ``sums`` of the record is a copy. Raises :class:`Corrupt` for anything that ``encode_head`` cannot
+    have made, a short buffer included.
+    """
+    sums_at = offset + HEAD_SIZE
+    if len(buffer) < sums_at:
+        raise Corrupt("record head is cut short", offset=offset)
+    epoch, lsn, chunk, block, count, data_size, kind = HEAD.unpack_from(buffer, offset)
+    wrong = problem(epoch, lsn, kind, chunk, block, count, data_size)
+    if wrong:
+        raise Corrupt(f"record head at {offset}: {wrong}", offset=offset)
+    end = sums_at + count * SUM_SIZE if kind == _WRITE else sums_at
+    if len(buffer) < end:
+        raise Corrupt("block checksums are cut short", offset=offset)
+    sums = bytes(buffer[sums_at:end])
+    checked = bytes(buffer[offset : offset + HEAD.size]) + sums
+    if _xxh3(checked) != _CHECK.unpack_from(buffer, offset + HEAD.size)[0]:
+        raise Corrupt(f"record head at {offset} does not match its check", offset=offset)
+    return Record(epoch, lsn, kind, chunk, block, count, sums), end, data_size
+
+
+def decode_batch(heads: Buffer, payload: Buffer) -> list[Record]:
+    """Records of one message: concatenated heads, and their data one behind the other in ``payload``.
+
+    ``data`` of each record is a view into ``payload`` (no copy). LSNs must follow one another and epochs
+    must not fall. Raises :class:`Corrupt`.
+    """
+    records: list[Record] = []
+    view = memoryview(payload)
+    at = data_at = lsn = epoch = 0
+    end = len(heads)
+    while at < end:
+        record, at, data_size = decode_head(heads, at)
+        if lsn and (record.lsn != lsn + 1 or record.epoch < epoch):
+            raise Corrupt("records of a batch do not follow one another", lsn=record.lsn)
+        lsn, epoch = record.lsn, record.epoch
+        if data_size:
+            record.data = view[data_at : data_at + data_size]
+            data_at += data_size
+        records.append(record)
+    if data_at != len(view):
+        raise Corrupt(f"a batch with {len(view)} bytes of data where its heads say {data_at}")
+    return records

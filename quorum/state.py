@@ -1,0 +1,165 @@
+"""What a replica must remember besides its records: the promise, the epoch history, the commit LSN, whether
+it is whole, whether it is damaged.
+
+``MemberState`` is a plain value. The store recovers it, hands it to ``Member``, and saves it with each
+checkpoint. Two things change it durably, and the store logs both, in the order in which it gets them:
+
+* records (``Append``): on replay, call ``replay_record`` for each, in the order of the log;
+* notes (``Note``): the whole packed state; on replay it *replaces* the state (``unpack``); pending records
+  outside of ``base < lsn <= last`` are forgotten, and the rest up to ``commit`` is applied.
+
+Invariants (``validate``): commit <= last; the history covers every LSN from the commit LSN to the last;
+a copy's base is at or below the commit LSN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from moorage.quorum import history as epochs
+from moorage.quorum.history import History
+from moorage.quorum.record import ZERO_POSITION, Position, Record
+from moorage.wire.errors import Corrupt, invariant
+
+VERSION = 1
+
+
+class CopyState:
+    """Why and until when a replica is not whole: its index is an exact prefix up to ``above`` mixed with
+    blocks copied from other replicas, none newer than ``until``.
+
+    ``base``: its log begins behind this committed position, which every source has applied.
+    ``old``: the position that it had before, which is what it answers to a SEAL.
+    ``copied``: everything above ``above`` was copied; once ``until`` is applied too, it is whole again.
+    """
+
+    __slots__ = ("above", "base", "copied", "old", "until")
+
+    def __init__(
+        self, base: Position, above: int, until: Position, old: Position, copied: bool = False
+    ) -> None:
+        self.base = base
+        self.above = above
+        self.until = until
+        self.old = old
+        self.copied = copied
+
+    def __repr__(self) -> str:
+        ends = f"base={tuple(self.base)} until={tuple(self.until)} old={tuple(self.old)}"
+        return f"CopyState({ends} above={self.above} copied={self.copied})"
+
+
+class MemberState:
+    """See the module. ``last`` is the LSN of the last record accepted, ``commit`` the greatest LSN known to
+    be committed *and* matched, which is also what is (to be) applied. ``writer`` with ``epoch``: the promise.
+    ``damaged``: what was lost, for people; empty when nothing was."""
+
+    __slots__ = ("commit", "copy", "damaged", "epoch", "history", "last", "replica", "writer")
+
+    def __init__(
+        self,
+        replica: int,
+        *,
+        epoch: int = 0,
+        writer: int = 0,
+        history: History | None = None,
+        commit: int = 0,
+        last: int = 0,
+        copy: CopyState | None = None,
+        damaged: str = "",
+    ) -> None:
+        self.replica = replica
+        self.epoch = epoch
+        self.writer = writer
+        self.history: History = history if history is not None else []
+        self.commit = commit
+        self.last = last
+        self.copy = copy
+        self.damaged = damaged
+
+    @property
+    def position(self) -> Position:
+        """Position of the last record of the log as it is now."""
+        return epochs.position_at(self.history, self.last) if self.last else ZERO_POSITION
+
+    @property
+    def vote(self) -> Position:
+        """The position that a SEAL is answered with: while copying, the one from before."""
+        return self.copy.old if self.copy is not None else self.position
+
+    @property
+    def base(self) -> int:
+        """LSN behind which the log begins: 0, but for a copy."""
+        return self.copy.base.lsn if self.copy is not None else 0
+
+    @property
+    def newest(self) -> Position:
+        """The greatest position that may have left a trace in the index."""
+        applied = epochs.position_at(self.history, self.commit) if self.commit else ZERO_POSITION
+        return applied if self.copy is None else max(applied, self.copy.until, key=lambda p: p.lsn)
+
+    def replay_record(self, record: Record) -> None:
+        """A record met in the log, in log order. One at or below ``last`` replaces that and all behind it
+        (the only way in which a tail is cut); at or below the commit LSN it is an old copy: ignored."""
+        if record.lsn <= self.commit:
+            return
+        if record.lsn <= self.last:
+            epochs.cut(self.history, record.lsn)
+            self.last = record.lsn - 1
+        if record.lsn != self.last + 1:
+            raise Corrupt(f"replica {self.replica}: record {record!r} does not follow {self.last}")
+        epochs.extend(self.history, record.epoch, record.lsn)
+        self.last = record.lsn
+
+    def pack(self) -> bytes:
+        copy = self.copy
+        packed_copy = copy and [list(copy.base), copy.above, list(copy.until), list(copy.old), copy.copied]
+        history = [list(entry) for entry in self.history]
+        fields = [VERSION, self.replica, self.epoch, self.writer, history, self.commit, self.last]
+        packed: bytes = msgpack.packb([*fields, packed_copy, self.damaged])
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> MemberState:
+        """Raises :class:`Corrupt` for anything that ``pack`` did not make."""
+        try:
+            version, replica, epoch, writer, history, commit, last, copy, damaged = msgpack.unpackb(packed)
+            if version != VERSION:
+                raise Corrupt(f"state of a replica in format {version}; this version reads {VERSION}")
+            state = cls(
+                replica,
+                epoch=epoch,
+                writer=writer,
+                history=[(e, first) for e, first in history],
+                commit=commit,
+                last=last,
+                copy=_unpack_copy(copy),
+                damaged=damaged,
+            )
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise Corrupt(f"state of a replica cannot be read: {error}") from error
+        state.validate()
+        return state
+
+    def clone(self) -> MemberState:
+        return MemberState.unpack(self.pack())
+
+    def validate(self) -> None:
+        ids = {"replica": self.replica, "commit": self.commit, "last": self.last}
+        invariant(0 <= self.commit <= self.last, "commit LSN past the last record", **ids)
+        firsts = [first for _, first in self.history]
+        invariant(firsts == sorted(set(firsts)), "epoch history out of order", **ids)
+        if self.commit:
+            known = epochs.epoch_at(self.history, self.commit)
+            invariant(known != epochs.UNKNOWN, "epoch history does not reach the commit LSN", **ids)
+        if self.copy is not None:
+            invariant(self.copy.base.lsn <= self.commit, "the base of a copy is not committed", **ids)
+
+
+def _unpack_copy(packed: list[Any] | None) -> CopyState | None:
+    if packed is None:
+        return None
+    base, above, until, old, copied = packed
+    return CopyState(Position(*base), above, Position(*until), Position(*old), copied)
