@@ -142,9 +142,7 @@ def check_start(device: str, found: dict[str, Any], wanted: dict[str, Any], old_
             f"device {device} belongs to host {found['host']}, not {wanted['host']}: start it with --name"
             f" {found['host']}, or with an empty directory"
         )
-    if found["token"] == wanted["token"]:
-        return  # the same request again: its answer was lost
-    if found["token"] != old_token:
+    if found["token"] not in (old_token, wanted["token"]):  # the latter: again, since the answer was lost
         raise IdentityConflict(
             f"device {device} has been started from another copy of its directory since: this copy (restored,"
             f" cloned or wiped) has forgotten what it promised; {_NEXT_STEP}"
