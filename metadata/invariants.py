@@ -1,4 +1,4 @@
-"""Checks of a whole metadata state: what must hold after every command. For tests and simulation; changes nothing."""
+"""Checks of a whole metadata state: what must hold after every command. For tests and simulation only."""
 
 from __future__ import annotations
 

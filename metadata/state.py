@@ -5,10 +5,10 @@ to be dropped. It must never read a clock, draw a random number or do I/O: times
 arrive in the command, and every member computes the same. Leases are not here: they are the leader's
 (lease.py).
 
-Invariants (``invariants.py`` checks them): an epoch never goes down; an id is never given twice; the replicas of
-a group are on distinct hosts; a replica is either a member (or the wish) of its group or in ``drop/``,
-never both; once a volume is ``deleting`` it never comes back. Each command that a client or a task may send
-again is idempotent.
+Invariants (``invariants.py`` checks them): an epoch never goes down; an id is never given twice; the
+replicas of a group are on distinct hosts; a replica is either a member (or the wish) of its group or in
+``drop/``, never both; once a volume is ``deleting`` it never comes back. Each command that a client or a
+task may send again is idempotent.
 
 A volume: ``{id, name, size, replicas, durability, epoch, state, groups, created_ms, holder, writer,
 released, ended_ms, request}`` with ``groups: [{group, version, members: [{replica, device, host}],
