@@ -25,9 +25,12 @@ RUN apt-get update \
 COPY --from=build /opt/moorage /opt/moorage
 ENV PATH=/opt/moorage/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    MOORAGE_DATA_DIR=/var/lib/moorage
+    MOORAGE_DATA_DIR=/var/lib/moorage \
+    MOORAGE_PORT=7070 \
+    MOORAGE_HTTP_PORT=7071
 USER 6789
 VOLUME /var/lib/moorage
+EXPOSE 7070 7071
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
     CMD ["moorage", "health"]
 ENTRYPOINT ["moorage"]

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
     "bench": BENCH,
     "demo": "moorage.cli.demo.main:demo",
+    "health": "moorage.cli.health:health",
     "host": "moorage.cli.services:host",
     "metadata": "moorage.cli.services:metadata",
     "node": "moorage.cli.services:node",

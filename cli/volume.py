@@ -31,7 +31,7 @@ async def create(
         name, size=size, replicas=replicas, groups=groups, durability=durability
     )
     if as_json:
-        output.emit_json(made)
+        output.emit_json(made.to_json())
     else:
         click.echo(f"created {name}: {output.size(size)}, {replicas} replicas, {durability}")
 
@@ -40,7 +40,7 @@ async def create(
 @cluster_command
 async def list_volumes(cluster: Cluster, as_json: bool) -> None:
     """List all volumes."""
-    found = await cluster.list_volumes()
+    found = [one.to_json() for one in await cluster.list_volumes()]
     if as_json:
         output.emit_json(found)
         return
@@ -66,7 +66,7 @@ async def list_volumes(cluster: Cluster, as_json: bool) -> None:
 @cluster_command
 async def show(cluster: Cluster, as_json: bool, name: str) -> None:
     """Show one volume, and where each of its replicas is."""
-    one = await cluster.show(name)
+    one = (await cluster.show(name)).to_json()
     if as_json:
         output.emit_json(one)
         return
@@ -87,9 +87,9 @@ async def show(cluster: Cluster, as_json: bool, name: str) -> None:
 @cluster_command
 async def resize(cluster: Cluster, as_json: bool, name: str, size: int) -> None:
     """Grow volume NAME, also while it is attached."""
-    changed = await cluster.resize(name, size)
+    await cluster.resize(name, size)
     if as_json:
-        output.emit_json(changed)
+        output.emit_json({"name": name, "size": size})
     else:
         click.echo(f"{name} is {output.size(size)} now")
 

@@ -1,0 +1,35 @@
+"""`moorage health`: asks the service of this environment whether it lives; for the image's health check."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+
+import click
+
+from moorage.cli.options import run_or_exit
+from moorage.service.launch import join_address, load_settings
+from moorage.wire.errors import Unavailable
+
+
+@click.command()
+@click.option("--ready", is_flag=True, help="Ask whether it can serve now, not only whether it lives.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print an error as JSON.")
+def health(ready: bool, timeout: float, as_json: bool) -> None:
+    """Exit with 0 when the service that has this environment (MOORAGE_HTTP_PORT, ...) answers."""
+
+    async def run() -> None:
+        settings = load_settings("host", {}, os.environ)
+        host = "127.0.0.1" if settings.bind == "0.0.0.0" else settings.bind
+        url = f"http://{join_address(host, settings.http_port)}/{'readyz' if ready else 'healthz'}"
+        try:
+            with urllib.request.urlopen(url, timeout=timeout) as answer:
+                answer.read()
+        except urllib.error.HTTPError as error:
+            raise Unavailable(f"{url} says {error.code}: {error.read().decode().strip()}") from None
+        except OSError as error:
+            raise Unavailable(f"{url} does not answer: {error}; is MOORAGE_HTTP_PORT its port?") from None
+
+    run_or_exit(run, as_json=as_json)
