@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from typing import TYPE_CHECKING
 
 import click
 
-from moorage.cli import output
 from moorage.cli.options import connection_options, run_or_exit
 
 if TYPE_CHECKING:
@@ -57,17 +57,18 @@ async def _serve(volume: Volume, address: str, as_json: bool) -> None:
     from moorage.gateway.nbd.server import NbdServer
 
     server = NbdServer({volume.name: volume})
-    await server.serve(address)
+    bound = await server.serve(address)
     try:
-        await _announce(volume, server.address, as_json)
+        _announce(volume, bound, as_json)
         await _until_told_or_lost(volume)
     finally:
-        await server.close()
+        await server.stop()
 
 
-async def _announce(volume: Volume, address: str, as_json: bool) -> None:
+def _announce(volume: Volume, address: str, as_json: bool) -> None:
     if as_json:
-        output.emit_json({"event": "ready", "volume": volume.name, "nbd": address, "epoch": volume.epoch})
+        ready = {"event": "ready", "volume": volume.name, "nbd": address, "epoch": volume.epoch}
+        click.echo(json.dumps(ready))
     else:
         click.echo(
             f"{volume.name} is attached (epoch {volume.epoch}) and served at {address}; stop with Ctrl-C"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 
+import aiohttp
 import click
 
 from moorage.cli.options import run_or_exit
@@ -25,11 +24,11 @@ def health(ready: bool, timeout: float, as_json: bool) -> None:
         host = "127.0.0.1" if settings.bind == "0.0.0.0" else settings.bind
         url = f"http://{join_address(host, settings.http_port)}/{'readyz' if ready else 'healthz'}"
         try:
-            with urllib.request.urlopen(url, timeout=timeout) as answer:
-                answer.read()
-        except urllib.error.HTTPError as error:
-            raise Unavailable(f"{url} says {error.code}: {error.read().decode().strip()}") from None
-        except OSError as error:
+            async with aiohttp.request("GET", url, timeout=aiohttp.ClientTimeout(timeout)) as answer:
+                text = await answer.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise Unavailable(f"{url} does not answer: {error}; is MOORAGE_HTTP_PORT its port?") from None
+        if answer.status != 200:
+            raise Unavailable(f"{url} says {answer.status}: {text.strip()}")
 
     run_or_exit(run, as_json=as_json)

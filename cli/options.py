@@ -20,7 +20,7 @@ from moorage.wire.errors import DeadlineExceeded, Invalid, MoorageError
 P = ParamSpec("P")
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType[int]):
     """A size such as 4096, 512M, 10GiB; units are powers of 1024."""
 
     name = "size"

@@ -76,12 +76,15 @@ async def _until_told(cluster: LocalCluster, as_json: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     watchers = [asyncio.create_task(_report_end(host, as_json)) for host in cluster.hosts]
-    everyone = asyncio.gather(*watchers)
-    waiting = asyncio.create_task(told.wait())
-    await asyncio.wait([everyone, waiting], return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    everyone.cancel()
-    await asyncio.gather(*watchers, return_exceptions=True)
+
+    async def all_ended() -> None:
+        await asyncio.gather(*watchers)
+        told.set()
+
+    ending = asyncio.create_task(all_ended())
+    await told.wait()
+    ending.cancel()
+    await asyncio.gather(ending, *watchers, return_exceptions=True)
 
 
 async def _report_end(host: LocalHost, as_json: bool) -> None:

@@ -73,9 +73,11 @@ async def hosts_die(report: Report, local: LocalCluster, load: ClientProcess) ->
     await asyncio.sleep(BEFORE_S)
 
     report.step(f"SIGKILL of {victim.name}")
-    report.phase(await _next(load, f"{victim.name} killed", before=victim.kill()))
+    # The phase begins first: the gap at the fault belongs to it.
+    report.phase(await load.ask(f"phase {victim.name} killed"))
+    await victim.kill()
     await asyncio.sleep(KILLED_S)
-    report.phase(await _next(load, f"{victim.name} returns"))
+    report.phase(await load.ask(f"phase {victim.name} returns"))
     await victim.launch()
     await victim.wait_ready()
     await _caught_up(report, load, victim.name)
@@ -95,13 +97,6 @@ async def hosts_die(report: Report, local: LocalCluster, load: ClientProcess) ->
     errors = sum(phase["errors"] for phase in report.phases)
     report.promise("no I/O error while hosts died", errors == 0, f"{errors} errors")
     report.promise("every read showed what was written", not report.phases[-1]["mismatches"])
-
-
-async def _next(load: ClientProcess, name: str, before: Any) -> dict[str, Any]:
-    """Begin the phase first, then inflict: the gap at the fault belongs to the new phase."""
-    ended = await load.ask(f"phase {name}")
-    await before
-    return ended
 
 
 async def _caught_up(report: Report, load: ClientProcess, host: str) -> None:
