@@ -203,8 +203,9 @@ class Process:
             "pid": os.getpid(),
         }
         try:
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
+            os.write(
+                sys.stdout.fileno(), json.dumps(line).encode() + b"\n"
+            )  # no buffer that exit would flush
         except OSError as error:  # nobody listens: not a reason to end
             log.warning("the ready line found no reader: %s", error)
 
@@ -219,8 +220,9 @@ class Process:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        if not isinstance(error, MoorageError):
+        if isinstance(error, InvariantViolation) or not isinstance(error, MoorageError):
             log.critical("internal error", exc_info=error)
+        if not isinstance(error, MoorageError):
             error = InvariantViolation(
                 f"internal error, the log has the story: {type(error).__name__}: {error}"
             )
