@@ -44,17 +44,13 @@ class ClusterSecret:
         """Read the secret file; raises :class:`Invalid` with the next step when it is missing, open to
         others or malformed. Never shows the content."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with open(path, "rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                if mode & 0o077:
+                    raise Invalid(f"cluster secret file {path} has mode {mode:04o}: run chmod 600 {path}")
+                text = file.read(256)
         except OSError as exc:
             raise Invalid(f"cannot read the cluster secret file {path}: {exc.strerror}") from None
-        with open(fd, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(fd).st_mode)
-            if mode & 0o077:
-                raise Invalid(f"cluster secret file {path} has mode {mode:04o}: run chmod 600 {path}")
-            try:
-                text = file.read(256)
-            except OSError as exc:
-                raise Invalid(f"cannot read the cluster secret file {path}: {exc.strerror}") from None
         match = _LINE.fullmatch(text.decode("latin-1"))
         if match is None:
             raise Invalid(
