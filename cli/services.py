@@ -25,10 +25,12 @@ def build_registry(launch: Launch) -> list[EmbeddedService]:
 
 
 def build_metadata(launch: Launch) -> list[EmbeddedService]:
+    assert launch.settings.registry is not None
     return [_metadata(launch, launch.directory, launch.settings.registry)]
 
 
 def build_node(launch: Launch) -> list[EmbeddedService]:
+    assert launch.settings.registry is not None
     return [_node(launch, launch.directory, launch.settings.registry)]
 
 

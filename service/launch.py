@@ -35,7 +35,7 @@ class Settings:
     port: int
     http_port: int
     peers: dict[str, str]
-    registry: str
+    registry: str | None  # always there for those who have the option
     group: str
     capacity: int | None
     labels: dict[str, str]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moorage.wire import address
 from moorage.wire.errors import Invalid
 
 SERVICES = ("registry", "metadata", "node", "host")
@@ -93,12 +94,23 @@ def parse_map(text: str) -> dict[str, str]:
 def parse_peers(text: str) -> dict[str, str]:
     """``name=host:port,...``"""
     peers = parse_map(text)
-    for name, address in peers.items():
+    for name, where in peers.items():
         parse_name(name)
-        host, _, port = address.rpartition(":")
+        host, _, port = where.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) <= 65535:
-            raise Invalid(f"{address!r} is not HOST:PORT: use NAME=HOST:PORT,NAME=HOST:PORT,...")
+            raise Invalid(f"{where!r} is not HOST:PORT: use NAME=HOST:PORT,NAME=HOST:PORT,...")
     return peers
+
+
+def parse_spec(text: str) -> str:
+    """Addresses, or an SRV name; resolved later, and again and again."""
+    if text.startswith("srv:"):
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", text[len("srv:") :]):
+            raise Invalid("use srv:NAME, such as srv:_registry._tcp.moorage.mesos")
+        return text
+    for part in text.split(","):
+        address.parse(part.strip())
+    return text
 
 
 def parse_level(text: str) -> str:
@@ -167,7 +179,7 @@ OPTIONS: tuple[Option, ...] = (
         " Default: this one alone.",
     ),
     Option(
-        "registry", "SPEC", str, "", frozenset({"metadata", "node"}),
+        "registry", "SPEC", parse_spec, None, frozenset({"metadata", "node"}),
         "Where the registry is: HOST:PORT,... or srv:NAME (a DNS SRV record).", required=True,
     ),
     Option(

@@ -97,6 +97,8 @@ def test_the_default_name_is_the_machines() -> None:
         ({"MOORAGE_PEERS": "h1=10.0.0.1"}, "HOST:PORT"),
         ({"MOORAGE_PEERS": "h2=10.0.0.1:7"}, "does not name this member: add h1="),
         ({"MOORAGE_PEERS": "h1=a:7,h2=b:7"}, "1, 3 or 5"),
+        ({"MOORAGE_REGISTRY": "nonsense"}, "MOORAGE_REGISTRY 'nonsense': bad address"),
+        ({"MOORAGE_REGISTRY": "srv:"}, "srv:NAME"),
         ({"MOORAGE_LOG_LEVEL": "loud"}, "DEBUG, INFO"),
         ({"MOORAGE_DRAIN_S": "0"}, "above 0"),
         ({"MOORAGE_PORT": "7", "MOORAGE_HTTP_PORT": "7"}, "both 7"),
@@ -110,7 +112,7 @@ def test_the_default_name_is_the_machines() -> None:
 )
 def test_what_is_wrong_is_named_with_what_would_be_right(environ: dict[str, str], words: str) -> None:
     with pytest.raises(Invalid, match=words) as found:
-        load(**environ)
+        load("node" if "MOORAGE_REGISTRY" in environ else "host", **environ)
     assert "hush" not in str(found.value)
     assert len(str(found.value).splitlines()) == 1
 
