@@ -1,7 +1,7 @@
 """Persistent identity: small JSON files that say who owns a directory, each with its own checksum.
 
 Owns the format and the way to write it so that a crash leaves the old file or the new one
-(docs/formats.md): one line of JSON, ``{"body": {...}, "check": "16 hex digits", "format": 1, "kind":
+(docs/launch.md): one line of JSON, ``{"body": {...}, "check": "16 hex digits", "format": 1, "kind":
 "..."}``, keys sorted, no spaces, one newline at its end; ``check`` is xxh3_64 of the same line without
 ``check``. The bytes on disk must be exactly those that :func:`encode` gives for what they say: so any
 flipped byte is noticed, also one that JSON would forgive.
