@@ -61,6 +61,10 @@ class Directory:
 
     async def fetch_view(self, timeout: float = VIEW_TIMEOUT_S) -> View:
         """The view as of now; raises when the registry cannot be asked."""
+        if timeout <= 0:
+            raise Unavailable(
+                f"no time left to ask the registry: {self.last_error or 'it was not slow so far'}"
+            )
         self.view = await self._client.call("registry.view", {}, timeout=timeout)
         return self.view
 

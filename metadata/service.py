@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +22,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from moorage.metadata import limits, records
+from moorage.metadata.attachments import Attachments
 from moorage.metadata.directory import Directory
 from moorage.metadata.handlers import Handlers
-from moorage.metadata.lease import LeaseTable
 from moorage.metadata.orders import NodeOrders
 from moorage.metadata.state import StateMachine
 from moorage.metadata.tasks.context import TaskContext
@@ -90,7 +89,9 @@ class MetadataService(EmbeddedService):
             hello=config.hello,
             secret=config.secret,
         )
-        self.leases = LeaseTable(config.lease_ms)
+        self.attachments = Attachments(
+            self.replicated, self.directory, config.secret, lease_ms=config.lease_ms
+        )
         orders = NodeOrders(self.directory, hello=config.hello, secret=config.secret)
         self.runner = TaskRunner(
             TaskContext(self.replicated, self.directory, orders, create_timeout_s=config.create_timeout_s)
@@ -99,11 +100,10 @@ class MetadataService(EmbeddedService):
             group=config.group,
             name=config.name,
             cluster=config.secret.cluster,
-            secret=config.secret,
             replicated=self.replicated,
             directory=self.directory,
             runner=self.runner,
-            leases=self.leases,
+            attachments=self.attachments,
         )
         self._joining: asyncio.Task[None] | None = None
 
@@ -165,16 +165,11 @@ class MetadataService(EmbeddedService):
         # no await until both are done: a handler that runs sees leases and tasks of the same leadership
         log.info("metadata %s %s", self.config.group, "is led here" if leading else "is led elsewhere")
         if leading:
-            held = (
-                (volume["id"], volume["epoch"])
-                for volume in records.volumes(self.replicated.kv)
-                if volume["holder"] is not None
-            )
-            self.leases.restart(held, int(time.monotonic() * 1000))
+            self.attachments.lead()
             self.runner.lead()
         else:
             self.runner.follow()
-            self.leases.clear()
+            self.attachments.follow()
 
 
 class _Metrics(Collector):
@@ -193,7 +188,7 @@ class _Metrics(Collector):
                 int(service.replicated.kv.get(records.COUNTER_VOLUMES) or 0),
             ),
             "moorage_metadata_tasks": ("Volumes with work under way", service.runner.count),
-            "moorage_metadata_leases": ("Leases known to the leader", len(service.leases)),
+            "moorage_metadata_leases": ("Leases known to the leader", service.attachments.count),
         }
         for name, (text, value) in values.items():
             gauge = GaugeMetricFamily(name, text, labels=["group"])

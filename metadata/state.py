@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from moorage.metadata import limits, records
+from moorage.metadata import limits, records, requests
 from moorage.metadata.lease import check_current, describe_holder
 from moorage.metadata.placement import replica_share
 from moorage.metadata.records import CREATING, DELETING, READY
@@ -78,7 +78,7 @@ class StateMachine:
     def _create(self, kv: KV, command: Command, index: int) -> Volume:
         """``{request, name, size, replicas, durability, placement: [[{device, host}]], created_ms}``"""
         name = limits.check_name(command["name"])
-        known = self._known_request(kv, command, "create", name)
+        known = requests.known(kv, command["request"], "create", name)
         if known is not None:
             return known
         limits.check_size(command["size"])
@@ -113,7 +113,7 @@ class StateMachine:
         self._load(kv, volume, +1)
         kv.put(records.COUNTER_VOLUMES, count + 1)
         kv.put(records.NAMES + name, volume["id"])
-        self._remember(kv, command, "create", volume, index)
+        requests.remember(kv, command["request"], "create", volume, index)
         return self._put(kv, volume)
 
     def _ready(self, kv: KV, command: Command, index: int) -> Volume:
@@ -130,9 +130,7 @@ class StateMachine:
         if volume["state"] == READY:
             raise Invalid(f"volume {volume['name']!r} is ready: delete it instead")
         if volume["state"] == CREATING:
-            request = kv.get(records.REQUESTS + volume["request"])
-            if request is not None:
-                kv.put(records.REQUESTS + volume["request"], {**request, "error": command["error"]})
+            requests.failed(kv, volume["request"], command["error"])
             self._end(kv, volume, command["now_ms"])
         return self._put(kv, volume)
 
@@ -187,7 +185,7 @@ class StateMachine:
         """``{volume, epoch, request, name, now_ms}``: raises the epoch, so that a holder is fenced at
         metadata.
         """
-        known = self._known_request(kv, command, "delete", command["name"])
+        known = requests.known(kv, command["request"], "delete", command["name"])
         if known is not None:
             return known
         volume = self._volume(kv, command)
@@ -196,7 +194,7 @@ class StateMachine:
         if volume["state"] == READY:
             self._check_epoch(volume, command["epoch"])
             self._end(kv, volume, command["now_ms"])
-        self._remember(kv, command, "delete", volume, index)
+        requests.remember(kv, command["request"], "delete", volume, index)
         return self._put(kv, volume)
 
     def _dropped(self, kv: KV, command: Command, index: int) -> None:
@@ -394,39 +392,3 @@ class StateMachine:
                 f"group {group['group']} is at version {group['version']}, not at {version}: fetch it anew",
                 version=group["version"],
             )
-
-    # -- requests that may come again ------------------------------------------------------------------
-
-    def _known_request(self, kv: KV, command: Command, kind: str, name: str) -> Volume | None:
-        """The volume of a request that was applied before; raises its error where it ended in one."""
-        if not command["request"] and kind == "delete":
-            return None
-        request = kv.get(records.REQUESTS + limits.check_request(command["request"]))
-        if request is None:
-            return None
-        if (request["kind"], request["name"]) != (kind, name):
-            raise Invalid(
-                f"request id {command['request']} was used for {request['kind']} of {request['name']!r}"
-            )
-        if request["error"] is not None:
-            raise records.error_from_record(request["error"])
-        volume = records.volume_by_id(kv, request["volume"])
-        if volume is not None:
-            return volume
-        if kind == "delete":
-            return {"id": request["volume"], "name": name, "state": DELETING, "released": True}
-        raise NotFound(f"volume {name!r} was created by this request, and deleted since")
-
-    def _remember(self, kv: KV, command: Command, kind: str, volume: Volume, index: int) -> None:
-        if not command["request"]:
-            return
-        record = {"kind": kind, "name": volume["name"], "volume": volume["id"], "error": None}
-        kv.put(records.REQUESTS + command["request"], record)
-        kv.put(f"{records.REQUEST_ORDER}{index:016x}", command["request"])
-        count = int(kv.get(records.COUNTER_REQUESTS) or 0) + 1
-        if count > limits.REQUESTS_KEPT:
-            oldest, request = next(iter(kv.scan(records.REQUEST_ORDER)))
-            kv.delete(oldest)
-            kv.delete(records.REQUESTS + request)
-            count -= 1
-        kv.put(records.COUNTER_REQUESTS, count)

@@ -14,7 +14,7 @@ from typing import Any
 
 from moorage.metadata import records
 from moorage.metadata.tasks.context import TaskContext, wall_ms
-from moorage.wire.errors import MoorageError, NameTaken, Unavailable
+from moorage.wire.errors import MoorageError, NameTaken, NotEnoughHosts
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +96,13 @@ def _at_host(host: str, error: MoorageError) -> MoorageError:
 
 
 def _reason(name: str, error: MoorageError) -> MoorageError:
-    """What the creator is told. All is taken back, so the outcome is known even where the cause's was not."""
+    """What the creator is told. All is taken back, so the outcome is known even where the cause's was not,
+    and the
+    answer is final: the same request would hear it again."""
     if isinstance(error, NameTaken):
         return error
-    cls: type[MoorageError] = Unavailable if error.retriable or error.outcome == "unknown" else type(error)
+    cls: type[MoorageError] = NotEnoughHosts if error.retriable else type(error)
     return cls(
-        f"volume {name!r} was not created, and nothing of it is left: {error.message}", **error.details
+        f"volume {name!r} was not created, and what there was of it is taken back: {error.message}",
+        **error.details,
     )

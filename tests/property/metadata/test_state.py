@@ -153,7 +153,7 @@ def _replay_gives_the_same(log: list[dict[str, Any]], kv: KV) -> None:
 
 
 def _snapshot_goes_on_the_same(rng: random.Random, log: list[dict[str, Any]], kv: KV, model: Model) -> None:
-    """A member restored from a snapshot (the KV alone) answers and changes as one that lived through it all."""
+    """A member restored from a snapshot (the KV alone) goes on as one that lived through it all."""
     restored = KV()
     for key, value in kv.scan(""):
         restored.put(key, value)

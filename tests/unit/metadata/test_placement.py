@@ -57,7 +57,8 @@ def test_refusal_has_numbers_and_reasons() -> None:
     with pytest.raises(NotEnoughHosts) as caught:
         place(cluster(host3=DOWN), size=GIB, replicas=3, groups=1)
     assert str(caught.value) == (
-        "needs 3 distinct hosts, 2 are up: host3 down (silent for 14 s): start hosts, or ask for fewer replicas"
+        "needs 3 distinct hosts, 2 are up: host3 down (silent for 14 s): "
+        "start hosts, or ask for fewer replicas"
     )
     assert caught.value.details == {"needs": 3, "up": 2}
 
@@ -165,8 +166,18 @@ def test_one_rack_does_not_forbid() -> None:
 
 @pytest.mark.parametrize(
     ("hosts", "replicas", "size", "groups"),
-    [(3, 3, GIB, 1), (5, 3, GIB, 1), (6, 3, GIB, 2), (9, 3, GIB, 3), (99, 3, GIB, 8), (9, 3, MIB, 1)]
-    + [(9, 3, 8 * MIB, 2), (1, 1, GIB, 1), (0, 3, GIB, 1), (12, 5, GIB, 2)],
+    [
+        (3, 3, GIB, 1),
+        (5, 3, GIB, 1),
+        (6, 3, GIB, 2),
+        (9, 3, GIB, 3),
+        (99, 3, GIB, 8),
+        (9, 3, MIB, 1),
+        (9, 3, 8 * MIB, 2),
+        (1, 1, GIB, 1),
+        (0, 3, GIB, 1),
+        (12, 5, GIB, 2),
+    ],
 )
 def test_default_number_of_groups(hosts: int, replicas: int, size: int, groups: int) -> None:
     assert groups_default(cluster(hosts), size, replicas) == groups

@@ -14,8 +14,8 @@ from moorage.wire.errors import (
     Invalid,
     LimitExceeded,
     NameTaken,
-    NotFound,
     NoSpace,
+    NotFound,
     StaleConfiguration,
 )
 

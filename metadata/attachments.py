@@ -1,0 +1,188 @@
+"""Who may write to a volume: attach, renew, detach, and the leader's leases.
+
+Owns the judgement of leases on the leader, the capabilities, and how a volume is shown. It must never
+change state other than by a proposal, and never refuse by a state that may be old: a refusal comes after a
+read barrier, a renewal that is granted needs none. Invariant: a lease is granted only for an (epoch,
+writer) that the committed state holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from moorage.metadata import limits, records
+from moorage.metadata.directory import Directory
+from moorage.metadata.lease import LeaseTable, check_current, check_takeover
+from moorage.metadata.params import check_known, number_of, remaining_s
+from moorage.metadata.tasks.context import wall_ms
+from moorage.service.replicated import Replicated
+from moorage.wire.capability import Capability, sign
+from moorage.wire.errors import Busy, Fenced, Invalid, StaleConfiguration
+from moorage.wire.rpc import CallContext
+from moorage.wire.secret import ClusterSecret
+
+Params = dict[str, Any]
+Reply = dict[str, Any]
+
+# A capability opens a member once; later ones come with each renewal. Long, so that an outage of metadata
+# does not keep a member that was away from being sealed; a revocation is a higher epoch, not an expiry.
+CAPABILITY_MS: Final = 3_600_000
+ATTACH_TRIES: Final = 8  # somebody else's attach came between that often: then say Busy
+
+
+class Attachments:
+    def __init__(
+        self, replicated: Replicated, directory: Directory, secret: ClusterSecret, *, lease_ms: int
+    ) -> None:
+        self._replicated = replicated
+        self._directory = directory
+        self._secret = secret
+        self._leases = LeaseTable(lease_ms)
+
+    def lead(self) -> None:
+        """Leadership begins: every holder there is gets a whole lease."""
+        held = (
+            (volume["id"], volume["epoch"])
+            for volume in records.volumes(self._replicated.kv)
+            if volume["holder"] is not None
+        )
+        self._leases.restart(held, _now_ms())
+
+    def follow(self) -> None:
+        self._leases.clear()
+
+    @property
+    def count(self) -> int:
+        return len(self._leases)
+
+    async def attach(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "writer", "mode", "force", "holder")
+        name = limits.check_name(params.get("name"))
+        writer = limits.check_writer(params.get("writer"))
+        mode = params.get("mode", "rw")
+        if mode not in ("rw", "ro"):
+            raise Invalid(f"mode {mode!r} is not accepted: use rw or ro")
+        holder = limits.check_holder(params.get("holder"))
+        await self._replicated.read_barrier(remaining_s(context))
+        volume = records.volume_by_name(self._replicated.kv, name)
+        if mode == "ro":
+            records.check_ready(volume)
+            return self._attachment(volume, writer, "ro")
+        if volume["holder"] is None or volume["holder"]["writer"] != writer:  # else: sent again
+            volume = await self.against_epoch(
+                name,
+                lambda found: {
+                    "do": "attach",
+                    "volume": found["id"],
+                    "epoch": found["epoch"],
+                    "writer": writer,
+                    "holder": holder,
+                    "now_ms": wall_ms(),
+                },
+                bool(params.get("force", False)),
+                "attach",
+            )
+        self._leases.grant(volume["id"], volume["epoch"], _now_ms())
+        return self._attachment(volume, writer, "rw")
+
+    async def renew(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "volume", "epoch", "writer")
+        found, epoch, writer = (number_of(params, key) for key in ("volume", "epoch", "writer"))
+        try:
+            volume = self._held(found, epoch, writer)
+        except Fenced:
+            await self._replicated.read_barrier()  # this copy may be the old one: refuse by the newest only
+            volume = self._held(found, epoch, writer)
+        self._leases.grant(found, epoch, _now_ms())
+        return {
+            "lease_ms": self._leases.lease_ms,
+            "size": volume["size"],
+            "groups": self.groups(volume),
+            "capability": self._capability(volume, writer, "rw"),
+        }
+
+    async def detach(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "volume", "epoch", "writer")
+        found, epoch, writer = (number_of(params, key) for key in ("volume", "epoch", "writer"))
+        await self._replicated.read_barrier()
+        if records.volume_by_id(self._replicated.kv, found) is None:
+            return {}  # deleted: nothing is held
+        await self._replicated.propose(
+            {"do": "detach", "volume": found, "epoch": epoch, "writer": writer, "now_ms": wall_ms()}
+        )
+        self._leases.end(found, epoch)
+        return {}
+
+    def _held(self, found: int, epoch: int, writer: int) -> Params:
+        volume = records.volume_by_id(self._replicated.kv, found)
+        if volume is None:
+            raise Fenced(f"volume {found:x} was deleted", volume=found)
+        check_current(volume, epoch, writer, wall_ms())
+        return volume
+
+    async def against_epoch(
+        self, name: str, command: Callable[[Params], Params], force: bool, verb: str
+    ) -> Params:
+        """Propose by compare-and-set on the epoch that the lease was judged by; judge anew when it moved."""
+        for _ in range(ATTACH_TRIES):
+            volume = records.volume_by_name(self._replicated.kv, name)
+            check_takeover(volume, self._remaining_ms(volume), force, verb)
+            try:
+                changed: Params = await self._replicated.propose(command(volume))
+                return changed
+            except StaleConfiguration:
+                continue
+        raise Busy(f"volume {name!r} changes hands all the time: try again later", volume=name)
+
+    def _attachment(self, volume: Params, writer: int, rights: Literal["rw", "ro"]) -> Reply:
+        """Directly after a proposal or a barrier: no await between the state and the reply."""
+        return {
+            "volume": self.public(volume),
+            "epoch": volume["epoch"],
+            "lease_ms": self._leases.lease_ms,
+            "capability": self._capability(volume, writer, rights),
+            "groups": self.groups(volume),
+            "holder_alive": self._alive(volume),
+        }
+
+    def _capability(self, volume: Params, writer: int, rights: Literal["rw", "ro"]) -> bytes:
+        replicas = [member["replica"] for group in volume["groups"] for member in _all_members(group)]
+        expires_ms = wall_ms() + CAPABILITY_MS
+        return sign(
+            self._secret, Capability(volume["id"], volume["epoch"], writer, replicas, rights, expires_ms)
+        )
+
+    def end(self, volume: Params) -> None:
+        """The volume was deleted: nobody holds it."""
+        self._leases.end(volume["id"], volume["epoch"])
+
+    def public(self, volume: Params) -> Reply:
+        return {**records.public(volume), "holder_alive": self._alive(volume)}
+
+    def _alive(self, volume: Params) -> bool:
+        return self._remaining_ms(volume) > 0
+
+    def _remaining_ms(self, volume: Params) -> int:
+        if volume["holder"] is None:
+            return 0
+        return self._leases.remaining_ms(volume["id"], volume["epoch"], _now_ms())
+
+    def groups(self, volume: Params) -> list[Reply]:
+        return [
+            {**group, "members": [self._with_address(member) for member in group["members"]]}
+            | {"wish": self._with_address(group["wish"]) if group["wish"] else None}
+            for group in volume["groups"]
+        ]
+
+    def _with_address(self, member: Params) -> Reply:
+        return {**member, "address": self._directory.address_of(member["device"])}
+
+
+def _all_members(group: Params) -> list[Params]:
+    return [*group["members"], *([group["wish"]] if group["wish"] else [])]
+
+
+def _now_ms() -> int:
+    return int(time.monotonic() * 1000)
