@@ -1,17 +1,55 @@
-"""An attachment: the epoch, its lease with metadata, and the sessions of the volume's groups."""
+"""An attachment: one epoch of one volume in this process, from metadata's word to the end.
+
+Owns the epoch, the lease with metadata (renewed every second; it decides only when others may take over
+unasked, so an outage of metadata stops no I/O), the sessions of all groups, their clock, and the end:
+detached, fenced by another holder, or lost. An epoch serves one process once: attaching again is a new
+``Attachment``.
+
+Invariants: no session serves before all of them can; after the end nothing is sent but the release of read
+leases, and every operation fails with the same error.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from moorage.client.nodes import NodePool
-from moorage.client.volume import Volume
+from moorage.client.nodes import NodePool, boot_clock_ms
+from moorage.client.readonly import ReadOnlyGroup
+from moorage.client.reads import ReadSweep
+from moorage.client.session import GroupSession, Shared
+from moorage.client.volume import Volume, fresh
+from moorage.quorum.writer import TICK_MS, Phase
+from moorage.wire.errors import Fenced, MoorageError, ReadOnly, ShuttingDown, Unavailable
+
+log = logging.getLogger(__name__)
 
 MetadataCall = Callable[[str, dict[str, Any], float], Awaitable[Any]]
 
+RENEW_S = 1.0
+RENEW_TIMEOUT_S = 3.0
+IDLE_TICK_S = 0.2  # hundreds of idle volumes must cost nothing
+METADATA_S = 10.0
+
 
 class Attachment:
+    """Made by :meth:`open`. ``call(method, params, timeout)`` asks the metadata group that owns the name."""
+
+    def __init__(self, call: MetadataCall, attached: dict[str, Any], writer: int) -> None:
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self.name: str = attached["volume"]["name"]
+        self.volume_id: int = attached["volume"]["id"]
+        self.epoch: int = attached["epoch"]
+        self.writer = writer
+        self.ended: MoorageError | None = None
+        self._groups: list[GroupSession] | list[ReadOnlyGroup] = []
+        self._volume: Volume | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
     @classmethod
     async def open(
         cls,
@@ -25,4 +63,247 @@ class Attachment:
         timeout: float,
         holder: dict[str, Any],
     ) -> Volume:
+        """Attach and wait until all groups serve, at most ``timeout`` seconds. Raises Busy, Fenced,
+        NotFound, or Unavailable that says whom it waited for."""
+        writer = 1 + secrets.randbits(62)
+        mode = "ro" if read_only else "rw"
+        params = {"writer": writer, "mode": mode, "force": force, "holder": holder}
+        attached = await call("metadata.attach", params, METADATA_S)
+        kind = ReadOnlyAttachment if read_only else WriterAttachment
+        return await kind(call, attached, writer)._serve(nodes, attached, io_timeout, timeout)
+
+    async def _serve(
+        self, nodes: NodePool, attached: dict[str, Any], io_timeout: float, timeout: float
+    ) -> Volume:
         raise NotImplementedError
+
+    async def detach(self) -> None:
+        raise NotImplementedError
+
+    async def resize(self, size: int) -> int:
+        """Ask metadata; returns the new size in bytes."""
+        changed = await self._call("metadata.resize_volume", {"size": size}, METADATA_S)
+        return int(changed["size"])
+
+    def describe(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "groups": [group.describe() for group in self._groups]}
+
+
+class WriterAttachment(Attachment):
+    """The holder: leads the log of every group."""
+
+    async def _serve(
+        self, nodes: NodePool, attached: dict[str, Any], io_timeout: float, timeout: float
+    ) -> Volume:
+        durability = attached["volume"]["durability"]
+        self._sweep = ReadSweep(io_timeout)
+        self._serving: asyncio.Future[None] = self._loop.create_future()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._fast = False
+        self._suspecting = False
+        self._releasing: asyncio.Task[None] | None = None
+        self._shared = Shared(
+            name=self.name,
+            epoch=self.epoch,
+            writer=self.writer,
+            capability=attached["capability"],
+            sync=durability == "sync",
+            pool=nodes,
+            sweep=self._sweep,
+            moved=self._moved,
+            wake=self._wake,
+            suspect=self._suspect,
+            tasks=self._tasks,
+        )
+        sessions = [GroupSession(self._shared, group, self._repair) for group in attached["groups"]]
+        self._groups = self._sessions = sessions
+        self._volume = volume = Volume(
+            list(sessions),
+            name=self.name,
+            size=attached["volume"]["size"],
+            durability=durability,
+            attached=self,
+            io_timeout=io_timeout,
+        )
+        for session in sessions:
+            session.start()
+        self._wake()
+        self._shared.spawn(self._renew_for_ever(), f"lease of {self.name}")
+        try:
+            async with asyncio.timeout(timeout):
+                await self._serving
+        except TimeoutError:
+            reason = "; ".join({session.waiting_for() for session in sessions} - {""})
+            await self.detach()
+            raise Unavailable(
+                f"cannot attach {self.name!r}: {reason or 'the members answer too slowly'} "
+                f"(gave up after {timeout:g} s)"
+            ) from None
+        except BaseException:
+            await self.detach()
+            raise
+        return volume
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if not self._fast and self.ended is None:
+            self._fast = True
+            if self._ticker is not None:
+                self._ticker.cancel()
+            self._ticker = self._loop.call_later(TICK_MS / 1000, self._tick)
+
+    def _tick(self) -> None:
+        now_ms = boot_clock_ms()
+        self._fast = True  # a pump that runs in a tick need not wake anybody
+        busy = [session.tick(now_ms) for session in self._sessions]
+        self._fast = any(busy)
+        if self.ended is None:
+            self._ticker = self._loop.call_later(TICK_MS / 1000 if self._fast else IDLE_TICK_S, self._tick)
+
+    # -- what sessions tell --------------------------------------------------------------------------
+
+    def _moved(self) -> None:
+        """A session began to serve or ended."""
+        error = next((s.writer.ended for s in self._sessions if s.writer.ended is not None), None)
+        if isinstance(error, Fenced):
+            self._suspect(error)
+        elif error is not None:
+            self._end(error)
+        elif not self._serving.done() and all(s.writer.phase is Phase.SERVING for s in self._sessions):
+            for session in self._sessions:
+                session.serving = True
+                session.kick()
+            self._serving.set_result(None)
+
+    def _repair(self, session: GroupSession, chunk: int, block: int, count: int) -> None:
+        log.warning(
+            "volume %s group %d chunk %d: a replica holds %d blocks from %d badly, writing them again",
+            self.name,
+            session.index,
+            chunk,
+            count,
+            block,
+        )
+        if self._volume is not None:
+            self._volume.repair(session, chunk, block, count)
+
+    def _suspect(self, error: Fenced) -> None:
+        """A member has promised a higher epoch: it is over. Ask metadata who it is, but not for long."""
+        if not self._suspecting and self.ended is None:
+            self._suspecting = True
+            self._shared.spawn(self._fenced(error), f"fenced {self.name}")
+
+    async def _fenced(self, error: Fenced) -> None:
+        try:
+            await self._renew(RENEW_S)
+        except Fenced as told:
+            error = told
+        except MoorageError:
+            error = Fenced(f"volume {self.name!r} was taken over by another attachment ({error})")
+        self._end(error)
+
+    # -- the lease -----------------------------------------------------------------------------------
+
+    async def _renew_for_ever(self) -> None:
+        while self.ended is None:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self._renew(RENEW_TIMEOUT_S)
+            except Fenced as error:
+                self._end(error)
+            except MoorageError as error:
+                log.debug("volume %s: metadata does not answer, I/O goes on: %s", self.name, error)
+
+    async def _renew(self, timeout: float) -> None:
+        params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}
+        renewed = await self._call("metadata.renew", params, timeout)
+        self._shared.capability = renewed.get("capability", self._shared.capability)
+        if self._volume is not None:
+            self._volume.size = max(self._volume.size, renewed["size"])
+        for session, group in zip(self._sessions, renewed["groups"], strict=True):
+            addresses = {row["replica"]: row["address"] for row in group["members"]}
+            for member in session.members:
+                member.link.move(addresses.get(member.replica) or "")
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def _end(self, error: MoorageError) -> None:
+        """Terminal. Every operation fails with ``error`` from here on; the read leases are let go."""
+        if self.ended is not None:
+            return
+        self.ended = error
+        log.log(
+            logging.INFO if isinstance(error, ShuttingDown) else logging.WARNING,
+            "volume %s epoch %d: ended: %s",
+            self.name,
+            self.epoch,
+            error,
+        )
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._volume is not None:
+            self._volume.close(error)
+        for session in self._sessions:
+            session.fail(error)
+        self._sweep.stop(error)
+        if not self._serving.done():
+            self._serving.set_exception(fresh(error))
+            self._serving.exception()  # seen: perhaps nobody waits any more
+        self._releasing = self._shared.spawn(self._let_go(), f"release {self.name}")
+
+    async def _let_go(self) -> None:
+        await asyncio.gather(*(session.release() for session in self._sessions))
+        for session in self._sessions:
+            session.leave()
+
+    async def detach(self) -> None:
+        """End, and tell metadata, so that others need not wait for the lease."""
+        fenced = self.ended is not None
+        self._end(ShuttingDown(f"volume {self.name!r} is detached"))
+        await self._finish_tasks()
+        if not fenced:
+            params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}
+            try:
+                await self._call("metadata.detach", params, RENEW_TIMEOUT_S)
+            except MoorageError as error:  # the lease runs out by itself
+                log.warning("volume %s: metadata was not told of the detach: %s", self.name, error)
+
+    async def _finish_tasks(self) -> None:
+        """Wait for the release, end all others."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            if task is not self._releasing:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class ReadOnlyAttachment(Attachment):
+    """Beside a writer, or without one: reads a prefix of each group's log that never goes back."""
+
+    async def _serve(
+        self, nodes: NodePool, attached: dict[str, Any], io_timeout: float, timeout: float
+    ) -> Volume:
+        self._sweep = ReadSweep(io_timeout)
+        self._readers = [ReadOnlyGroup(nodes, self._sweep, group) for group in attached["groups"]]
+        self._groups = self._readers
+        self._volume = Volume(
+            list(self._readers),
+            name=self.name,
+            size=attached["volume"]["size"],
+            durability=attached["volume"]["durability"],
+            attached=self,
+            io_timeout=io_timeout,
+            read_only=True,
+        )
+        return self._volume
+
+    async def resize(self, size: int) -> int:
+        raise ReadOnly(f"volume {self.name!r} is attached read-only")
+
+    async def detach(self) -> None:
+        if self.ended is None:
+            self.ended = ShuttingDown(f"volume {self.name!r} is detached")
+            self._sweep.stop(self.ended)
+            for reader in self._readers:
+                reader.leave()

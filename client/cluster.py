@@ -122,8 +122,8 @@ class Cluster:
         timeout: float = 30.0,
     ) -> VolumeInfo:
         """Create a volume. ``size``: bytes, or text such as ``"10GiB"``; a multiple of 4096 from 1 MiB to
-        64 TiB. ``replicas``: 1, 3 or 5, on as many hosts. ``groups``: replica groups it is striped over, fixed for life
-        (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``.
+        64 TiB. ``replicas``: 1, 3 or 5, on as many hosts. ``groups``: replica groups it is striped over,
+        fixed for life (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``.
 
         Repeating a call whose outcome is unknown is not idempotent: it may raise NameTaken for the first one.
         Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded, Invalid.
@@ -145,8 +145,12 @@ class Cluster:
         """All volumes of all metadata groups, by name."""
         found: list[VolumeInfo] = []
         for group in (await self._view())["groups"]:
-            listed = await self._client_of(group).call("metadata.list_volumes", {}, timeout=CALL_TIMEOUT)
-            found += [VolumeInfo.from_wire(value) for value in _rows(listed)]
+            page: dict[str, Any] = {"next": ""}
+            while page["next"] is not None:
+                params = {"after": page["next"]}
+                client = self._client_of(group)
+                page = await client.call("metadata.list_volumes", params, timeout=CALL_TIMEOUT)
+                found += [VolumeInfo.from_wire(value) for value in page["volumes"]]
         return sorted(found, key=lambda volume: volume.name)
 
     async def show(self, name: str) -> VolumeInfo:
@@ -161,7 +165,8 @@ class Cluster:
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a volume and its data. Busy while somebody holds it, unless ``force``."""
         name = uri.parse(name).name
-        await self._call_owner(name, "metadata.delete_volume", {"force": force}, timeout=30.0)
+        params = {"force": force, "request": secrets.token_hex(16)}
+        await self._call_owner(name, "metadata.delete_volume", params, timeout=30.0)
         self._owner.pop(name, None)
 
     async def attach(
@@ -186,21 +191,20 @@ class Cluster:
         read_only = read_only or _read_only(address)
         if io_timeout is None:
             io_timeout = _seconds(address.options.get("io_timeout", "60"))
-        async with asyncio.timeout(timeout + CALL_TIMEOUT):
-            volume = await Attachment.open(
-                lambda method, params, wait: self._call_owner(address.name, method, params, timeout=wait),
-                self._nodes,
-                name=address.name,
-                read_only=read_only,
-                force=force,
-                io_timeout=io_timeout,
-                timeout=timeout,
-                holder={
-                    "host": self.hello.name,
-                    "pid": os.getpid(),
-                    "program": Path(sys.argv[0] or "python").name,
-                },
-            )
+        volume = await Attachment.open(
+            lambda method, params, wait: self._call_owner(address.name, method, params, timeout=wait),
+            self._nodes,
+            name=address.name,
+            read_only=read_only,
+            force=force,
+            io_timeout=io_timeout,
+            timeout=timeout,
+            holder={
+                "host": self.hello.name,
+                "pid": os.getpid(),
+                "program": Path(sys.argv[0] or "python").name,
+            },
+        )
         self._volumes = {other for other in self._volumes if not other.detached} | {volume}
         return volume
 
@@ -281,10 +285,6 @@ class Cluster:
         self, candidates: Callable[[], Awaitable[Sequence[str]]], service: str
     ) -> LeaderClient:
         return LeaderClient(candidates, service=service, hello=self.hello, secret=self._secret)
-
-
-def _rows(listed: Any) -> list[dict[str, Any]]:
-    return list(listed["volumes"] if isinstance(listed, dict) else listed)
 
 
 def _read_only(address: uri.Address) -> bool:

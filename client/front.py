@@ -27,6 +27,7 @@ CHUNK_MASK = CHUNK_SIZE - 1
 PIECE_SIZE = 1 << 20  # one record, one read request: small beside the window, large beside its overhead
 PIECES_MAX = 1 << 16  # writes in flight; the bytes behind them are the caller's or copies of them
 BYTES_MAX = 1 << 30
+REPAIRS_MAX = 64
 
 
 class _Piece(Holder):
@@ -96,6 +97,30 @@ class _Partial(_Piece):
         self.group.write(self.chunk, self.block, self.whole, self.finished, self.fua)
 
 
+class _Repair(_Piece):
+    """Read a block from a member that has it well, and write it again."""
+
+    __slots__ = ("whole",)
+
+    def __init__(self, front: Front, block: int) -> None:
+        super().__init__(front, block, block + 1, b"", _ignore, False)
+        self.exclusive = True
+
+    def granted(self) -> None:
+        self.whole = bytearray(BLOCK_SIZE)
+        self.group.read(self.chunk, self.block, memoryview(self.whole), self._read)
+
+    def _read(self, error: BaseException | None) -> None:
+        if error is not None:
+            self.finished(error)
+        else:
+            self.group.write(self.chunk, self.block, self.whole, self.finished, False)
+
+    def finished(self, error: BaseException | None) -> None:
+        self.front.repairs.discard(self.first)
+        super().finished(error)
+
+
 class _Zero(_Piece):
     """Blocks inside one chunk that shall read as zeroes."""
 
@@ -114,6 +139,27 @@ class _ZeroChunks(_Piece):
 
     def granted(self) -> None:
         self.group.zero_chunks(self.chunk, self.count, self.finished, self.fua)
+
+
+class _Flush:
+    """A flush of one group."""
+
+    __slots__ = ("done", "front", "group", "started")
+
+    def __init__(self, front: Front, group: GroupLog, done: Done) -> None:
+        self.front = front
+        self.group = group
+        self.done: Done | None = done
+        self.started = front.now()
+
+    def finished(self, error: BaseException | None) -> None:
+        self.front.flushes.pop(self, None)
+        done, self.done = self.done, None
+        if done is not None:
+            done(error)
+
+    def give_up(self, error: MoorageError) -> None:
+        self.finished(error)
 
 
 class _Join:
@@ -161,6 +207,8 @@ class Front:
         self.io_timeout = io_timeout
         self.failed: MoorageError | None = None  # terminal: fenced, lost or detached
         self.order = BlockOrder()
+        self.repairs: set[int] = set()  # volume blocks being repaired
+        self.flushes: dict[_Flush, None] = {}
         self.bytes_in_flight = 0
         self._later = later
         self._sweep: asyncio.TimerHandle | None = None
@@ -277,8 +325,24 @@ class Front:
             done(self.failed)
             return
         join = _Join(self.group_count, done)
-        for group in self.groups:
-            group.flush(join.piece_done)
+        flushes = [_Flush(self, group, join.piece_done) for group in self.groups]
+        self.flushes.update(dict.fromkeys(flushes))
+        if self._sweep is None and self.io_timeout:
+            self._arm()
+        for flush in flushes:
+            flush.group.flush(flush.finished)
+
+    def repair(self, group: GroupLog, chunk: int, block: int, count: int) -> None:
+        """Write blocks again that a replica holds badly: the log brings the good bytes to every member. A
+        bounded number at once; what is dropped is found again when it is read again."""
+        if self.failed is not None or self.read_only:
+            return
+        volume_chunk = chunk * self.group_count + self.groups.index(group)
+        first = volume_chunk * BLOCKS_PER_CHUNK + block
+        for at in range(first, first + count):
+            if at not in self.repairs and len(self.repairs) < REPAIRS_MAX:
+                self.repairs.add(at)
+                self._start(_Repair(self, at))
 
     async def block_status(self, offset: int, length: int) -> list[tuple[int, bool]]:
         """Everything counts as data: coarse, and always true."""
@@ -320,15 +384,11 @@ class Front:
         """Tell the callers of writes that took too long; the writes themselves stay in order."""
         self._sweep = None
         before = self.now() - self.io_timeout
-        late = [
-            holder
-            for holders in (self.order.active, self.order.waiting)
-            for holder in holders
-            if isinstance(holder, _Piece) and holder.started < before and holder.done is not None
-        ]
-        for piece in late:
-            piece.give_up(self._timeout(piece.group))
-        if self.order.active:
+        open_now = [*self.order.active, *self.order.waiting, *self.flushes]
+        for each in open_now:
+            if isinstance(each, _Piece | _Flush) and each.started < before and each.done is not None:
+                each.give_up(self._timeout(each.group))
+        if self.order.active or self.flushes:
             self._arm()
 
     def _timeout(self, group: GroupLog) -> NoQuorum:
@@ -360,6 +420,10 @@ def split_blocks(offset: int, length: int) -> list[tuple[int, int]]:
     head = [(offset, first - offset)] if first > offset else []
     tail = [(last, end - last)] if end > last else []
     return head + (split(first, last - first) if last > first else []) + tail
+
+
+def _ignore(error: BaseException | None) -> None:
+    pass
 
 
 def _round_up(offset: int) -> int:

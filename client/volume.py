@@ -44,7 +44,8 @@ class Volume(Front):
     Errors: :class:`~moorage.errors.Invalid` (outside the volume), :class:`~moorage.errors.ReadOnly`,
     :class:`~moorage.errors.NoSpace` (nothing was written), :class:`~moorage.errors.Fenced` (another
     process took the volume over: every later call fails the same way), :class:`~moorage.errors.NoQuorum`
-    (no outcome within ``io_timeout``: a write may still take effect, never after a later one to the same block).
+    (no outcome within ``io_timeout``: a write may still take effect, never after a later one to the same
+    block).
     """
 
     def __init__(

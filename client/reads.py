@@ -1,0 +1,343 @@
+"""Reads of one group on their way: asks members as :mod:`moorage.client.reader` decides, checks what they
+answer.
+
+Owns each read from its start to its ``done``: requests, second requests, checksums, the hand-out while the
+read lease runs, the timeout. It never decides which log is right: the source says what a read must see,
+and who may be asked.
+
+Invariants:
+- At most one request receives straight into the destination; second requests receive beside it. After
+  ``done`` no request of the read is open, so nothing touches the destination any more.
+- Only bytes that match their checksums are handed out, and only while the source's read lease runs, looked at
+  after the answer arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import xxhash
+
+from moorage.client.device import Done
+from moorage.client.nodes import NodeLink, boot_clock_ms
+from moorage.client.reader import HEDGE_FLOOR_S, HedgeBudget, choose, judge, preference
+from moorage.quorum.record import BLOCK_SIZE
+from moorage.wire.connection import Connection, Reply
+from moorage.wire.errors import Corrupt, Damaged, Fenced, MoorageError, NoQuorum, ProtocolError
+from moorage.wire.frame import READ
+from moorage.wire.log_messages import HOLES, pack_read, unpack_read_reply
+
+SWEEP_S = HEDGE_FLOOR_S / 2
+_xxh3 = xxhash.xxh3_64_intdigest
+_one_sum = struct.Struct("<Q").unpack
+_ZEROES = bytes(1 << 20)
+
+
+class ReadSource(Protocol):
+    """What a group's log knows about reads."""
+
+    @property
+    def epoch(self) -> int:
+        """Goes with every request; 0: read-only."""
+
+    def read_lsn(self, chunk: int) -> int: ...
+
+    def reads_until_ms(self) -> int: ...
+
+    def showed(self, applied: int) -> None:
+        """A read is handed out that shows the log up to there (read-only: never go back)."""
+
+    def refused_by(self, error: Fenced) -> None: ...
+
+    def waiting_for(self) -> str: ...
+
+
+class Target:
+    """A replica that may be asked. ``readable`` is the source's word: sealed, whole, not far behind."""
+
+    __slots__ = ("link", "readable", "replica")
+
+    def __init__(self, link: NodeLink, replica: int) -> None:
+        self.link = link
+        self.replica = replica
+        self.readable = False
+
+
+class ReadSweep:
+    """The clock of all reads of an attachment: one timer, and only while reads are open."""
+
+    def __init__(self, io_timeout: float) -> None:
+        self.io_timeout = io_timeout
+        self.budget = HedgeBudget()
+        self.reads: dict[Read, None] = {}
+        self.hedges = self.retries = self.bad_blocks = 0
+        self.loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, read: Read) -> None:
+        self.reads[read] = None
+        if self._timer is None:
+            self._timer = self.loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for read in list(self.reads):  # in order of their start
+            if now - read.started < HEDGE_FLOOR_S:
+                break
+            read.look(now)
+        self._timer = self.loop.call_later(SWEEP_S, self._sweep) if self.reads else None
+
+    def stop(self, error: MoorageError) -> None:
+        """End all reads, and the clock."""
+        for read in list(self.reads):
+            read.end(error)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class GroupReader:
+    """Reads of one group. ``repair(chunk, block, count)`` is told of blocks that a member holds badly;
+    ``rotation`` spreads the preferred members over groups."""
+
+    def __init__(
+        self,
+        source: ReadSource,
+        targets: Sequence[Target],
+        sweep: ReadSweep,
+        *,
+        rotation: int,
+        repair: Callable[[int, int, int], None],
+    ) -> None:
+        self.source = source
+        self.sweep = sweep
+        self.repair = repair
+        self.targets = list(targets)
+        self.order = preference([target.link.health for target in targets], rotation)
+        self.preferred = [self.targets[index] for index in self.order]
+
+    def read(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        sweep = self.sweep
+        budget = sweep.budget
+        budget.earn()
+        read = Read(self, chunk, block, into, done, sweep.loop.time())
+        sweep.add(read)
+        for target in self.preferred:
+            health = target.link.health
+            if target.readable and health.up and not health.demoted:
+                read.ask(target, read.started)
+                return
+        read.ask_another(read.started)
+
+
+class Attempt:
+    """One request to one member."""
+
+    __slots__ = ("conn", "into", "read", "request_id", "sent_at", "target")
+
+    conn: Connection
+    request_id: int
+
+    def __init__(self, read: Read, target: Target, into: memoryview, sent_at: float) -> None:
+        self.read = read
+        self.target = target
+        self.into = into
+        self.sent_at = sent_at
+
+    def on_reply(self, reply: Reply | MoorageError) -> None:
+        read = self.read
+        read.attempts.remove(self)
+        if not isinstance(reply, Reply):
+            read.refused_by(self, reply)
+            return
+        self.target.link.health.answered(self.conn.last_received, self.sent_at)
+        try:
+            applied, bad = check(reply, self.into)
+        except ProtocolError as error:
+            read.refused_by(self, error)
+            return
+        if bad:
+            read.found_bad(self, bad)  # on that member's disk, or on the way
+        else:
+            read.answered(self, applied)
+
+
+class Read:
+    """One read of whole blocks inside one chunk."""
+
+    __slots__ = (
+        "applied",
+        "attempts",
+        "bad_at",
+        "block",
+        "chunk",
+        "done",
+        "group",
+        "into",
+        "parked",
+        "refused",
+        "started",
+    )
+
+    def __init__(
+        self, group: GroupReader, chunk: int, block: int, into: memoryview, done: Done, started: float
+    ) -> None:
+        self.group = group
+        self.chunk = chunk
+        self.block = block
+        self.into = into
+        self.done = done
+        self.started = started
+        self.attempts: list[Attempt] = []
+        self.refused: list[Target] = []  # answered that they cannot, in this round
+        self.bad_at: set[int] = set()  # replicas whose copy does not match its checksum
+        self.parked = False  # the bytes are there, but no read lease runs
+        self.applied = 0
+
+    # -- asking --------------------------------------------------------------------------------------
+
+    def ask(self, target: Target, now: float) -> None:
+        conn = target.link.conn
+        if conn is None:
+            self.refused.append(target)
+            return
+        into = self.into
+        if any(attempt.into is into for attempt in self.attempts):
+            into = memoryview(bytearray(len(into)))
+        attempt = Attempt(self, target, into, now)
+        self.attempts.append(attempt)
+        source = self.group.source
+        body = pack_read(
+            target.replica,
+            source.epoch,
+            source.read_lsn(self.chunk),
+            self.chunk,
+            self.block,
+            len(into) // BLOCK_SIZE,
+        )
+        attempt.conn = conn
+        attempt.request_id = conn.request(READ, body, (), attempt.on_reply, into)
+
+    def ask_another(self, now: float) -> bool:
+        """Ask the best member that was not asked; False when there is none."""
+        group = self.group
+        out = [
+            index
+            for index, target in enumerate(group.targets)
+            if not target.readable
+            or target in self.refused
+            or any(attempt.target is target for attempt in self.attempts)
+        ]
+        index = choose([target.link.health for target in group.targets], group.order, out)
+        if index is None:
+            return False
+        self.ask(group.targets[index], now)
+        return True
+
+    def look(self, now: float) -> None:
+        """From time to time: is this read late?"""
+        sweep = self.group.sweep
+        if sweep.io_timeout and now - self.started > sweep.io_timeout:
+            self.end(self._timeout())
+        elif self.parked:
+            self.hand_out()
+        elif not self.attempts:  # all said no, or nobody was there: the next round
+            self.refused.clear()
+            self.ask_another(now)
+        else:
+            last = self.attempts[-1]
+            verdict = judge(last.target.link.health, last.sent_at, now)
+            if verdict == "silent" or (
+                verdict == "hedge" and len(self.attempts) == 1 and sweep.budget.spend()
+            ):
+                sweep.hedges += self.ask_another(now)
+
+    def _timeout(self) -> NoQuorum:
+        reason = self.group.source.waiting_for() or "the members answer too slowly"
+        return NoQuorum(f"no answer after {self.group.sweep.io_timeout:g} s: {reason}")
+
+    # -- answers -------------------------------------------------------------------------------------
+
+    def refused_by(self, attempt: Attempt, error: MoorageError) -> None:
+        if isinstance(error, Fenced):
+            self.group.source.refused_by(error)
+        elif isinstance(error, Corrupt) and not isinstance(error, Damaged | ProtocolError):
+            self.found_bad(attempt, range(len(self.into) // BLOCK_SIZE))
+            return
+        self._next(attempt)
+
+    def found_bad(self, attempt: Attempt, indices: Sequence[int]) -> None:
+        group = self.group
+        group.sweep.bad_blocks += 1
+        self.bad_at.add(attempt.target.replica)
+        if len(self.bad_at) == len(group.targets):
+            hosts = ", ".join(target.link.host for target in group.targets)
+            where = f"chunk {self.chunk}, block {self.block + indices[0]}"
+            self.end(Corrupt(f"no replica has a good copy of {where} of the group on {hosts}"))
+            return
+        group.repair(self.chunk, self.block + indices[0], indices[-1] - indices[0] + 1)
+        self._next(attempt)
+
+    def _next(self, attempt: Attempt) -> None:
+        self.group.sweep.retries += 1
+        self.refused.append(attempt.target)
+        if not self.attempts:
+            self.ask_another(self.group.sweep.loop.time())
+
+    def answered(self, attempt: Attempt, applied: int) -> None:
+        if self.attempts:
+            self._cancel_others()
+        if attempt.into is not self.into:
+            self.into[:] = attempt.into
+        self.applied = applied
+        self.hand_out()
+
+    def _cancel_others(self) -> None:
+        for attempt in self.attempts:
+            attempt.conn.cancel(attempt.request_id)
+        self.attempts.clear()
+
+    def hand_out(self) -> None:
+        source = self.group.source
+        if boot_clock_ms() >= source.reads_until_ms():
+            self.parked = True  # a frozen process that was thawed: perhaps the volume has another owner
+            return
+        source.showed(self.applied)
+        self.end(None)
+
+    def end(self, error: MoorageError | None) -> None:
+        if self.attempts:
+            self._cancel_others()
+        self.group.sweep.reads.pop(self, None)
+        self.done(error)
+
+
+def check(reply: Reply, into: memoryview) -> tuple[int, list[int]]:
+    """Compare a reply with its checksums: (applied LSN, indices of bad blocks). Holes become zeroes."""
+    applied, count, sums = unpack_read_reply(reply.body)
+    size = len(into)
+    if reply.flags & HOLES:
+        into[:] = _ZEROES[:size] if size <= len(_ZEROES) else bytes(size)
+        return applied, []
+    if count * BLOCK_SIZE != size or len(reply.payload) != size:
+        raise ProtocolError(f"a reply to READ of {len(reply.payload)} bytes where {size} were asked for")
+    if count == 1:
+        (want,) = _one_sum(sums)
+        if want and (_xxh3(into) or 1) != want:
+            return applied, [0]
+        if not want:
+            into[:] = _ZEROES[:BLOCK_SIZE]
+        return applied, []
+    bad: list[int] = []
+    at = 0
+    for index, want in enumerate(struct.unpack(f"<{count}Q", sums)):
+        block = into[at : at + BLOCK_SIZE]
+        at += BLOCK_SIZE
+        if not want:
+            block[:] = _ZEROES[:BLOCK_SIZE]
+        elif (_xxh3(block) or 1) != want:
+            bad.append(index)
+    return applied, bad

@@ -1,0 +1,406 @@
+"""One replica group of an attachment: the shell around the quorum log's writer
+(:mod:`moorage.quorum.writer`).
+
+Owns what the core must not have: connections, control calls, the queue of writes that wait for room in the
+window, and one *pump* per loop turn that carries what the core decided (completions, orders, one or few
+APPEND frames per member, however many records came). It never decides what is committed or may be read:
+the core does.
+
+Invariants:
+- Records enter the core in the order of the calls; nothing passes a queued one.
+- Nothing is submitted before all groups of the volume are SERVING.
+- After ``fail`` every ``done`` has been called, and the session is silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from moorage.client.device import Done
+from moorage.client.nodes import NodeLink, NodePool, UserKey, boot_clock_ms
+from moorage.client.reads import GroupReader, ReadSweep, Target
+from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail, Seal, SealAnswer
+from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
+from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Writer
+from moorage.wire.connection import Connection
+from moorage.wire.errors import Fenced, MoorageError, NoSpace, Unavailable
+from moorage.wire.frame import APPEND, ONEWAY
+from moorage.wire.log_messages import pack_append
+
+BATCH_BYTES = 2 << 20  # data of one APPEND; a frame may carry 8 MiB, and one record at most 4
+QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps the rest
+TAIL_BYTES = 4 << 20
+CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
+
+_WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
+_Queued = tuple[int, int, int, int, Buffer, Buffer, Done, bool]
+
+
+@dataclass
+class Shared:
+    """What the sessions of one attachment have in common."""
+
+    name: str
+    epoch: int
+    writer: int
+    capability: bytes
+    sync: bool
+    pool: NodePool
+    sweep: ReadSweep
+    moved: Callable[[], None]  # a session began to serve, or ended: look at all of them
+    wake: Callable[[], None]  # something is going on: tick fast
+    suspect: Callable[[Fenced], None]  # a member says that there is a higher epoch
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+class Member:
+    """One replica of the group, and its device's link. A :class:`~moorage.client.nodes.LinkUser`."""
+
+    def __init__(self, group: GroupSession, replica: int, device: str, host: str, address: str) -> None:
+        self.key: UserKey = (replica, group.epoch)
+        self.replica = replica
+        self.host = host
+        self.group = group
+        self.session = 0  # of the SEAL that was answered on the connection that is up now
+        self.link: NodeLink = group.shared.pool.link(device, host, address)
+        self.target = Target(self.link, replica)
+
+    @property
+    def conn(self) -> Connection | None:
+        return self.link.conn
+
+    def link_up(self, conn: Connection) -> None:
+        self.group.writer.connected(self.replica)
+        self.group.kick()
+
+    def link_down(self, error: MoorageError) -> None:
+        self.session = 0
+        self.target.readable = False
+        self.group.writer.disconnected(self.replica)
+        self.group.kick()
+
+    def acknowledged(self, fields: tuple[int, int, int, int, int, int, int, int]) -> None:
+        self.group.writer.ack(*fields)
+        self.group.kick()
+
+    def refused(self, fields: tuple[int, int, int, int, int, int]) -> None:
+        self.group.writer.nack(*fields)
+        self.group.kick()
+
+    def lease_promised(self, sent_ms: int) -> None:
+        if self.session:
+            self.group.writer.lease_renewed(self.replica, self.session, sent_ms)
+
+
+class GroupSession:
+    """A :class:`~moorage.client.group.GroupLog` over the quorum log. ``group``: as metadata describes it."""
+
+    def __init__(
+        self, shared: Shared, group: dict[str, Any], repair: Callable[[GroupSession, int, int, int], None]
+    ) -> None:
+        self.shared = shared
+        self.epoch = shared.epoch
+        self.index: int = group["group"]
+        self.failed: MoorageError | None = None
+        self.serving = False
+        rows = group["members"]
+        self.writer = Writer(
+            epoch=shared.epoch,
+            writer=shared.writer,
+            members=tuple(row["replica"] for row in rows),
+            sync=shared.sync,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[_Queued] = deque()
+        self._kicked = False
+        self._busy = True
+        self.members = [
+            Member(self, row["replica"], row["device"], row["host"], row["address"] or "") for row in rows
+        ]
+        self._by_replica = {member.replica: member for member in self.members}
+        self.reader = GroupReader(
+            self,
+            [member.target for member in self.members],
+            shared.sweep,
+            rotation=self.index + self.members[0].replica,
+            repair=lambda chunk, block, count: repair(self, chunk, block, count),
+        )
+        self.read = self.reader.read
+
+    def start(self) -> None:
+        self.writer.tick(boot_clock_ms())
+        for member in self.members:
+            self.shared.pool.join(member, member.link)
+        self.kick()
+
+    # -- GroupLog ------------------------------------------------------------------------------------
+
+    def write(self, chunk: int, block: int, data: Buffer, done: Done, fua: bool) -> None:
+        self._submit((_WRITE, chunk, block, len(data) // BLOCK_SIZE, block_sums(data), data, done, fua))
+
+    def zero(self, chunk: int, block: int, count: int, done: Done, fua: bool) -> None:
+        self._submit((_ZERO, chunk, block, count, b"", b"", done, fua))
+
+    def zero_chunks(self, chunk: int, count: int, done: Done, fua: bool) -> None:
+        self._submit((_ZERO_CHUNKS, chunk, 0, count, b"", b"", done, fua))
+
+    def flush(self, done: Done) -> None:
+        if self.failed is not None or self.shared.sync:
+            done(self.failed)
+            return
+        self.writer.flush(done)
+        self.kick()
+
+    def waiting_for(self) -> str:
+        troubles = [text for text in map(self._trouble, self.members) if text]
+        if not troubles:
+            return ""
+        return f"waiting for {len(troubles)} of {len(self.members)}: {', '.join(troubles)}"
+
+    def _trouble(self, member: Member) -> str:
+        return member.link.trouble() or ("" if member.session else f"{member.host} has not joined yet")
+
+    # -- ReadSource ----------------------------------------------------------------------------------
+
+    def read_lsn(self, chunk: int) -> int:
+        return self.writer.read_lsn(chunk)
+
+    def reads_until_ms(self) -> int:
+        return self.writer.reads_until_ms()
+
+    def showed(self, applied: int) -> None:
+        pass  # a writer's own acknowledgements say what a read must see
+
+    def refused_by(self, error: Fenced) -> None:
+        self.shared.suspect(error)
+
+    # -- submitting ----------------------------------------------------------------------------------
+
+    def _submit(self, record: _Queued) -> None:
+        if self.failed is not None:
+            record[6](self.failed)
+        elif self._queue or not self.serving or not self._enter(record):
+            self._queue.append(record)
+        self.kick()
+
+    def _enter(self, record: _Queued) -> bool:
+        """Give it to the core; False when it has to wait."""
+        kind, chunk, block, count, sums, data, done, fua = record
+        stable_later = fua and not self.shared.sync
+        lsn = self.writer.submit(kind, chunk, block, count, sums, data, None if stable_later else done)
+        if lsn == WAIT:
+            return False
+        if lsn == NO_SPACE:
+            done(NoSpace(self._no_space()))
+        elif stable_later:
+            self.writer.flush(done, lsn)
+        return True
+
+    def _no_space(self) -> str:
+        hosts = ", ".join(member.host for member in self.members)
+        return (
+            f"no room for volume {self.shared.name!r} at a majority of {hosts}: "
+            "discard what is not needed, or add space"
+        )
+
+    # -- the pump ------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """Run the pump in the next loop turn."""
+        if not self._kicked:
+            self._kicked = True
+            self._busy = True
+            self._loop.call_soon(self._pump)
+            self.shared.wake()
+
+    def _pump(self) -> None:
+        writer = self.writer
+        if self.failed is not None:
+            return
+        for done in writer.take_done():  # what they call submits more: it goes out with this turn
+            self._tell(done, None)
+        queue = self._queue
+        while queue and self.serving and self._enter(queue[0]):
+            queue.popleft()
+        for order in writer.take_orders():
+            self._perform(order)
+        for member in self.members:
+            self._send(member)
+        readable = writer.readable()
+        for member in self.members:
+            member.target.readable = member.replica in readable
+        self._kicked = False
+        if writer.ended is not None or (not self.serving and writer.phase is Phase.SERVING):
+            self.shared.moved()
+
+    def _send(self, member: Member) -> None:
+        conn = member.conn
+        if conn is None:
+            return
+        take, replica = self.writer.take_batch, member.replica
+        while conn.write_queue_size < QUEUE_BYTES:  # else: with the next acknowledgement or tick
+            batch = take(replica, BATCH_BYTES)
+            if batch is None:
+                return
+            head = pack_append(
+                replica,
+                self.shared.writer,
+                self.epoch,
+                batch.prev_epoch,
+                batch.prev_lsn,
+                batch.commit,
+                batch.session,
+                batch.count,
+            )
+            conn.send(ONEWAY, APPEND, 0, head + batch.heads, batch.buffers, batch.flags)
+
+    def tick(self, now_ms: int) -> bool:
+        """Time passes; True while something is going on (tick again soon)."""
+        if self.failed is not None:
+            return False
+        busy, self._busy = self._busy or bool(self._queue), False
+        self.writer.tick(now_ms)
+        if not self._kicked:
+            self._kicked = True
+            self._pump()
+        return busy or not self.serving
+
+    # -- orders --------------------------------------------------------------------------------------
+
+    def _perform(self, order: Order) -> None:
+        match order:
+            case Seal(replica, session):
+                self._control(replica, session, self._seal(self._by_replica[replica], session))
+            case ReadTail(replica, session):
+                self._control(replica, session, self._read_tail(self._by_replica[replica], order))
+            case CopyOrder(replica, session):
+                self._control(replica, session, self._copy(self._by_replica[replica], order))
+            case ConfigurationReady():
+                raise NotImplementedError("membership changes are not ordered yet")
+
+    def _control(self, replica: int, session: int, work: Coroutine[Any, Any, None]) -> None:
+        """Run a control call in a task; its error goes to the core."""
+
+        async def run() -> None:
+            try:
+                await work
+            except MoorageError as error:
+                if self.failed is None:
+                    self.writer.refused(replica, session, error)
+                    self.kick()
+
+        self.shared.spawn(run(), f"{self.shared.name} group {self.index} replica {replica:x}")
+
+    async def _call(
+        self, member: Member, session: int, method: str, params: dict[str, Any]
+    ) -> tuple[Any, memoryview]:
+        conn = member.conn
+        if conn is None:
+            raise Unavailable(f"{member.host} is not connected")
+        common = {
+            "replica": member.replica,
+            "epoch": self.epoch,
+            "writer": self.shared.writer,
+            "session": session,
+        }
+        answer = await conn.call(method, common | params, timeout=CALL_S)
+        if conn is not member.conn or self.failed is not None:
+            raise Unavailable(f"{member.host}: the connection changed meanwhile")
+        return answer
+
+    async def _seal(self, member: Member, session: int) -> None:
+        answer, _ = await self._call(member, session, "node.seal", {"capability": self.shared.capability})
+        self.writer.sealed(member.replica, session, SealAnswer.unpack(answer))
+        member.session = session
+        promised_ms = member.link.promised_ms
+        if promised_ms:
+            self.writer.lease_renewed(member.replica, session, promised_ms)
+        self.kick()
+
+    async def _read_tail(self, member: Member, order: ReadTail) -> None:
+        lsn = order.from_lsn
+        while lsn <= order.to_lsn:
+            params = {"from_lsn": lsn, "to_lsn": order.to_lsn, "max_bytes": TAIL_BYTES}
+            heads, data = await self._call(member, order.session, "node.tail", params)
+            records = decode_batch(heads, data)
+            if not records:
+                raise Unavailable(f"{member.host} gave no record of {lsn} to {order.to_lsn}")
+            lsn = records[-1].lsn + 1
+            self.writer.tail(member.replica, order.session, records)
+            self.kick()
+
+    async def _copy(self, member: Member, order: CopyOrder) -> None:
+        source = self._by_replica[order.source]
+        where = {
+            "address": source.link.channel.address,
+            "device": source.link.device,
+            "replica": source.replica,
+        }
+        params = {"base": list(order.base), "fresh": order.fresh, "source": where}
+        await self._call(member, order.session, "node.copy", params)
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def fail(self, error: MoorageError) -> None:
+        """End: everything that waits fails with ``error`` (writes that were sent: outcome unknown)."""
+        if self.failed is not None:
+            return
+        self.failed = error
+        for done in self.writer.take_done():  # these are done: say so
+            self._tell(done, None)
+        for done in self.writer.take_unfinished():
+            self._tell(done, error)
+        queue, self._queue = self._queue, deque()
+        for record in queue:
+            self._tell(record[6], error)
+
+    async def release(self) -> None:
+        """Let go of the read leases, so that the next writer need not wait for them; then of the links."""
+        params = {"epoch": self.epoch, "writer": self.shared.writer}
+        calls = [
+            member.conn.call("node.release", {"replica": member.replica, **params}, timeout=1.0)
+            for member in self.members
+            if member.conn is not None and member.session
+        ]
+        await asyncio.gather(*calls, return_exceptions=True)  # best effort: they run out by themselves
+
+    def leave(self) -> None:
+        for member in self.members:
+            self.shared.pool.leave(member, member.link)
+
+    def _tell(self, done: Done | None, error: BaseException | None) -> None:
+        if done is None:
+            return
+        try:
+            done(error)
+        except Exception as exc:  # a mistake in one caller's callback must not cost others their answer
+            context = {"message": "callback of an operation failed", "exception": exc}
+            self._loop.call_exception_handler(context)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "group": self.index,
+            "phase": self.writer.phase.name.lower(),
+            "commit": self.writer.commit,
+            "waiting_for": self.waiting_for(),
+            "queued": len(self._queue),
+            "members": [
+                {
+                    "host": member.host,
+                    "device": member.link.device,
+                    "replica": member.replica,
+                    "state": self._trouble(member) or "ok",
+                }
+                for member in self.members
+            ],
+        }
