@@ -172,11 +172,11 @@ class Handlers:
         now = records.volume_by_id(kv, found)
         if now is not None and now["state"] == records.READY:
             return now
-        error = kv.get(records.REQUESTS + request)["error"]
+        ended_in = (kv.get(records.REQUESTS + request) or {}).get("error")
         with contextlib.suppress(DeadlineExceeded):  # the name should be free when its creator hears of it
             await self._freed(found, timeout, "the rollback")
-        if error is not None:
-            raise records.error_from_record(error)
+        if ended_in is not None:
+            raise records.error_from_record(ended_in)
         raise NotFound(f"volume {volume['name']!r} was deleted meanwhile")
 
     async def _freed(self, found: int, timeout: float, what: str) -> None:
