@@ -27,7 +27,7 @@ from collections.abc import Callable
 from moorage.quorum import history as epochs
 from moorage.quorum.lease import LEASE_MS, GrantedLease
 from moorage.quorum.orders import Append, Apply, Effect, Note, Pull, SealAnswer, Sync
-from moorage.quorum.record import HEAD_SIZE, Kind, Position, Record
+from moorage.quorum.record import HEAD_SIZE, ZERO_POSITION, Kind, Position, Record
 from moorage.quorum.state import CopyState, MemberState
 from moorage.wire.errors import Fenced, Stale, invariant, violated
 
@@ -38,6 +38,7 @@ NO_SESSION = 2  # no SEAL of this session is known (the member restarted): seal 
 GAP = 3  # the record before is not here: send again from ``matched + 1``
 NO_ROOM = 4  # more bytes than were granted, or more pending records than are kept
 BEHIND = 5  # a read: this member cannot show that LSN yet; ask another one
+STALLED = 6  # sent by the shell of a member that is being copied: its source fails, another one is needed
 
 # flags of APPEND
 FLUSH = 1  # make what was received durable now (writeback)
@@ -71,6 +72,7 @@ class Member:
         "_pull",
         "_quiet_until",
         "_seal",
+        "_seal_session",
         "_tail_from",
         "_ticket",
         "_unsynced",
@@ -111,6 +113,7 @@ class Member:
         self._applied = state.commit  # last LSN that an Apply was given out for
         self._seal: tuple[int, GrantedLease] | None = None  # ticket that an unanswered SEAL waits for
         self._answered = False
+        self._seal_session = 0
         self._dirty = False
         self._quiet_until = 0  # no acknowledgement before this ticket is durable
         self._whole_ticket = 0
@@ -142,7 +145,7 @@ class Member:
         else:
             self._sync()
         self._keep_lease()
-        self.session = session
+        self.session = self._seal_session = session
         self.charged = self.space_limit = 0
         self.full = self._answered = self._dirty = False
         self._seal = (self._ticket, lease)
@@ -189,7 +192,7 @@ class Member:
             newest=state.newest,
             whole=self.whole,
             damaged=bool(state.damaged),
-            base=state.base,
+            base=state.copy.base if state.copy is not None else ZERO_POSITION,
             tail_from=self._tail_from(),
             space_limit=self.space_limit,
             full=self.full,
@@ -206,10 +209,12 @@ class Member:
         if (epoch, writer) != (self.state.epoch, self.state.writer):
             self._held_until_ms = 0
 
-    def holds_session(self, session: int, epoch: int, writer: int) -> bool:
-        """Whether this is the session that is served now (a heartbeat or tail read of another is refused)."""
+    def sealed_by(self, session: int, epoch: int, writer: int) -> bool:
+        """Whether this SEAL is the one that was answered last (a heartbeat, tail read or copy of another
+        is refused)."""
         state = self.state
-        return self._answered and session == self.session and (epoch, writer) == (state.epoch, state.writer)
+        promised = (state.epoch, state.writer)
+        return self._answered and session == self._seal_session and (epoch, writer) == promised
 
     # -- records -------------------------------------------------------------------------------------
 
@@ -421,20 +426,23 @@ class Member:
         self, session: int, epoch: int, writer: int, source: object, base: Position, fresh: bool
     ) -> None:
         """Become a copy: forget the log, begin it anew behind ``base``, and pull what is missing from
-        ``source``. The order for the base that it has already resumes (perhaps with another source).
-        Raises :class:`Stale` for another session or a base that is not ahead."""
-        if not self.holds_session(session, epoch, writer):
-            raise Stale("the session of this copy is over")
+        ``source``. The order for the base that it has already resumes (perhaps with another source). It
+        begins a new session: what was acknowledged before is not confused with what comes.
+        Raises :class:`Stale` for an old session, or a base that is not ahead."""
         state = self.state
+        if (epoch, writer) != (state.epoch, state.writer) or not self._answered or session <= self.session:
+            raise Stale("the session of this copy is over")
         resume = state.copy is not None and not fresh and state.copy.base == base
         if not resume:
             if not fresh and base.lsn <= state.commit:
                 raise Stale("the base of a copy must be ahead of the replica", commit=state.commit)
             self._begin_copy(base, fresh)
+        self.session = session
+        self.space_limit -= self.charged
+        self.charged = 0
+        self._dirty = True
         copy = state.copy
-        if copy is None:
-            violated("a copy without its state", replica=state.replica)
-        if not copy.copied:
+        if copy is not None and not copy.copied:
             self._pull += 1
             self._effects.append(Pull(self._pull, source, base, copy.above, fresh, resume))
 
@@ -453,7 +461,6 @@ class Member:
         self._unsynced = deque((ticket, 0) for ticket, _ in self._unsynced)
         self._note()
         self._quiet_until = self._ticket
-        self._dirty = True
 
     def pulled(self, number: int, position: Position) -> bool:
         """A source that had applied ``position`` sent blocks: note it before they are logged. False: this

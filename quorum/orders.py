@@ -81,8 +81,8 @@ class SealAnswer:
     ``vote``: the position that counts when a log is chosen. ``last``: position of the last record of its
     log, the same as ``vote`` unless it is copying. ``history``: epochs of that log from at least the commit
     LSN up. ``newest``: the greatest position that may have left a trace in its index. ``tail_from``: the
-    lowest LSN that it can still hand out as a record. ``base``: LSN behind which its log begins when
-    it is not whole. ``space_limit``: see ``Member.grant``.
+    lowest LSN that it can still hand out as a record. ``base``: position behind which its log begins when
+    it is being copied. ``space_limit``: see ``Member.grant``.
     """
 
     epoch: int
@@ -93,7 +93,7 @@ class SealAnswer:
     newest: Position
     whole: bool
     damaged: bool
-    base: int
+    base: Position
     tail_from: int
     space_limit: int
     full: bool
@@ -101,22 +101,13 @@ class SealAnswer:
     def pack(self) -> list[Any]:
         """A msgpack-able list."""
         history = [list(entry) for entry in self.history]
-        positions = [list(self.vote), list(self.last), list(self.newest)]
+        positions = [list(self.vote), list(self.last), list(self.newest), list(self.base)]
         flags = [self.whole, self.damaged, self.full]
-        return [
-            self.epoch,
-            positions,
-            self.commit,
-            history,
-            flags,
-            self.base,
-            self.tail_from,
-            self.space_limit,
-        ]
+        return [self.epoch, positions, self.commit, history, flags, self.tail_from, self.space_limit]
 
     @classmethod
     def unpack(cls, packed: list[Any]) -> SealAnswer:
-        epoch, (vote, last, newest), commit, history, flags, base, tail_from, space_limit = packed
+        epoch, (vote, last, newest, base), commit, history, flags, tail_from, space_limit = packed
         whole, damaged, full = flags
         return cls(
             epoch=epoch,
@@ -127,7 +118,7 @@ class SealAnswer:
             newest=Position(*newest),
             whole=whole,
             damaged=damaged,
-            base=base,
+            base=Position(*base),
             tail_from=tail_from,
             space_limit=space_limit,
             full=full,
@@ -159,8 +150,8 @@ class ReadTail:
 
 @dataclass(frozen=True, slots=True)
 class CopyOrder:
-    """Send ``copy`` to this member. ``source`` is a replica id: the shell adds its address. An error goes to
-    ``writer.refused``."""
+    """Send ``copy`` to this member: success goes to ``writer.copy_started``, an error to ``writer.refused``.
+    ``session`` is the new session that it begins. ``source`` is a replica id: the shell adds its address."""
 
     replica: int
     session: int

@@ -22,40 +22,43 @@ One writer serves one group. The shell serves nothing of a volume before *all* i
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any
 
-from moorage.quorum.majority import Configuration
-from moorage.quorum.orders import Order, SealAnswer
-from moorage.quorum.record import Buffer, Record
-from moorage.wire.errors import MoorageError
+from moorage.quorum.counting import Phase
+from moorage.quorum.majority import reached_by_majority
+from moorage.quorum.member import FLUSH
+from moorage.quorum.orders import Order
+from moorage.quorum.peer import Peer, Status
+from moorage.quorum.record import LSN_MAX, Buffer, Kind, Record
+from moorage.quorum.recovery import Recovery
+from moorage.quorum.window import Entry, cost
+from moorage.wire.errors import LimitExceeded, invariant
+
+__all__ = ["NO_SPACE", "TICK_MS", "WAIT", "Batch", "Phase", "Status", "Writer"]
 
 TICK_MS = 10
-WINDOW_BYTES = 64 << 20
-WINDOW_RECORDS = 16_384
-READ_MAP_CHUNKS = 8_192
+BATCH_RECORDS_MAX = 512
+BATCH_HEADS_MAX = 512 << 10  # bytes of heads: well below the limit of a frame's body
 
 # outcomes of ``submit``
 WAIT = 0  # not now: the window is full, or too few members are there; try again after the next events
 NO_SPACE = -1  # a majority of the members has no room: ENOSPC, nothing was sent
 
-
-class Phase(IntEnum):
-    SEALING = 1
-    TAIL = 2
-    BARRIER = 3
-    SERVING = 4
+_WRITE = int(Kind.WRITE)
 
 
 class Batch:
     """One APPEND to send: ``pack_append(replica, writer, epoch, prev_epoch, prev_lsn, commit, session, count)
     + heads`` is the body, ``buffers`` the payload, ``flags`` the flags of the frame. The buffers must not
-    change before they have left; ``heads`` and ``buffers`` may be shared with other members' batches."""
+    change before they have left; ``heads`` and ``buffers`` may be shared with other members' batches.
+    ``records``: the same, for who wants no bytes."""
 
     __slots__ = (
+        "asked",
         "buffers",
         "commit",
         "count",
+        "end",
         "flags",
         "heads",
         "prev_epoch",
@@ -64,87 +67,24 @@ class Batch:
         "session",
     )
 
-    session: int
-    prev_epoch: int
-    prev_lsn: int
-    commit: int
-    flags: int
-    count: int
-    heads: bytes
-    buffers: list[Buffer]
-    records: list[Record]  # the same, for who wants no bytes (the simulation)
+    def __init__(self, prev_epoch: int, prev_lsn: int, records: list[Record], heads: bytes) -> None:
+        self.prev_epoch = prev_epoch
+        self.prev_lsn = prev_lsn
+        self.records = records
+        self.heads = heads
+        self.buffers: list[Buffer] = []
+        self.count = len(records)
+        self.end = 0
+        self.asked = (0, 0, 0)
+        self.session = self.commit = self.flags = 0
 
 
-class Writer:
+class Writer(Recovery):
     """See the module. ``members``: replica ids of the configuration; ``learners``: replicas that a membership
-    change has already created; ``sync``: durability mode of the volume."""
+    change has already created; ``sync``: durability mode of the volume. Public state: ``phase``, ``ended``,
+    ``commit`` (every record up to it is done), ``durable`` (at a majority), ``barrier``, ``peers``."""
 
-    phase: Phase
-    ended: MoorageError | None
-    commit: int  # greatest committed LSN: every record up to it is done
-    durable: int  # greatest LSN that a majority holds durably (in sync mode the same)
-
-    def __init__(
-        self,
-        *,
-        epoch: int,
-        writer: int,
-        members: Configuration,
-        learners: Configuration = (),
-        sync: bool,
-        window_bytes: int = WINDOW_BYTES,
-        window_records: int = WINDOW_RECORDS,
-    ) -> None:
-        raise NotImplementedError
-
-    # -- events from members -------------------------------------------------------------------------
-
-    def connected(self, replica: int) -> None:
-        """A new connection to this member's device is up: a Seal order with a new session follows."""
-        raise NotImplementedError
-
-    def disconnected(self, replica: int) -> None:
-        """Its connection ended: nothing of that session counts any more, but for what it had acknowledged."""
-        raise NotImplementedError
-
-    def sealed(self, replica: int, session: int, answer: SealAnswer) -> None:
-        """The answer to a Seal order."""
-        raise NotImplementedError
-
-    def refused(self, replica: int, session: int, error: MoorageError) -> None:
-        """A Seal, ReadTail or CopyOrder failed. ``Fenced`` ends the writer; ``NoReplica`` counts as dead; for
-        all others a new Seal order follows after a while, if still connected."""
-        raise NotImplementedError
-
-    def tail(self, replica: int, session: int, records: list[Record]) -> None:
-        """Records asked for with ReadTail, a piece in order, at least one record each."""
-        raise NotImplementedError
-
-    def ack(
-        self,
-        replica: int,
-        epoch: int,
-        received: int,
-        durable: int,
-        applied: int,
-        limit: int,
-        session: int,
-        flags: int,
-    ) -> None:
-        """An ACK (same order of fields as on the wire). Of an old session or epoch: ignored."""
-        raise NotImplementedError
-
-    def nack(self, replica: int, epoch: int, promised: int, received: int, session: int, code: int) -> None:
-        """A NACK (same order of fields as on the wire)."""
-        raise NotImplementedError
-
-    def lease_renewed(self, replica: int, session: int, sent_ms: int) -> None:
-        """The heartbeat sent at ``sent_ms`` on this session's connection was answered."""
-        raise NotImplementedError
-
-    def tick(self, now_ms: int) -> None:
-        """Time passes: commit notices, probes, retries, copies."""
-        raise NotImplementedError
+    _shared: Batch | None = None
 
     # -- the application -----------------------------------------------------------------------------
 
@@ -154,66 +94,193 @@ class Writer:
         """Give a record the next LSN and queue it for all members. Returns the LSN, WAIT or NO_SPACE. ``tag``
         comes back from ``take_done`` when it is committed (None: nobody asks). ``sums`` and ``data`` must
         stay unchanged as long as the window holds the record: hand them over. Only while SERVING."""
-        raise NotImplementedError
+        window = self.window
+        if self.phase is not Phase.SERVING or self.ended is not None:
+            return WAIT
+        if window.bytes >= self.window_bytes or len(window.entries) >= self.window_records:
+            self._trim()
+            if window.bytes >= self.window_bytes or len(window.entries) >= self.window_records:
+                return WAIT
+        end = window.end
+        if kind == _WRITE:
+            end += cost(sums, data)
+            if end > self._space_end:
+                return NO_SPACE if self._no_space(end) else WAIT
+        lsn = window.last + 1
+        if lsn > LSN_MAX:
+            self._end(LimitExceeded(f"LSN {lsn} is past the end of the log"))
+            return WAIT
+        window.add(Entry(self.epoch, lsn, kind, chunk, block, count, sums, data, end, tag))
+        return lsn
 
     def flush(self, tag: Any, lsn: int = 0) -> None:
         """``tag`` comes back from ``take_done`` once all that is committed now, or all up to ``lsn`` (FUA),
         is durable at a majority. At once in sync mode, when ``lsn`` is not given."""
-        raise NotImplementedError
+        lsn = lsn or self.commit
+        if lsn <= self.durable:
+            self._done.append(tag)
+            return
+        self._flushes.append((lsn, tag))
+        self._flush_to = max(self._flush_to, lsn)
 
     def take_done(self) -> list[Any]:
         """Tags of records that were committed and of flushes that are complete."""
-        raise NotImplementedError
+        done = self._done
+        if done:
+            self._done = []
+            self._trim()
+        return done
 
     def take_unfinished(self) -> list[Any]:
         """After ``ended``: the tags that never came back, writes in the order of their LSNs, then flushes.
         Their outcome is unknown."""
-        raise NotImplementedError
+        entries = self.window.entries
+        tags = [
+            entries[lsn].tag for lsn in range(max(self.commit + 1, self.window.first), self.window.last + 1)
+        ]
+        flushes = [tag for _, tag in self._flushes]
+        self._flushes.clear()
+        return [tag for tag in tags if tag is not None] + flushes
 
     def read_lsn(self, chunk: int) -> int:
         """The LSN that a read in this chunk must see (the last write acknowledged there, at least the
         barrier)."""
-        raise NotImplementedError
+        return self.reads.must_see(chunk)
 
     def readable(self) -> list[int]:
-        """Replicas that may be asked for reads now: sealed, whole, and not far behind."""
-        raise NotImplementedError
-
-    def reads_until_ms(self) -> int:
-        """Until when reads may be handed to the application: a majority's read leases run so long. Check with
-        the clock *after* the answer of the read arrived."""
-        raise NotImplementedError
+        """Replicas that may be asked for reads now: sealed in this session, and whole."""
+        return [peer.replica for peer in self.peers.values() if peer.status is Status.STREAMING]
 
     # -- drains ------------------------------------------------------------------------------------------
 
     def take_orders(self) -> list[Order]:
         """Control messages to send."""
-        raise NotImplementedError
+        orders = self._orders
+        if orders:
+            self._orders = []
+        return orders
 
     def take_batch(self, replica: int, bytes_max: int) -> Batch | None:
-        """The next APPEND for this member: at most ``bytes_max`` bytes of data (at least one record), or a
-        notice without records; None when there is nothing to send now."""
-        raise NotImplementedError
+        """The next APPEND for this member: at most ``bytes_max`` bytes of data (but at least one record), or
+        a notice without records; None when there is nothing to send now."""
+        peer = self.peers.get(replica)
+        if peer is None or peer.status < Status.COPYING or self.ended is not None:
+            return None
+        window = self.window
+        lsn = peer.next
+        batch = None
+        if window.first <= lsn <= window.last:
+            shared = self._shared
+            if shared is None or shared.asked != (lsn, window.last, bytes_max):
+                shared = self._gather(lsn, bytes_max)
+            batch = self._limited(peer, shared)
+        if batch is None:
+            return self._notice(peer)
+        peer.next = lsn + batch.count
+        return self._address(peer, batch)
 
-    # -- membership change -----------------------------------------------------------------------------
+    def _gather(self, lsn: int, bytes_max: int) -> Batch:
+        """A batch from ``lsn`` on, as one member after the other will ask for it."""
+        window = self.window
+        entries = window.entries
+        records: list[Record] = []
+        heads: list[bytes] = []
+        buffers: list[Buffer] = []
+        size = heads_size = 0
+        end = 0
+        for at in range(lsn, min(window.last, lsn + BATCH_RECORDS_MAX - 1) + 1):
+            entry = entries[at]
+            data_size = len(entry.data)
+            head = entry.head
+            if records and (size + data_size > bytes_max or heads_size + len(head) > BATCH_HEADS_MAX):
+                break
+            size += data_size
+            heads_size += len(head)
+            records.append(entry)
+            heads.append(head)
+            if data_size:
+                buffers.append(entry.data)
+            end = entry.end
+        batch = Batch(window.position_at(lsn - 1).epoch, lsn - 1, records, b"".join(heads))
+        batch.buffers = buffers
+        batch.end = end
+        batch.asked = (lsn, window.last, bytes_max)
+        self._shared = batch
+        return batch
 
-    def change(self, members: Configuration) -> None:
-        """Metadata wishes this configuration: new replicas become learners; once they are caught up the
-        writer needs both majorities, and orders ConfigurationReady when a record was committed that way."""
-        raise NotImplementedError
+    def _limited(self, peer: Peer, shared: Batch) -> Batch | None:
+        """As much of the batch as this member has granted space for (recovered records need no grant)."""
+        if shared.end <= peer.limit_end or shared.end <= peer.limit_base:
+            return shared
+        entries = self.window.entries
+        count = 0
+        while count < shared.count and entries[peer.next + count].end <= peer.limit_end:
+            count += 1
+        if not count:
+            return None
+        records = shared.records[:count]
+        heads = b"".join(entries[record.lsn].head for record in records)
+        batch = Batch(shared.prev_epoch, shared.prev_lsn, records, heads)
+        batch.buffers = [record.data for record in records if len(record.data)]
+        return batch
 
-    def change_committed(self) -> None:
-        """Metadata committed it: the new configuration alone counts from now on."""
-        raise NotImplementedError
+    def _address(self, peer: Peer, shared: Batch) -> Batch:
+        """The batch with what differs from member to member."""
+        batch = Batch(shared.prev_epoch, shared.prev_lsn, shared.records, shared.heads)
+        batch.buffers = shared.buffers
+        batch.session = peer.session
+        batch.commit = peer.commit_sent = self.commit
+        peer.notice = False
+        if peer.flush_sent < self._flush_to < peer.next and not self.sync:
+            peer.flush_sent = self._flush_to
+            batch.flags = FLUSH
+        return batch
 
-    def change_refused(self) -> None:
-        """Metadata certainly did not and will not commit it: back to the old one."""
-        raise NotImplementedError
+    def _notice(self, peer: Peer) -> Batch | None:
+        """No record to send: the commit LSN, the position where the logs match, a wish to flush."""
+        flush = peer.flush_sent < self._flush_to < peer.next and not self.sync
+        if not (peer.notice or flush):
+            return None
+        prev = peer.next - 1
+        return self._address(peer, Batch(self.window.position_at(prev).epoch, prev, [], b""))
+
+    # -- for people and tests ----------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """For people: phase, positions, and per member its state and since when ("waiting for ...")."""
-        raise NotImplementedError
+        """Phase, positions, and per member its state ("waiting for ...")."""
+        return {
+            "phase": self.phase.name,
+            "epoch": self.epoch,
+            "commit": self.commit,
+            "durable": self.durable,
+            "last": self.window.last,
+            "configurations": [list(members) for members in self.configurations],
+            "members": {
+                peer.replica: {
+                    "status": peer.status.name,
+                    "reason": peer.reason,
+                    "received": peer.received,
+                    "durable": peer.durable,
+                    "applied": peer.applied,
+                }
+                for peer in self.peers.values()
+            },
+        }
 
     def validate(self) -> None:
         """Whole-state check, for tests and simulation."""
-        raise NotImplementedError
+        window = self.window
+        ids = {"commit": self.commit, "durable": self.durable, "last": window.last, "barrier": self.barrier}
+        if self.phase >= Phase.BARRIER:
+            invariant(self.commit <= window.last, "commit past the last record", **ids)
+            invariant(self.durable <= self.commit, "durable past the commit LSN", **ids)
+            invariant(window.first <= self.commit + 1, "an uncommitted record was dropped", **ids)
+            counted = min(reached_by_majority([p.value for p in peers]) for peers in self._voters)
+            invariant(counted <= max(self.commit, self.barrier - 1), "counted, not committed", **ids)
+        invariant(len(window.entries) == window.last - window.first + 1, "the window has gaps", **ids)
+        invariant(window.bytes >= 0, "negative size of the window", **ids)
+        for peer in self.peers.values():
+            here = {"replica": peer.replica, "received": peer.received, "next": peer.next}
+            if peer.sends:
+                invariant(peer.received < peer.next, "acknowledged what was not sent", **here)
+            invariant(peer.whole or not peer.value, "a member that is not whole counts", **here)

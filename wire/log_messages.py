@@ -40,7 +40,7 @@ NACK (ONEWAY, member to writer), 40 bytes:
 16     8    promised   the epoch that this member has promised
 24     8    received   as in ACK
 32     4    session    of the message that is refused
-36     4    code       1 FENCED, 2 NO_SESSION, 3 GAP, 4 NO_ROOM (``quorum.member``)
+36     4    code       1 FENCED, 2 NO_SESSION, 3 GAP, 4 NO_ROOM, 6 STALLED (``quorum.member``)
 ====== ==== ========== =====================================================================
 
 READ (REQUEST), 40 bytes:
