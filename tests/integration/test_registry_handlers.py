@@ -14,7 +14,15 @@ from moorage.registry.state import RegistryMachine
 from moorage.service.kv import KV
 from moorage.service.replicated import Replicated
 from moorage.wire.connection import Connection
-from moorage.wire.errors import IdentityConflict, Invalid, MoorageError, NameTaken, NotFound, NotLeader
+from moorage.wire.errors import (
+    Behind,
+    IdentityConflict,
+    Invalid,
+    MoorageError,
+    NameTaken,
+    NotFound,
+    NotLeader,
+)
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Router
 from moorage.wire.secret import ClusterSecret
@@ -283,6 +291,7 @@ async def test_a_copy_of_a_living_device_is_refused(registry: Registry) -> None:
 
 
 async def test_a_killed_process_is_not_waited_for(registry: Registry) -> None:
+    registry.board.timings = Timings(heartbeat_ms=60_000)
     killed, restarted = await registry.connect(), await registry.connect()
     await call(killed, "start_device", **device())
     await call(killed, "heartbeat", **beat(1))
@@ -300,6 +309,16 @@ async def test_a_silent_process_is_waited_for_one_heartbeat(registry: Registry) 
     begun = asyncio.get_running_loop().time()
     await call(restarted, "start_device", **device(old_token="t1", new_token="t2", count=9))
     assert 0.05 <= asyncio.get_running_loop().time() - begun < 2
+
+
+async def test_a_late_heartbeat_is_told_and_refuses_nobody(registry: Registry) -> None:
+    old, new = await registry.connect(), await registry.connect()
+    await call(old, "start_device", **device())
+    await call(old, "heartbeat", **beat(4))
+    await call(new, "heartbeat", **beat(6))
+    with pytest.raises(Behind, match="after a later one"):
+        await call(old, "heartbeat", **beat(5))
+    await call(new, "heartbeat", **beat(7))
 
 
 async def test_a_device_whose_count_goes_back_is_refused_for_good(registry: Registry) -> None:
