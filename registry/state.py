@@ -31,10 +31,12 @@ from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTa
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 TOKEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HOSTS_MAX = 1024
-DEVICES_MAX = 4096
-SERVICES_MAX = 4096
-LABELS_MAX = 16
+# The view of a cluster at these limits fits into one frame (1 MiB), with room for long names and reasons.
+HOSTS_MAX = 512
+DEVICES_MAX = 1024
+SERVICES_MAX = 1024
+LABELS_MAX = 8
+LABEL_SIZE_MAX = 63
 TEXT_MAX = 256
 KINDS = ("volume", "bucket")
 _MAX = {"host": HOSTS_MAX, "device": DEVICES_MAX, "service": SERVICES_MAX}
@@ -79,8 +81,9 @@ def _join_host(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
     labels = command.get("labels")
     if not isinstance(labels, dict) or len(labels) > LABELS_MAX:
         raise Invalid(f"labels: give a map of at most {LABELS_MAX} KEY=VALUE")
-    for key, value in labels.items():
-        text_of({"label": key}, "label"), text_of({"label": value}, "label")
+    for text in (*labels.keys(), *labels.values()):
+        if not isinstance(text, str) or not 0 < len(text) <= LABEL_SIZE_MAX:
+            raise Invalid(f"label {_shown(text)}: use a text of 1 to {LABEL_SIZE_MAX} characters")
     value = {"labels": labels, "address": address_of(command), "http": text_of(command, "http")}
     _put_counted(kv, "host", f"host/{name}", value)
     return {}

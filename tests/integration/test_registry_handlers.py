@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from moorage.registry import state
 from moorage.registry.handlers import RegistryHandlers
 from moorage.registry.health import HealthBoard, Timings
 from moorage.registry.state import RegistryMachine
@@ -217,6 +218,27 @@ async def test_a_device_in_the_view(registry: Registry) -> None:
     }
     status = await call(conn, "status")
     assert (status["devices"], status["hosts"], status["services"]) == ({"up": 1}, 1, 1)
+
+
+async def test_the_view_of_the_largest_cluster_fits_into_a_frame(registry: Registry) -> None:
+    conn = await registry.connect()
+    where = {
+        "address": "storage-0000.rack-00.example.org:31000",
+        "http": "storage-0000.rack-00.example.org:31001",
+    }
+    for number in range(state.HOSTS_MAX):
+        labels = {"rack": f"rack-{number // 16:04}", "zone": "europe-1", "kind": "hdd"}
+        registry.group.apply({"op": "join_host", "host": f"storage-{number:04}", "labels": labels, **where})
+    for number in range(state.DEVICES_MAX):
+        fields = device(
+            device=f"{number:032}", new_token=f"{number:032}", host=f"storage-{number // 2:04}", **where
+        )
+        registry.group.apply({"op": "start_device", **fields})
+    for number in range(state.SERVICES_MAX):
+        fields = {"service": "metadata", "group": f"m{number}", "name": f"storage-{number:04}", **where}
+        registry.group.apply({"op": "join_service", **fields})
+    view = await call(conn, "view")
+    assert [len(view[each]) for each in ("hosts", "devices", "services")] == [512, 1024, 1024]
 
 
 async def test_joining_again_needs_no_entry_in_the_log(registry: Registry) -> None:

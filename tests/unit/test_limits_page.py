@@ -32,8 +32,12 @@ ROWS = {
         Limit("Hosts", str(registry.HOSTS_MAX), "`LimitExceeded`"),
         Limit("Devices", str(registry.DEVICES_MAX), "`LimitExceeded`: the node does not start"),
         Limit("Services (members of all groups)", str(registry.SERVICES_MAX), "`LimitExceeded`"),
-        Limit("Labels of a host", str(registry.LABELS_MAX), "`Invalid`"),
-        Limit("Text (labels, addresses)", f"{registry.TEXT_MAX} characters", "`Invalid`"),
+        Limit(
+            "Labels of a host",
+            f"{registry.LABELS_MAX}, keys and values of {registry.LABEL_SIZE_MAX}",
+            "`Invalid`",
+        ),
+        Limit("Text (addresses, reasons)", f"{registry.TEXT_MAX} characters", "`Invalid`"),
         Limit(
             "Capacity of a device", f"from {human(node.CAPACITY_MIN)}", "`Invalid`: the node does not start"
         ),

@@ -185,11 +185,16 @@ def test_fields_of_the_wrong_kind_are_named(registry: Registry, changes: dict[st
 
 
 @pytest.mark.parametrize(
-    "labels", [None, {"a": 1}, {1: "a"}, {str(i): "x" for i in range(17)}, {"a": "x" * 257}]
+    "labels", [None, {"a": 1}, {1: "a"}, {str(i): "x" for i in range(9)}, {"a": "x" * 64}, {"": "x"}]
 )
 def test_labels(registry: Registry, labels: Any) -> None:
     with pytest.raises(Invalid):
         registry("join_host", host="h1", labels=labels, address="10.0.0.1:7", http="")
+
+
+def test_labels_at_their_limit(registry: Registry) -> None:
+    labels = {str(i) * 63: "x" * 63 for i in range(state.LABELS_MAX)}
+    registry("join_host", host="h1", labels=labels, address="10.0.0.1:7", http="")
 
 
 def test_a_kind_that_is_none_and_a_command_of_a_later_version(registry: Registry) -> None:
