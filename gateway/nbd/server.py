@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from moorage.client.device import BlockDevice
+from moorage.gateway.nbd.buffers import BufferPool
 from moorage.gateway.nbd.negotiation import Negotiation
 from moorage.gateway.nbd.transmission import Limits, Transmission
 from moorage.wire import errors
@@ -39,6 +40,7 @@ class NbdServer:
     def __init__(self, exports: Mapping[str, BlockDevice], *, limits: Limits | None = None) -> None:
         self._exports = exports
         self._limits = limits or Limits()
+        self._pool = BufferPool(self._limits.pooled_bytes_max)
         self._listeners: list[_Listener] = []
         self._handshakes: set[_Handshake] = set()
         self._transmissions: set[Transmission] = set()
@@ -97,7 +99,7 @@ class NbdServer:
         agreement = negotiation.agreed
         assert agreement is not None
         self._handshakes.discard(handshake)
-        transmission = Transmission(agreement, self._limits, handshake.peer, self._drained)
+        transmission = Transmission(agreement, self._limits, self._pool, handshake.peer, self._drained)
         self._transmissions.add(transmission)
         log.info("nbd export %s: client %s connected", agreement.name, handshake.peer)
         transport.set_protocol(transmission)
@@ -211,7 +213,7 @@ class _Listener:
             self._server = await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
         elif scheme == "tcp":
             host, port = _host_and_port(self.address, rest)
-            sock = _listen_tcp(self.address, host, port)
+            sock = await _listen_tcp(self.address, host, port)
             shown = f"[{host}]" if ":" in host else host
             self.address = f"tcp:{shown}:{sock.getsockname()[1]}"
             self._server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
@@ -282,11 +284,11 @@ def _host_and_port(address: str, rest: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _listen_tcp(address: str, host: str, port: int) -> socket.socket:
+async def _listen_tcp(address: str, host: str, port: int) -> socket.socket:
     try:
-        family, kind, number, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, number, _, where = found[0]
         sock = socket.socket(family, kind, number)
     except OSError as error:
         raise errors.CannotConnect(f"cannot listen on {address}: {error.strerror or error}") from error

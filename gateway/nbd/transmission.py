@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from moorage.client.device import BlockDevice
 from moorage.gateway.nbd import protocol as p
+from moorage.gateway.nbd.buffers import POOLED_SIZE_MIN, BufferPool, SentBuffers
 from moorage.gateway.nbd.negotiation import Agreement
 
 log = logging.getLogger(__name__)
@@ -49,13 +50,14 @@ _pack_simple = p.SIMPLE_REPLY.pack
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a server. The three of a connection bound its memory, whatever the client does."""
+    """Bounds of a server. Those of a connection bound its memory, whatever the client does."""
 
     connections_max: int = 128
     requests_in_flight_max: int = 256
     bytes_in_flight_max: int = 64 * 1024 * 1024
     write_buffer_max: int = 4 * 1024 * 1024
     handshake_timeout_s: float = 20.0
+    pooled_bytes_max: int = 64 * 1024 * 1024
 
 
 class _Command:
@@ -118,7 +120,12 @@ class Transmission(asyncio.BufferedProtocol):
     """
 
     def __init__(
-        self, agreement: Agreement, limits: Limits, peer: str, on_drained: Callable[[Transmission], None]
+        self,
+        agreement: Agreement,
+        limits: Limits,
+        pool: BufferPool,
+        peer: str,
+        on_drained: Callable[[Transmission], None],
     ) -> None:
         self.structured = agreement.structured
         self.replies: list[bytes | bytearray] = []
@@ -126,6 +133,8 @@ class Transmission(asyncio.BufferedProtocol):
         self._device: BlockDevice = agreement.device
         self._allocation = agreement.allocation
         self._limits = limits
+        self._pool = pool
+        self._sent = SentBuffers(pool)
         self._peer = peer
         self._on_drained = on_drained
         self._loop = asyncio.get_running_loop()
@@ -135,6 +144,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._start = 0
         self._end = 0
         self._skip = 0  # bytes of a refused write's payload still to be thrown away
+        self._refusal = b""  # its reply, due when they have come
         self._payload: memoryview | None = None  # a large write payload being received
         self._payload_filled = 0
         self._payload_write: tuple[int, int, bool] = (0, 0, False)  # cookie, offset, fua
@@ -235,6 +245,8 @@ class Transmission(asyncio.BufferedProtocol):
                 skipped = min(self._skip, end - position)
                 self._skip -= skipped
                 position += skipped
+                if not self._skip:
+                    self.replies.append(self._refusal)
             if end - position < 28:
                 break
             if self._blocked():
@@ -269,9 +281,10 @@ class Transmission(asyncio.BufferedProtocol):
         if flags & ~allowed or not 0 < length <= p.PAYLOAD_SIZE_MAX or offset + length > self._device.size:
             self._refuse_read(flags & ~allowed, cookie, offset, length)
             return
+        start = 28 if self.structured else 16
+        size = start + length
+        reply = bytearray(size) if size < POOLED_SIZE_MIN else self._pool.take(size)
         if self.structured:
-            start = 28
-            reply = bytearray(length + 28)
             p.DATA_CHUNK.pack_into(
                 reply,
                 0,
@@ -283,11 +296,9 @@ class Transmission(asyncio.BufferedProtocol):
                 offset,
             )
         else:
-            start = 16
-            reply = bytearray(length + 16)
             p.SIMPLE_REPLY.pack_into(reply, 0, p.SIMPLE_REPLY_MAGIC, 0, cookie)
         self._count += 1
-        self._bytes += length + start
+        self._bytes += size
         self._device.read_nowait(offset, memoryview(reply)[start:], _Read(self, cookie, reply).done)
 
     def _write(self, flags: int, cookie: int, offset: int, length: int, at: int, end: int) -> int:
@@ -416,10 +427,12 @@ class Transmission(asyncio.BufferedProtocol):
         self._refuse(cookie, number, str(error))
 
     def _refuse(self, cookie: int, number: int, message: str) -> None:
+        self.replies.append(self._error_reply(cookie, number, message))
+
+    def _error_reply(self, cookie: int, number: int, message: str) -> bytes:
         if self.structured:
-            self.replies.append(p.structured_error(cookie, number, message))
-        else:
-            self.replies.append(_pack_simple(p.SIMPLE_REPLY_MAGIC, number, cookie))
+            return p.structured_error(cookie, number, message)
+        return _pack_simple(p.SIMPLE_REPLY_MAGIC, number, cookie)
 
     def _refuse_read(self, bad_flags: int, cookie: int, offset: int, length: int) -> None:
         if bad_flags:
@@ -436,18 +449,24 @@ class Transmission(asyncio.BufferedProtocol):
             self.replies.append(_pack_simple(p.SIMPLE_REPLY_MAGIC, 0, cookie))
 
     def _refuse_write(self, bad_flags: int, cookie: int, offset: int, length: int) -> None:
-        """Answer a write that does not reach the device, and throw its payload away as it comes."""
+        """Throw away the payload of a write that does not reach the device, then answer it.
+
+        Not before: a client may not look for the reply to a request that it has not finished sending (libnbd
+        takes an early one for a mistake of the server and gives up).
+        """
+        if not length:
+            self.replies.append(_pack_simple(p.SIMPLE_REPLY_MAGIC, 0, cookie))
+            return
         self._skip = length
         if bad_flags:
-            self._refuse(cookie, errno.EINVAL, f"a write does not take flags 0x{bad_flags:x}")
+            refusal = errno.EINVAL, f"a write does not take flags 0x{bad_flags:x}"
         elif self._device.read_only:
-            self._refuse(cookie, errno.EPERM, "the export is read-only")
+            refusal = errno.EPERM, "the export is read-only"
         elif length > p.PAYLOAD_SIZE_MAX:
-            self._refuse(cookie, errno.EINVAL, f"a write of {length} bytes is over {p.PAYLOAD_SIZE_MAX}")
-        elif offset + length > self._device.size:
-            self._refuse(cookie, errno.ENOSPC, _out_of_bounds(offset, length, self._device.size))
-        else:  # of no bytes
-            self.replies.append(_pack_simple(p.SIMPLE_REPLY_MAGIC, 0, cookie))
+            refusal = errno.EINVAL, f"a write of {length} bytes is over {p.PAYLOAD_SIZE_MAX}"
+        else:
+            refusal = errno.ENOSPC, _out_of_bounds(offset, length, self._device.size)
+        self._refusal = self._error_reply(cookie, *refusal)
 
     def _flush_soon(self) -> None:
         if not self._flush_pending:
@@ -461,7 +480,7 @@ class Transmission(asyncio.BufferedProtocol):
         if replies:
             self.replies = []
             if not self._lost:
-                self._transport.writelines(replies)
+                self._send(replies)
         self._count -= self._completed_count
         self._bytes -= self._completed_bytes
         self._completed_count = self._completed_bytes = 0
@@ -472,6 +491,13 @@ class Transmission(asyncio.BufferedProtocol):
             self._close_when_idle()
         elif not self._blocked():
             self._loop.call_soon(self._resume)
+
+    def _send(self, replies: list[bytes | bytearray]) -> None:
+        transport, sent = self._transport, self._sent
+        sent.recycle(transport.get_write_buffer_size())
+        for reply in replies:
+            sent.note(reply)
+        transport.writelines(replies)
 
     # -- flow and end --------------------------------------------------------------------------------
 
