@@ -1,0 +1,230 @@
+"""The index on disk: LMDB, in which a checkpoint is many small transactions with the replay position last.
+
+Owns the environment, its keys and the seal on each value (xxh3 over key and value). Must never be the first
+to open an environment of a former life: ``check`` walks it in a process of its own before (a corrupt page can
+kill whoever maps it), and must never use a writable map (SIGBUS on a full disk).
+Invariant: what ``finish`` wrote is the newest thing that a crash can bring back, and everything that it
+refers to was written by the transactions before it.
+
+Databases: ``meta`` (one key), ``replicas`` (8 bytes: id), ``pages`` (handle 4 bytes, page number 8 bytes, big
+endian), ``tombstones`` (handle, first chunk). docs/node-store.md has the byte tables.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+import msgpack
+
+from moorage.node.tombstones import Range
+from moorage.service.lmdb_check import check_in_child, seal, unseal
+from moorage.wire.errors import Corrupt, VersionMismatch
+
+VERSION = 1
+_KEY = struct.Struct(">IQ")
+_ID = struct.Struct(">Q")
+_META = b"checkpoint"
+MAP_SIZE = 1 << 40  # sparse: address space only
+ADVICE = (
+    "move this device's directory away and start it empty: its replicas are rebuilt from the other members"
+)
+
+
+@dataclass
+class Meta:
+    """Where a replay begins, and which file each segment in use is."""
+
+    segment: int = 0
+    offset: int = 0
+    group: int = 1
+    next_handle: int = 1
+    segments: list[tuple[int, str, int]] = field(default_factory=list)  # number, file name, end
+
+    def pack(self) -> bytes:
+        packed: bytes = msgpack.packb(
+            [VERSION, self.segment, self.offset, self.group, self.next_handle, self.segments]
+        )
+        return packed
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Meta:
+        version, segment, offset, group, next_handle, segments = msgpack.unpackb(raw)
+        if version != VERSION:
+            raise VersionMismatch(f"checkpoint format {version}, this version reads {VERSION}")
+        return cls(segment, offset, group, next_handle, [tuple(each) for each in segments])
+
+
+class StoredPage(NamedTuple):
+    handle: int
+    number: int
+    cells: bytes | None  # None: they do not match their checksum
+
+
+def _cells(key: bytes, value: bytes) -> bytes | None:
+    try:
+        return unseal(key, value, "page")
+    except Corrupt:
+        return None
+
+
+def page_key(handle: int, number: int) -> bytes:
+    return _KEY.pack(handle, number)
+
+
+class IndexStore:
+    """Blocking calls; writes belong to one lane. ``load_page`` is also called on the event loop: it is one
+    lookup in a map that is mostly in the page cache."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._env = lmdb.open(
+            str(path),
+            map_size=MAP_SIZE,
+            max_dbs=8,
+            subdir=True,
+            writemap=False,
+            readahead=False,
+            max_readers=64,
+        )
+        self._meta = self._env.open_db(b"meta")
+        self._replicas = self._env.open_db(b"replicas")
+        self._pages = self._env.open_db(b"pages")
+        self._tombstones = self._env.open_db(b"tombstones")
+
+    def close(self) -> None:
+        self._env.close()
+
+    def size(self) -> int:
+        """Bytes of the file that are in use or were."""
+        info = self._env.info()
+        return int((info["last_pgno"] + 1) * self._env.stat()["psize"])
+
+    # -- reading --------------------------------------------------------------------------------------
+
+    def load_page(self, handle: int, number: int) -> bytes | None:
+        key = _KEY.pack(handle, number)
+        with self._env.begin(db=self._pages) as txn:
+            value = txn.get(key)
+        return None if value is None else self._open(key, value, f"page {number} of handle {handle}")
+
+    def _open(self, key: bytes, value: bytes, what: str) -> bytes:
+        try:
+            return unseal(key, value, self.path)
+        except Corrupt as error:
+            raise Corrupt(f"{self.path}: index damaged ({what})", path=str(self.path)) from error
+
+    def load_meta(self) -> Meta | None:
+        with self._env.begin(db=self._meta) as txn:
+            value = txn.get(_META)
+        return None if value is None else Meta.unpack(unseal(_META, value, self.path))
+
+    def replicas(self) -> Iterator[tuple[int, Any]]:
+        """(id, what was stored for it); None when that does not match its checksum."""
+        with self._env.begin(db=self._replicas) as txn:
+            for key, value in txn.cursor():
+                packed = _cells(key, value)
+                yield _ID.unpack(key)[0], None if packed is None else msgpack.unpackb(packed)
+
+    def tombstones(self) -> dict[int, list[Range]]:
+        found: dict[int, list[Range]] = {}
+        with self._env.begin(db=self._tombstones) as txn:
+            for key, value in txn.cursor():
+                handle, first = _KEY.unpack(key)
+                end, lsn = msgpack.unpackb(self._open(key, value, "a tombstone"))
+                found.setdefault(handle, []).append((first, end, lsn))
+        return found
+
+    def pages(self, handle: int, first: int, limit: int, whole: bool = False) -> list[StoredPage]:
+        """Up to ``limit`` stored pages from a place on; of that handle only, unless ``whole``."""
+        found: list[StoredPage] = []
+        with self._env.begin(db=self._pages) as txn:
+            cursor = txn.cursor()
+            if not cursor.set_range(_KEY.pack(handle, first)):
+                return found
+            for key, value in cursor:
+                owner, number = _KEY.unpack(key)
+                if len(found) == limit or (owner != handle and not whole):
+                    break
+                found.append(StoredPage(owner, number, _cells(key, value)))
+        return found
+
+    def page_numbers(self, handle: int, first: int, end: int, limit: int) -> list[int]:
+        """Numbers of up to ``limit`` stored pages of a handle in [first, end)."""
+        found: list[int] = []
+        with self._env.begin(db=self._pages) as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(_KEY.pack(handle, first)):
+                for key in cursor.iternext(values=False):
+                    owner, number = _KEY.unpack(key)
+                    if len(found) == limit or owner != handle or number >= end:
+                        break
+                    found.append(number)
+        return found
+
+    # -- writing ----------------------------------------------------------------------------------------
+
+    def write_pages(self, pages: list[tuple[bytes, bytes | None]]) -> None:
+        """One transaction of (key, cells); None deletes."""
+        with self._env.begin(write=True, db=self._pages) as txn:
+            for key, cells in pages:
+                if cells is None:
+                    txn.delete(key)
+                else:
+                    txn.put(key, seal(key, cells))
+
+    def delete_pages(self, handle: int, limit: int) -> list[StoredPage]:
+        """Delete up to ``limit`` pages of a handle that nobody uses; what they were."""
+        gone: list[StoredPage] = []
+        with self._env.begin(write=True, db=self._pages) as txn:
+            cursor = txn.cursor()
+            found = cursor.set_range(_KEY.pack(handle, 0))
+            while found and len(gone) < limit:
+                key = cursor.key()
+                owner, number = _KEY.unpack(key)
+                if owner != handle:
+                    break
+                gone.append(StoredPage(owner, number, _cells(key, cursor.value())))
+                found = cursor.delete()
+        return gone
+
+    def finish(
+        self,
+        meta: Meta,
+        replicas: dict[int, bytes | None],
+        tombstones: dict[int, list[Range]],
+    ) -> None:
+        """The last transaction of a checkpoint. None: the replica is gone."""
+        with self._env.begin(write=True) as txn:
+            for replica, packed in replicas.items():
+                key = _ID.pack(replica)
+                if packed is None:
+                    txn.delete(key, db=self._replicas)
+                else:
+                    txn.put(key, seal(key, packed), db=self._replicas)
+            for handle, ranges in tombstones.items():
+                self._replace_tombstones(txn, handle, ranges)
+            txn.put(_META, seal(_META, meta.pack()), db=self._meta)
+
+    def delete_tombstones(self, handle: int) -> None:
+        with self._env.begin(write=True) as txn:
+            self._replace_tombstones(txn, handle, [])
+
+    def _replace_tombstones(self, txn: lmdb.Transaction, handle: int, ranges: list[Range]) -> None:
+        cursor = txn.cursor(self._tombstones)
+        found = cursor.set_range(_KEY.pack(handle, 0))
+        while found and _KEY.unpack(cursor.key())[0] == handle:
+            found = cursor.delete()
+        for first, end, lsn in ranges:
+            key = _KEY.pack(handle, first)
+            txn.put(key, seal(key, msgpack.packb([end, lsn])), db=self._tombstones)
+
+
+async def check(path: Path) -> None:
+    """Walk the whole index in a child process; Corrupt says what to do."""
+    await check_in_child(path, sealed=False, advice=ADVICE)

@@ -1,0 +1,201 @@
+"""Making a checkpoint: the index's dirty pages in many small transactions, the replicas and the replay
+position in the last one; then the segments that nothing refers to any more are free.
+
+Owns when a segment is freed. Must never free one that the durable checkpoint, a pending record, the tail or a
+reader still needs (hazard 16). The argument: a segment is chosen at the *beginning*, when no block in memory
+is in it; every page that still says so on disk is dirty then, and is stored before the last transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgpack
+
+from moorage.node.checkpoint import IndexStore, Meta, page_key
+from moorage.node.fold import Fold
+from moorage.node.index import PAGES_PER_CHUNK, Index, Page, Table
+from moorage.node.lane import Lane
+from moorage.node.log import Log
+from moorage.node.metrics import StoreMetrics
+from moorage.node.replica import Replica
+from moorage.node.segment import OFFSET_BITS, pack_head
+from moorage.node.tombstones import Range
+from moorage.quorum.record import BLOCK_SIZE
+from moorage.wire.errors import Corrupt
+
+log = logging.getLogger(__name__)
+
+PAGES_PER_TRANSACTION = 512
+
+
+class Checkpointer:
+    def __init__(
+        self, fold: Fold, index: Index, log_: Log, store: IndexStore, lane: Lane, metrics: StoreMetrics
+    ) -> None:
+        self._fold = fold
+        self._index = index
+        self._log = log_
+        self._store = store
+        self._lane = lane
+        self._metrics = metrics
+        self._lock = asyncio.Lock()
+        self._tombstones: dict[int, int] = {}  # handle -> version that is stored
+        self.segment = 0  # where a replay from the last checkpoint begins: older segments may be compacted
+        self.written_bytes = 0  # of the log, when it was made
+        self.made_at = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        async with self._lock:
+            await self._sweep_dead()
+            await self._sweep_tombstones()
+            # no await until the snapshot is complete: position, replicas and dirty pages belong together
+            written = self._log.written_bytes
+            segment, offset, group = self._log.end()
+            self._trim_tails(segment)
+            freed = self._unused(segment)
+            replicas = self._replicas()
+            tombstones = self._changed_tombstones()
+            pages = list(self._index.dirty)
+            kept = [each for each in self._log.segments.values() if each.number not in freed]
+            meta = Meta(
+                segment,
+                offset,
+                group,
+                self._fold.next_handle,
+                [(each.number, each.name, each.end) for each in kept],
+            )
+            try:
+                await self._store_pages(pages)
+                versions = {handle: version for handle, (version, _) in tombstones.items()}
+                ranges = {handle: found for handle, (_, found) in tombstones.items()}
+                await self._lane.run(lambda: self._store.finish(meta, replicas, ranges))
+            except BaseException:
+                self._fold.changed.update(replicas)
+                raise
+            self._tombstones.update(versions)
+            self.segment, self.written_bytes = segment, written
+            self.made_at = asyncio.get_running_loop().time()
+            self._metrics.checkpoints += 1
+            self._metrics.checkpoint_pages += len(pages)
+            self._free(freed)
+
+    # -- the snapshot -----------------------------------------------------------------------------------
+
+    def _replicas(self) -> dict[int, bytes | None]:
+        changed, self._fold.changed = self._fold.changed, set()
+        found: dict[int, bytes | None] = {}
+        for identity in sorted(changed):
+            replica = self._fold.replicas.get(identity)
+            found[identity] = None if replica is None else pack_replica(replica)
+        return found
+
+    def _changed_tombstones(self) -> dict[int, tuple[int, list[Range]]]:
+        found: dict[int, tuple[int, list[Range]]] = {}
+        for replica in self._fold.replicas.values():
+            table = replica.table
+            if self._tombstones.get(table.handle, 0) != table.tombstones.version:
+                found[table.handle] = (table.tombstones.version, list(table.tombstones))
+        return found
+
+    def stored_tombstones(self, handle: int, version: int) -> None:
+        """What a start read is what is stored."""
+        self._tombstones[handle] = version
+
+    def _trim_tails(self, segment: int) -> None:
+        """Applied records in older segments are not kept for others: their segments may go."""
+        for replica in self._fold.replicas.values():
+            lsn = replica.tail_from
+            while lsn <= replica.state.commit and replica.tail[lsn][1] >> OFFSET_BITS < segment:
+                lsn += 1
+            replica.trim(lsn)
+
+    def _unused(self, segment: int) -> set[int]:
+        live = self._index.live
+        held = {
+            location >> OFFSET_BITS
+            for replica in self._fold.replicas.values()
+            for _, location in replica.tail.values()
+        }
+        return {
+            number
+            for number in self._log.segments
+            if number < segment and live.get(number, 0) <= 0 and number not in held
+        }
+
+    # -- pages ------------------------------------------------------------------------------------------
+
+    async def _store_pages(self, pages: list[Page]) -> None:
+        for start in range(0, len(pages), PAGES_PER_TRANSACTION):
+            batch = [
+                (page, page.version, page_key(page.table.handle, page.number), page.cells.tobytes())
+                for page in pages[start : start + PAGES_PER_TRANSACTION]
+                if page.table.alive
+            ]
+            written = [(key, cells if any(cells[-256:]) else None) for _, _, key, cells in batch]
+            await self._lane.run(lambda written=written: self._store.write_pages(written))  # type: ignore[misc]
+            for page, version, _, _ in batch:
+                self._index.stored(page, version)
+
+    async def _sweep_dead(self) -> None:
+        """Delete the pages of tables that are gone, and take their blocks off the segments' accounts."""
+        for handle, accounted in list(self._fold.dead.items()):
+            while True:
+                gone = await self._lane.run(
+                    lambda handle=handle: self._store.delete_pages(handle, PAGES_PER_TRANSACTION)  # type: ignore[misc]
+                )
+                for _, number, cells in gone:
+                    if number not in accounted and cells is not None:
+                        self._release(cells)
+                if len(gone) < PAGES_PER_TRANSACTION:
+                    break
+            await self._lane.run(lambda handle=handle: self._store.delete_tombstones(handle))  # type: ignore[misc]
+            self._tombstones.pop(handle, None)
+            del self._fold.dead[handle]
+
+    async def _sweep_tombstones(self) -> None:
+        """Let new tombstones take every page under them: that is what brings their space back."""
+        for replica in list(self._fold.replicas.values()):
+            table = replica.table
+            ranges, table.tombstones.unswept = table.tombstones.unswept, []
+            for first, end in ranges:
+                await self._sweep_range(replica, table, first * PAGES_PER_CHUNK, end * PAGES_PER_CHUNK)
+
+    async def _sweep_range(self, replica: Replica, table: Table, first: int, end: int) -> None:
+        for number in sorted(each for each in table.pages if first <= each < end):
+            self._sweep_page(replica, table, number)
+        while table.alive:
+            numbers = self._store.page_numbers(table.handle, first, end, PAGES_PER_TRANSACTION)
+            for number in numbers:
+                self._sweep_page(replica, table, number)
+            await self._store_pages([table.pages[each] for each in numbers if each in table.pages])
+            if len(numbers) < PAGES_PER_TRANSACTION:
+                return
+            first = numbers[-1] + 1
+
+    def _sweep_page(self, replica: Replica, table: Table, number: int) -> None:
+        try:
+            self._index.page(table, number)
+        except Corrupt as error:
+            self._fold.damage(replica, str(error))
+
+    def _release(self, cells: bytes) -> None:
+        for location in memoryview(cells)[:256].cast("Q"):
+            if location:
+                self._index.live[location >> OFFSET_BITS] -= BLOCK_SIZE
+
+    # -- afterwards ---------------------------------------------------------------------------------------
+
+    def _free(self, freed: set[int]) -> None:
+        for number in sorted(freed):
+            segment = self._log.segments.pop(number)
+            self._index.live.pop(number, None)
+            self._log.release(segment)
+
+
+def pack_replica(replica: Replica) -> bytes:
+    """What a checkpoint says of a replica: description, table, state, pending records and their places."""
+    pending = [[pack_head(record), location] for record, location in replica.pending()]
+    packed: bytes = msgpack.packb([replica.info.pack(), replica.table.handle, replica.state.pack(), pending])
+    return packed

@@ -1,0 +1,248 @@
+"""Compaction: what lives in the emptiest segments is written again at the end of the log: they become free.
+
+Owns the choice of segments and the copying. Must never free a segment itself: the next checkpoint does, when
+nothing refers to it (checkpointer.py), so a copy that failed or came too late costs time, not data. Copies go
+through the log like everything else; a moved block keeps its LSN, and the greater LSN still wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections.abc import Callable
+
+from moorage.node.fold import Fold
+from moorage.node.index import Index
+from moorage.node.lane import Lane
+from moorage.node.log import Log, Segment
+from moorage.node.metrics import StoreMetrics
+from moorage.node.reader import Extent, Reader
+from moorage.node.replica import Replica
+from moorage.node.segment import (
+    ENTRY,
+    ENTRY_SIZE,
+    FIRST_FRAME,
+    FRAME_HEADER_SIZE,
+    OFFSET_BITS,
+    Entry,
+    EntryHead,
+    EntryKind,
+    Run,
+    RunKind,
+    frame_verified,
+    pack_head,
+    parse_frame_header,
+    unpack_heads,
+    unpack_runs,
+)
+from moorage.quorum.record import BLOCK_SIZE, Kind, Record, first_bad_block
+from moorage.wire.errors import Corrupt, MoorageError
+
+log = logging.getLogger(__name__)
+
+FULL_PER_MILLE = 900  # a segment with more alive than that is not worth it
+BATCH_BYTES = 2 << 20
+
+# where a run of blocks was written: replica id, chunk, first block, location, LSNs, checksums
+Candidate = tuple[int, int, int, int, list[int], list[int]]
+
+
+class Compactor:
+    def __init__(
+        self, fold: Fold, index: Index, log_: Log, reader: Reader, lane: Lane, metrics: StoreMetrics
+    ) -> None:
+        self._fold = fold
+        self._index = index
+        self._log = log_
+        self._reader = reader
+        self._lane = lane
+        self._metrics = metrics
+        self._stuck: dict[int, int] = {}  # segments that did not become empty: live bytes then
+
+    def choose(self, before: int) -> Segment | None:
+        """The emptiest segment older than ``before``, if it is worth the work."""
+        limit = self._log.segment_size * FULL_PER_MILLE // 1000
+        best: tuple[int, int] | None = None
+        for number in self._log.segments:
+            alive = self._index.live.get(number, 0)
+            if number >= before or alive > limit or self._stuck.get(number) == alive:
+                continue
+            if best is None or (alive, number) < best:
+                best = (alive, number)
+        return None if best is None else self._log.segments[best[1]]
+
+    async def compact(self, segment: Segment) -> None:
+        """Move what lives in ``segment``; the next checkpoint frees it if all of it could be moved."""
+        segment.readers += 1
+        try:
+            candidates = await self._lane.run(lambda: list_blocks(segment))
+            moved = 0
+            batch: list[tuple[Replica, Run, Extent]] = []
+            for each in candidates:
+                batch += self._alive(each, segment)
+                if sum(extent.size for _, _, extent in batch) >= BATCH_BYTES:
+                    moved += await self._move(batch)
+                    batch = []
+            moved += await self._move(batch)
+            moved += await self._move_pending(segment)
+        finally:
+            segment.readers -= 1
+        self._metrics.compacted_segments += 1
+        self._metrics.compacted_bytes += moved
+        left = self._index.live.get(segment.number, 0)
+        if left > 0:
+            self._stuck[segment.number] = left
+            log.warning("segment %d keeps %d bytes after compaction", segment.number, left)
+
+    # -- blocks in tables -------------------------------------------------------------------------------
+
+    def _alive(self, candidate: Candidate, segment: Segment) -> list[tuple[Replica, Run, Extent]]:
+        """The parts of a written run that the index still refers to."""
+        identity, chunk, block, location, lsns, sums = candidate
+        replica = self._fold.replicas.get(identity)
+        if replica is None:
+            return []
+        try:
+            now = [where for where, _, _ in self._index.find(replica.table, chunk, block, len(lsns))]
+        except Corrupt as error:
+            self._fold.damage(replica, str(error))
+            return []
+        found = []
+        at = 0
+        while at < len(now):
+            start = at
+            while at < len(now) and now[at] == location + at * BLOCK_SIZE:
+                at += 1
+            if at > start:
+                run = Run(RunKind.DATA, chunk, block + start, tuple(lsns[start:at]), tuple(sums[start:at]))
+                extent = self._reader.extent(location + start * BLOCK_SIZE, 0, (at - start) * BLOCK_SIZE)
+                assert extent is not None and extent.segment is segment
+                found.append((replica, run, extent))
+            at += 1
+        return found
+
+    async def _move(self, batch: list[tuple[Replica, Run, Extent]]) -> int:
+        """Write live blocks again, and wait until they are in their new place."""
+        data, places = await self._fetch([extent for _, _, extent in batch])
+        waits = []
+        moved = 0
+        for (replica, run, extent), at in zip(batch, places, strict=True):
+            view = memoryview(data)[at : at + extent.size]
+            bad = first_bad_block(struct.pack(f"<{len(run.sums)}Q", *run.sums), view)
+            if bad >= 0:
+                what = f"chunk {run.chunk} block {run.block + bad} in {extent.segment.name} is corrupt"
+                self._fold.damage(replica, what)
+                continue
+            entry = Entry(EntryKind.BLOCKS, replica.table.handle)
+            entry.add_body(run.pack())
+            entry.add_data(view)
+            waits.append(self._queue(replica, entry))
+            moved += extent.size
+        await _all(waits)
+        return moved
+
+    async def _fetch(self, extents: list[Extent]) -> tuple[bytearray, list[int]]:
+        places, size = [], 0
+        for extent in extents:
+            places.append(size)
+            size += extent.size
+        placed = [each._replace(at=at) for each, at in zip(extents, places, strict=True)]
+        return await self._reader.fetch_all(placed, size), places
+
+    def _queue(self, replica: Replica, entry: Entry) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry.done.append(_settle(future))
+        replica.open_entry = None
+        self._log.put(replica, entry)
+        return future
+
+    # -- pending records ----------------------------------------------------------------------------------
+
+    async def _move_pending(self, segment: Segment) -> int:
+        moved = 0
+        for replica in list(self._fold.replicas.values()):
+            held = [
+                (record, location)
+                for record, location in replica.tail.values()
+                if location >> OFFSET_BITS == segment.number and record.lsn > replica.state.commit
+            ]
+            for record, location in held:
+                moved += await self._move_one(replica, record, location)
+        return moved
+
+    async def _move_one(self, replica: Replica, record: Record, location: int) -> int:
+        entry = Entry(EntryKind.PENDING)
+        entry.add_body(pack_head(record))
+        entry.count, entry.records = 1, [record]
+        if record.kind == Kind.WRITE:
+            extent = self._reader.extent(location, 0, record.count * BLOCK_SIZE)
+            assert extent is not None
+            data = await self._reader.fetch_all([extent], extent.size)
+            if first_bad_block(record.sums, data) >= 0:
+                self._fold.damage(replica, f"pending record {record.lsn} is corrupt")
+                return 0
+            entry.add_data(memoryview(data))
+        await self._queue(replica, entry)
+        return entry.data_size
+
+
+async def _all(waits: list[asyncio.Future[None]]) -> None:
+    for each in waits:
+        await each
+
+
+def _settle(future: asyncio.Future[None]) -> Callable[[MoorageError | None], None]:
+    def done(error: MoorageError | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    return done
+
+
+def list_blocks(segment: Segment) -> list[Candidate]:
+    """Every run of blocks that was written into a segment, from its frames' heads (blocking)."""
+    found: list[Candidate] = []
+    offset = FIRST_FRAME
+    while offset < segment.end:
+        raw = bytearray(FRAME_HEADER_SIZE)
+        segment.file.preadv([raw], offset)
+        header = parse_frame_header(raw, segment.number)
+        if header is None:
+            break  # what cannot be read here keeps the segment; its blocks still have their own checksums
+        front = bytearray(FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE + header.bodies_size)
+        segment.file.preadv([front], offset)
+        view = memoryview(front)
+        if not frame_verified(view, header):
+            break
+        body_at = FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE
+        data_at = segment.number << OFFSET_BITS | (offset + len(front))
+        for index in range(header.entry_count):
+            head = EntryHead(*ENTRY.unpack_from(front, FRAME_HEADER_SIZE + index * ENTRY_SIZE))
+            found += _candidates(head, view[body_at : body_at + head.body_size], data_at)
+            body_at += head.body_size
+            data_at += head.data_size
+        offset += header.frame_size
+    return found
+
+
+def _candidates(head: EntryHead, body: memoryview, location: int) -> list[Candidate]:
+    found: list[Candidate] = []
+    if head.kind in (EntryKind.RECORDS, EntryKind.PENDING):
+        for record in unpack_heads(body, head.records):
+            if record.kind == Kind.WRITE:
+                sums = memoryview(record.sums).cast("Q").tolist()
+                lsns = [record.lsn] * record.count
+                found.append((head.replica, record.chunk, record.block, location, lsns, sums))
+                location += record.count * BLOCK_SIZE
+    elif head.kind == EntryKind.BLOCKS:
+        for run in unpack_runs(body):
+            if run.kind == RunKind.DATA:
+                lsns, sums = list(run.lsns), list(run.sums)
+                found.append((head.replica, run.chunk, run.block, location, lsns, sums))
+                location += len(lsns) * BLOCK_SIZE
+    return found

@@ -1,0 +1,139 @@
+"""The file system as the store sees it: a few calls that a double can replace (see memory_disk.py).
+
+Owns the calls themselves: whole writes, whole reads, preallocation, and reads that must not block. Must never
+retry a failed write or fdatasync: what the kernel holds after one is unknown, so the caller ends the device.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from moorage.quorum.record import Buffer
+from moorage.service.identity import fsync_directory
+
+IOV_MAX = 1024
+WOULD_BLOCK = -1
+
+
+class File(Protocol):
+    """One preallocated file. Reads past the end return fewer bytes."""
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write all of ``buffers``, one behind the other; not durable before :meth:`fdatasync`."""
+
+    def fdatasync(self) -> None: ...
+
+    def preadv(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
+        """Fill ``into`` from ``offset``; returns bytes read, fewer only at the end of the file. May block."""
+
+    def preadv_nowait(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
+        """One attempt that never waits for the disk: bytes read, or WOULD_BLOCK."""
+
+    def close(self) -> None: ...
+
+
+class Disk(Protocol):
+    def names(self) -> list[str]: ...
+
+    def size(self, name: str) -> int: ...
+
+    def open(self, name: str) -> File: ...
+
+    def create(self, name: str, size: int) -> File:
+        """A new file with ``size`` bytes allocated, its name durable. ENOSPC when there is no room."""
+
+    def unlink(self, name: str) -> None: ...
+
+
+class RealFile:
+    __slots__ = ("_fd", "_nowait")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._nowait = True
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
+        pending = [memoryview(each) for each in buffers if len(each)]
+        while pending:
+            done = os.pwritev(self._fd, pending[:IOV_MAX], offset)
+            if done <= 0:
+                raise OSError(errno.EIO, "wrote nothing")
+            offset += done
+            pending = _rest(pending, done)
+
+    def fdatasync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def preadv(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
+        pending, total = [memoryview(each) for each in into], 0
+        while pending:
+            done = os.preadv(self._fd, pending[:IOV_MAX], offset + total)
+            if done == 0:
+                break
+            total += done
+            pending = _rest(pending, done)
+        return total
+
+    def preadv_nowait(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
+        if not self._nowait:
+            return WOULD_BLOCK
+        try:
+            return os.preadv(self._fd, into, offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return WOULD_BLOCK
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self._nowait = False  # this file system cannot tell: every read goes to a thread
+            return WOULD_BLOCK
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _rest(buffers: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of ``buffers`` after ``done`` bytes."""
+    for index, each in enumerate(buffers):
+        if done < len(each):
+            return [each[done:], *buffers[index + 1 :]]
+        done -= len(each)
+    return []
+
+
+class RealDisk:
+    """Files in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        fsync_directory(directory.parent)
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self._directory))
+
+    def size(self, name: str) -> int:
+        return (self._directory / name).stat().st_size
+
+    def open(self, name: str) -> File:
+        return RealFile(os.open(self._directory / name, os.O_RDWR | os.O_CLOEXEC))
+
+    def create(self, name: str, size: int) -> File:
+        path = self._directory / name
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            os.fsync(fd)
+            fsync_directory(self._directory)
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
+        return RealFile(fd)
+
+    def unlink(self, name: str) -> None:
+        os.unlink(self._directory / name)
+        fsync_directory(self._directory)

@@ -1,0 +1,179 @@
+"""What the entries of the log do to the replicas of a device, once they are durable: the same code for live
+operation and for replay.
+
+Owns the map of replicas, their handles, and the meaning of each entry kind. Must never do I/O beyond the
+index's look-ups, nor see an entry that is not durable. Entries of a replica that is gone are passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import msgpack
+
+from moorage.node.index import Index, Table
+from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.segment import Entry, EntryKind, ParsedEntry, Run, RunKind, unpack_heads, unpack_runs
+from moorage.node.tombstones import Tombstones
+from moorage.quorum.record import BLOCK_SIZE, Kind, Record
+from moorage.quorum.state import MemberState
+from moorage.wire.errors import Corrupt
+
+log = logging.getLogger(__name__)
+
+
+class Fold:
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.replicas: dict[int, Replica] = {}
+        self.next_handle = 1
+        self.changed: set[int] = set()  # replicas to store with the next checkpoint, and those gone
+        self.dead: dict[int, set[int]] = {}  # handles to sweep: page numbers already accounted for
+        self.replaying = False
+        self.on_damage: Callable[[Replica, str], None] = _ignore
+
+    def take_handle(self) -> int:
+        handle = self.next_handle
+        self.next_handle += 1
+        return handle
+
+    # -- live: entries as they were built ------------------------------------------------------------
+
+    def entry(self, replica: Replica, entry: Entry, location: int) -> None:
+        if entry.barrier:
+            replica.barriers -= 1
+        identity = replica.info.replica
+        if entry.kind == EntryKind.CREATE:
+            self.replicas[identity] = replica
+        elif self.replicas.get(identity) is not replica:
+            return
+        self.changed.add(identity)
+        match entry.kind:
+            case EntryKind.RECORDS:
+                replica.fold_records(entry.records, location)
+            case EntryKind.STATE | EntryKind.RESET:
+                self._note(replica, entry.kind, entry.argument, bytes(entry.bodies[0]))
+            case EntryKind.BLOCKS:
+                self._blocks(
+                    replica, entry.argument, unpack_runs(memoryview(b"".join(entry.bodies))), location
+                )
+            case EntryKind.PENDING:
+                self._moved(replica, entry.records, location)
+            case EntryKind.DROP:
+                self._drop(replica)
+        if entry.apply:
+            self.apply(replica, entry.apply)
+
+    def apply(self, replica: Replica, lsn: int) -> None:
+        """Into the index with what is durable up to ``lsn``."""
+        try:
+            if replica.apply(self._index, lsn):
+                self.changed.add(replica.info.replica)
+        except Corrupt as error:
+            self.damage(replica, str(error))
+
+    def damage(self, replica: Replica, what: str) -> None:
+        log.error("replica %d is damaged: %s", replica.info.replica, what)
+        replica.damage(what)
+        self.changed.add(replica.info.replica)
+        self.on_damage(replica, what)
+
+    # -- replay: entries as they were read ----------------------------------------------------------
+
+    def parsed(self, entry: ParsedEntry, location: int) -> None:
+        head = entry.head
+        replica = self.replicas.get(head.replica)
+        if head.kind == EntryKind.CREATE:
+            self._create(head.replica, head.argument, entry.body)
+            return
+        if replica is None:
+            return
+        self.changed.add(head.replica)
+        try:
+            self._parsed(replica, entry, location)
+        except (Corrupt, ValueError) as error:
+            self.damage(replica, str(error))
+
+    def _parsed(self, replica: Replica, entry: ParsedEntry, location: int) -> None:
+        head = entry.head
+        match head.kind:
+            case EntryKind.DROP:
+                self._drop(replica)
+            case EntryKind.STATE | EntryKind.RESET:
+                if head.kind == EntryKind.STATE:
+                    replica.apply(self._index, head.argument)
+                self._note(replica, head.kind, head.argument, bytes(entry.body))
+            case EntryKind.RECORDS if not replica.found:
+                replica.fold_records(unpack_heads(entry.body, head.records), location)
+                replica.apply(self._index, head.argument)
+            case EntryKind.BLOCKS:
+                self._blocks(replica, head.argument, unpack_runs(entry.body), location)
+            case EntryKind.PENDING if not replica.found:
+                self._moved(replica, unpack_heads(entry.body, head.records), location)
+
+    def _create(self, identity: int, handle: int, body: memoryview) -> None:
+        self.next_handle = max(self.next_handle, handle + 1)
+        if identity in self.replicas:
+            return
+        info = ReplicaInfo(*msgpack.unpackb(body))
+        self.replicas[identity] = Replica(info, Table(handle, Tombstones()), MemberState(identity))
+        self.changed.add(identity)
+
+    # -- kinds ----------------------------------------------------------------------------------------
+
+    def _note(self, replica: Replica, kind: int, handle: int, packed: bytes) -> None:
+        if kind == EntryKind.RESET:
+            self.next_handle = max(self.next_handle, handle + 1)
+            self._bury(replica.table)
+            replica.table = Table(handle, Tombstones())
+            replica.found = ""
+        replica.fold_note(packed)
+
+    def _drop(self, replica: Replica) -> None:
+        del self.replicas[replica.info.replica]
+        self._bury(replica.table)
+
+    def _bury(self, table: Table) -> None:
+        self.dead[table.handle] = self._index.forget(table)
+
+    def _blocks(self, replica: Replica, handle: int, runs: Iterable[Run], location: int) -> None:
+        table, index = replica.table, self._index
+        if table.handle != handle:
+            return  # blocks of a table that was given up meanwhile
+        for kind, chunk, block, lsns, sums in runs:
+            if kind == RunKind.CHUNKS:
+                index.zero_chunks(table, chunk, block, lsns[0])
+                continue
+            for at, lsn in enumerate(lsns):
+                if kind == RunKind.ZERO:
+                    index.zero(table, chunk, block + at, 1, lsn)
+                else:
+                    index.move_block(table, chunk, block + at, location, sums[at], lsn)
+                    location += BLOCK_SIZE
+
+    def _moved(self, replica: Replica, records: list[Record], location: int) -> None:
+        for record in records:
+            held = replica.tail.get(record.lsn)
+            if held is not None and held[0].epoch == record.epoch:
+                replica.tail[record.lsn] = (held[0], location)
+                if record.lsn <= replica.state.commit:
+                    self._move_applied(replica, record, location)
+            if record.kind == Kind.WRITE:
+                location += record.count * BLOCK_SIZE
+
+    def _move_applied(self, replica: Replica, record: Record, location: int) -> None:
+        sums = memoryview(record.sums).cast("Q")
+        for at in range(record.count):
+            self._index.move_block(
+                replica.table,
+                record.chunk,
+                record.block + at,
+                location + at * BLOCK_SIZE,
+                sums[at],
+                record.lsn,
+            )
+
+
+def _ignore(replica: Replica, what: str) -> None:
+    pass

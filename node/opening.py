@@ -1,0 +1,229 @@
+"""Opening a store: what the checkpoint says, then the log behind it, then a fresh segment.
+
+Owns the order of a start. Must never serve or append before the end: the bytes that a killed process left in
+the page cache are synced first (they are about to be called durable), and the new segment's header records
+where the old one ended (hazard 10).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from moorage.node.checkpoint import ADVICE, IndexStore, Meta
+from moorage.node.disk import Disk
+from moorage.node.index import Table
+from moorage.node.lane import Lane
+from moorage.node.log import Segment
+from moorage.node.recovery import Cursor, Verdict
+from moorage.node.replay import Catalogue, Replay, Step, catalogue
+from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.segment import FIRST_FRAME, OFFSET_BITS
+from moorage.node.tombstones import Tombstones
+from moorage.quorum.record import BLOCK_SIZE, decode_head
+from moorage.quorum.state import MemberState
+from moorage.wire.errors import Corrupt, DeviceFailed
+
+if TYPE_CHECKING:
+    from moorage.node.store import Store
+
+log = logging.getLogger(__name__)
+
+_SCAN_PAGES = 2048
+
+
+@dataclass
+class Report:
+    """What a start found, for the log and for tests."""
+
+    groups: int = 0  # group commits replayed
+    fresh: bool = False  # there was no checkpoint yet
+    damaged: dict[int, str] = field(default_factory=dict)  # replica -> what it lost
+    notes: list[str] = field(default_factory=list)  # damage that lost nothing
+
+
+class Opening:
+    def __init__(self, store: Store, disk: Disk, lane: Lane) -> None:
+        self._store = store
+        self._disk = disk
+        self._lane = lane
+        self._fold = store.fold
+        self._report = Report()
+
+    async def run(self) -> Report:
+        store, report = self._store, self._report
+        index_store = await store.open_index()
+        meta = await self._lane.run(index_store.load_meta)
+        fresh = report.fresh = meta is None
+        if meta is None:
+            meta = Meta()
+        known = {number: name for number, name, _ in meta.segments}
+        found = await self._lane.run(lambda: catalogue(self._disk, store.config.device, known, meta.segment))
+        self._forget_half_made(found)
+        store.all_files = dict(found.files)
+        report.notes = found.notes
+        await self._load_checkpoint(index_store, meta)
+        end = await self._replay(found, meta, fresh)
+        await self._begin_life(found, meta, end)
+        report.damaged = {
+            identity: replica.damaged for identity, replica in self._fold.replicas.items() if replica.damaged
+        }
+        for note in report.notes:
+            log.warning("%s", note)
+        return report
+
+    def _forget_half_made(self, found: Catalogue) -> None:
+        """A crash can leave a new file without its space: it never held anything."""
+        named = set(found.names.values())
+        for name in sorted(found.files):
+            if name not in named and self._disk.size(name) < self._store.layout.segment_size:
+                found.files.pop(name).close()
+                self._disk.unlink(name)
+
+    # -- the checkpoint ------------------------------------------------------------------------------------
+
+    async def _load_checkpoint(self, index_store: IndexStore, meta: Meta) -> None:
+        fold = self._fold
+        fold.next_handle = meta.next_handle
+        tombstones = await self._lane.run(index_store.tombstones)
+        stored = await self._lane.run(lambda: list(index_store.replicas()))
+        handles: dict[int, Replica] = {}
+        for identity, packed in stored:
+            replica = self._unpack(identity, packed, tombstones)
+            fold.replicas[identity] = replica
+            handles[replica.table.handle] = replica
+            self._store.checkpointer.stored_tombstones(replica.table.handle, replica.table.tombstones.version)
+        await self._count_live(index_store, handles)
+
+    def _unpack(self, identity: int, packed: Any, tombstones: dict[int, Any]) -> Replica:
+        if packed is None:  # its entry is damaged: all that is known is that it was here
+            replica = Replica(
+                ReplicaInfo(identity, 0, 0, "sync", 0), Table(0, Tombstones()), MemberState(identity)
+            )
+            replica.damage(f"the index entry of replica {identity} does not match its checksum")
+            return replica
+        info, handle, state, pending = packed
+        replica = Replica(
+            ReplicaInfo(*info), Table(handle, Tombstones(tombstones.get(handle))), MemberState.unpack(state)
+        )
+        replica.tail_from = replica.state.commit + 1
+        for head, location in pending:
+            record, _, _ = decode_head(head)
+            replica.tail[record.lsn] = (record, location)
+        replica.validate()
+        return replica
+
+    async def _count_live(self, index_store: IndexStore, handles: dict[int, Replica]) -> None:
+        """Read every stored page once: checksums, and how much of each segment is alive."""
+        handle = number = 0
+        while True:
+            pages = await self._lane.run(partial(index_store.pages, handle, number, _SCAN_PAGES, whole=True))
+            for page in pages:
+                replica = handles.get(page.handle)
+                if replica is None:
+                    self._fold.dead.setdefault(page.handle, set())
+                elif page.cells is None:
+                    self._fold.damage(replica, f"index page {page.number} does not match its checksum")
+                if page.cells is not None:
+                    self._count(page.cells)
+            if len(pages) < _SCAN_PAGES:
+                return
+            handle, number = pages[-1].handle, pages[-1].number + 1
+
+    def _count(self, cells: bytes) -> None:
+        live = self._store.index.live
+        for location in memoryview(cells)[:256].cast("Q"):
+            if location:
+                live[location >> OFFSET_BITS] += BLOCK_SIZE
+
+    # -- the log -------------------------------------------------------------------------------------------
+
+    async def _replay(self, found: Catalogue, meta: Meta, fresh: bool) -> Cursor:
+        """Walk the log behind the checkpoint; returns its end."""
+        at = self._first(found, meta, fresh)
+        if at is None:
+            return Cursor(0, FIRST_FRAME, meta.group)
+        replay = Replay(found, at, self._store.layout.segment_size)
+        while steps := await self._lane.run(replay.batch):
+            for step in steps:
+                self._step(step)
+        await self._sync(found, replay.end)
+        return replay.end
+
+    def _first(self, found: Catalogue, meta: Meta, fresh: bool) -> Cursor | None:
+        if fresh:
+            # No checkpoint yet: the log begins with the first segment that was ever written.
+            first = min(found.headers, default=None)
+            if first is not None and found.headers[first].first_group != 1:
+                raise Corrupt(f"the index is missing, but there are segments: {ADVICE}")
+            return None if first is None else Cursor(first, found.starts[first], 1)
+        if meta.segment not in found.names:
+            self._damage_all(f"segment {meta.segment}, where the replay begins, is missing")
+            return None
+        return Cursor(meta.segment, meta.offset, meta.group)
+
+    def _step(self, step: Step) -> None:
+        match step.verdict:
+            case Verdict.TORN_TAIL:
+                return
+            case Verdict.DAMAGED_ALL:
+                self._damage_all(f"group commit {step.at.group} in segment {step.at.segment} cannot be read")
+                return
+        self._report.groups += 1
+        base = step.at.segment << OFFSET_BITS | step.data_at
+        for entry in step.entries:
+            if entry.whole:
+                self._fold.parsed(entry, base + entry.data_offset)
+            else:
+                self._damage_one(entry.head.replica, step)
+
+    def _damage_one(self, identity: int, step: Step) -> None:
+        replica = self._fold.replicas.get(identity)
+        where = f"group commit {step.at.group} in segment {step.at.segment}"
+        if replica is None:
+            # What was damaged may have created it: nobody can know which one.
+            self._damage_all(f"{where} has a damaged entry of unknown replica {identity}")
+        else:
+            self._fold.damage(replica, f"{where} has a damaged entry of this replica")
+
+    def _damage_all(self, what: str) -> None:
+        for replica in self._fold.replicas.values():
+            self._fold.damage(replica, what)
+
+    async def _sync(self, found: Catalogue, end: Cursor) -> None:
+        """A killed process may have left its last group in the page cache only: from now on it counts."""
+        file = found.files[found.names[end.segment]]
+        try:
+            await self._lane.run(file.fdatasync)
+        except OSError as error:
+            raise DeviceFailed(f"fdatasync of {found.names[end.segment]} failed: {error}") from error
+
+    # -- a fresh segment -------------------------------------------------------------------------------------
+
+    async def _begin_life(self, found: Catalogue, meta: Meta, end: Cursor) -> None:
+        store = self._store
+        in_use = {number: size for number, _, size in meta.segments if number in found.names}
+        for number in found.headers:
+            if meta.segment <= number <= end.segment:
+                in_use[number] = end.offset if number == end.segment else store.layout.segment_size
+        for number, size in in_use.items():
+            name = found.names[number]
+            store.log.segments[number] = Segment(name, found.files[name], number, size)
+        used = {segment.name for segment in store.log.segments.values()}
+        for name in sorted(found.files):
+            if name not in used:
+                store.log.add_free(Segment(name, found.files[name]))
+        if not store.log.free:
+            await store.allocate()
+        if not store.log.free:
+            # The reserve is for this, and yet: one segment past the capacity, or nothing would start.
+            store.log.add_free(await store.allocate_one())
+        # A number that may be in a torn header is not given again: hence one is left out.
+        store.log.begin_life(end.segment, end.offset, found.last_number + 2, end.group - 1)
+        store.checkpointer.segment = min(meta.segment, end.segment)
+        await store.flushed()
+        if store.failed is not None:
+            raise store.failed
+        await store.allocate()

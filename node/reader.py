@@ -1,0 +1,287 @@
+"""Reading blocks: from the page cache on the loop, from the disk in threads; every block is checked.
+
+Owns the path from (replica, chunk, block) to bytes, and the counting of readers that keeps a segment's file
+from being written again under a read. Must never hand out a block that does not match its checksum, nor block
+the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from moorage.node.disk import WOULD_BLOCK
+from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK, Index
+from moorage.node.lane import Lane
+from moorage.node.log import Log, Segment
+from moorage.node.metrics import StoreMetrics
+from moorage.node.replica import Replica
+from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
+from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sum, first_bad_block
+from moorage.wire.errors import Corrupt, MoorageError, ShuttingDown
+
+READERS = 2  # threads: the disk sees some depth, and a cold read does not wait behind another one
+_MASK = PAGE_BLOCKS - 1
+_NO_SUM = bytes(8)
+
+Blocks = tuple[bytes, bytearray | None]  # packed checksums (0: a hole), data, or None when all are holes
+Done = Callable[[Blocks | MoorageError], None]
+
+
+class Extent(NamedTuple):
+    segment: Segment
+    offset: int  # in the file
+    at: int  # in the result
+    size: int
+
+
+class Reader:
+    def __init__(
+        self, index: Index, log: Log, loop: asyncio.AbstractEventLoop, metrics: StoreMetrics
+    ) -> None:
+        self._index = index
+        self._log = log
+        self._metrics = metrics
+        self._lanes = [Lane(f"read-{number}", loop) for number in range(READERS)]
+        self._next = 0
+        self._closed = False
+
+    async def close(self) -> None:
+        self._closed = True
+        for lane in self._lanes:
+            await asyncio.to_thread(lane.close)
+
+    # -- blocks ---------------------------------------------------------------------------------------
+
+    def read(self, replica: Replica, chunk: int, block: int, count: int, done: Done) -> None:
+        """``count`` blocks as they are in the index now. ``done`` is called at once when the page cache has
+        them, else from a thread's completion on the loop. Raises nothing: errors go to ``done``."""
+        metrics = self._metrics
+        metrics.reads += 1
+        metrics.read_bytes += count << 12
+        try:
+            if count == 1 and (result := self._read_one(replica, chunk, block)) is not None:
+                done(result)
+                return
+            sums, extents = self._locate(replica, chunk, block, count)
+            if not extents:
+                done((sums, None))
+                return
+            data = bytearray(count * BLOCK_SIZE)
+            if self._now(extents, data):
+                self._verify(replica, chunk, block, sums, data)
+                done((sums, data))
+                return
+        except MoorageError as error:
+            done(error)
+            return
+        self._later(replica, chunk, block, sums, extents, data, done)
+
+    def _read_one(self, replica: Replica, chunk: int, block: int) -> Blocks | None:
+        """The path of a cached 4 KiB read; None when it would block."""
+        page = self._index.page(replica.table, chunk * PAGES_PER_CHUNK + block // PAGE_BLOCKS)
+        at = block & _MASK
+        location = page.cells[at]
+        if not location:
+            return _NO_SUM, None
+        segment = self._log.segments.get(location >> OFFSET_BITS)
+        if segment is None:
+            raise self._lost(replica, chunk, block)
+        data = bytearray(BLOCK_SIZE)
+        if segment.file.preadv_nowait((data,), location & OFFSET_MASK) != BLOCK_SIZE:
+            return None
+        expected = page.cells[PAGE_BLOCKS + at]
+        if block_sum(data) != expected:
+            raise self._corrupt(replica, chunk, block, segment, location & OFFSET_MASK)
+        return expected.to_bytes(8, "little"), data
+
+    def _locate(self, replica: Replica, chunk: int, block: int, count: int) -> tuple[bytes, list[Extent]]:
+        """Checksums, and the pieces that lie together in a file."""
+        sums: list[bytes] = []
+        extents: list[Extent] = []
+        start = size = begin = 0
+        at = 0
+        for location, check, _ in self._index.find(replica.table, chunk, block, count):
+            sums.append(check.to_bytes(8, "little") if location else _NO_SUM)
+            if size and location != start + size:
+                extents.append(self._extent(replica, chunk, block, start, begin, size))
+                size = 0
+            if location:
+                if not size:
+                    start, begin = location, at
+                size += BLOCK_SIZE
+            at += BLOCK_SIZE
+        if size:
+            extents.append(self._extent(replica, chunk, block, start, begin, size))
+        return b"".join(sums), extents
+
+    def _extent(self, replica: Replica, chunk: int, block: int, location: int, at: int, size: int) -> Extent:
+        segment = self._log.segments.get(location >> OFFSET_BITS)
+        if segment is None:
+            raise self._lost(replica, chunk, block + at // BLOCK_SIZE)
+        return Extent(segment, location & OFFSET_MASK, at, size)
+
+    def _now(self, extents: list[Extent], data: bytearray) -> bool:
+        view = memoryview(data)
+        for segment, offset, at, size in extents:
+            got = segment.file.preadv_nowait((view[at : at + size],), offset)
+            if got == WOULD_BLOCK or got != size:
+                return False
+        return True
+
+    def _later(
+        self,
+        replica: Replica,
+        chunk: int,
+        block: int,
+        sums: bytes,
+        extents: list[Extent],
+        data: bytearray,
+        done: Done,
+    ) -> None:
+        def finished(_: object, error: BaseException | None) -> None:
+            if error is not None:
+                wrapped = Corrupt(f"reading replica {replica.info.replica} failed: {error}")
+                done(error if isinstance(error, MoorageError) else wrapped)
+                return
+            try:
+                self._verify(replica, chunk, block, sums, data)
+            except MoorageError as failure:
+                done(failure)
+            else:
+                done((sums, data))
+
+        self._metrics.reads_blocking += 1
+        self.fetch(extents, data, finished)
+
+    def fetch(
+        self,
+        extents: list[Extent],
+        data: bytearray,
+        finished: Callable[[object, BaseException | None], None],
+    ) -> None:
+        """Read extents in a thread. Their files are not written again before it has ended."""
+        if self._closed:
+            finished(None, ShuttingDown("the node is stopping"))
+            return
+        for each in extents:
+            each.segment.readers += 1
+
+        def work() -> None:
+            view = memoryview(data)
+            for segment, offset, at, size in extents:
+                segment.file.preadv((view[at : at + size],), offset)
+
+        def done(result: object, error: BaseException | None) -> None:
+            for each in extents:
+                each.segment.readers -= 1
+            finished(result, error)
+
+        self._next = (self._next + 1) % READERS
+        self._lanes[self._next].submit(work, done)
+
+    async def fetch_all(self, extents: list[Extent], size: int) -> bytearray:
+        """The bytes of extents, as :meth:`fetch` reads them; not verified."""
+        data = bytearray(size)
+        if not extents:
+            return data
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def finished(_: object, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.fetch(extents, data, finished)
+        await future
+        return data
+
+    def extent(self, location: int, at: int, size: int) -> Extent | None:
+        segment = self._log.segments.get(location >> OFFSET_BITS)
+        return None if segment is None else Extent(segment, location & OFFSET_MASK, at, size)
+
+    # -- records ----------------------------------------------------------------------------------------
+
+    async def records(self, replica: Replica, from_lsn: int, to_lsn: int, max_bytes: int) -> list[Record]:
+        """Durable records from the tail, with their data: at least one when there is any, fewer than asked
+        for when ``max_bytes`` is reached. Raises Corrupt when a block does not match."""
+        chosen: list[tuple[Record, int]] = []
+        extents: list[Extent] = []
+        size = 0
+        for lsn in range(max(from_lsn, replica.tail_from), min(to_lsn, replica.state.last) + 1):
+            record, location = replica.tail[lsn]
+            length = record.count * BLOCK_SIZE if record.kind == Kind.WRITE else 0
+            if chosen and size + length > max_bytes:
+                break
+            if length:
+                extents.append(self._extent(replica, record.chunk, record.block, location, size, length))
+            chosen.append((record, size))
+            size += length
+        data = memoryview(await self.fetch_all(extents, size))
+        return [_with_data(record, data, at, replica) for record, at in chosen]
+
+    # -- what is wrong ----------------------------------------------------------------------------------
+
+    def _verify(self, replica: Replica, chunk: int, block: int, sums: bytes, data: bytearray) -> None:
+        view = memoryview(data)
+        # (eight zero bytes may lie across two checksums: the slower way is right too)
+        check = _first_bad_beside_holes if _NO_SUM in sums else first_bad_block
+        bad = check(sums, view)
+        if bad >= 0:
+            location = next(iter(self._index.find(replica.table, chunk, block + bad, 1)))[0]
+            segment = self._log.segments.get(location >> OFFSET_BITS)
+            raise self._corrupt(replica, chunk, block + bad, segment, location & OFFSET_MASK)
+
+    def _corrupt(
+        self, replica: Replica, chunk: int, block: int, segment: Segment | None, offset: int
+    ) -> Corrupt:
+        self._metrics.corrupt_blocks += 1
+        name = segment.name if segment is not None else "?"
+        identity = replica.info.replica
+        return Corrupt(
+            f"replica {identity}: chunk {chunk} block {block} at {name}:{offset} does not match its checksum:"
+            " read it from another member",
+            replica=identity,
+            chunk=chunk,
+            block=block,
+            file=name,
+            offset=offset,
+        )
+
+    def _lost(self, replica: Replica, chunk: int, block: int) -> Corrupt:
+        self._metrics.corrupt_blocks += 1
+        return Corrupt(
+            f"replica {replica.info.replica}: chunk {chunk} block {block} is in a segment that is gone",
+            replica=replica.info.replica,
+            chunk=chunk,
+            block=block,
+        )
+
+
+def _first_bad_beside_holes(sums: bytes, view: memoryview) -> int:
+    for index in range(len(sums) // 8):
+        check = sums[index * 8 : index * 8 + 8]
+        part = view[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE]
+        if check != _NO_SUM and first_bad_block(check, part) >= 0:
+            return index
+    return -1
+
+
+def _with_data(record: Record, data: memoryview, at: int, replica: Replica) -> Record:
+    if record.kind != Kind.WRITE:
+        return record
+    view = data[at : at + record.count * BLOCK_SIZE]
+    bad = first_bad_block(record.sums, view)
+    if bad >= 0:
+        raise Corrupt(
+            f"replica {replica.info.replica}: record {record.lsn} block {bad} does not match its checksum",
+            replica=replica.info.replica,
+            lsn=record.lsn,
+        )
+    return Record(
+        record.epoch, record.lsn, record.kind, record.chunk, record.block, record.count, record.sums, view
+    )

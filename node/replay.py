@@ -1,0 +1,200 @@
+"""Reading the log back after a start: the shell around :mod:`moorage.node.recovery`.
+
+Owns: finding the segments, walking their frames in order, looking for proof of later groups. All of it
+blocks: it runs in the device's lane, a batch at a time. Must never write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from moorage.node.disk import Disk, File
+from moorage.node.recovery import Chain, Cursor, Found, Place, Verdict, judge
+from moorage.node.segment import (
+    ALIGN,
+    FIRST_FRAME,
+    FRAME_HEADER,
+    FRAME_HEADER_SIZE,
+    FRAME_MAGIC,
+    SEGMENT_HEADER_SIZE,
+    FrameHeader,
+    ParsedEntry,
+    SegmentHeader,
+    frame_verified,
+    parse_entries,
+    parse_frame_header,
+    parse_segment_header,
+)
+
+BATCH_BYTES = 8 << 20
+_SCAN_BYTES = 4 << 20
+_UNKNOWN_END = -1
+
+
+class Step(NamedTuple):
+    """One group commit, or what stands in its place."""
+
+    at: Cursor
+    verdict: Verdict
+    entries: list[ParsedEntry]
+    data_at: int  # offset of the frame in its segment
+    size: int
+
+
+@dataclass
+class Catalogue:
+    """The segment files of a device: which number each one has."""
+
+    files: dict[str, File] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)  # number -> file name
+    headers: dict[int, SegmentHeader] = field(default_factory=dict)
+    starts: dict[int, int] = field(default_factory=dict)  # where the first readable frame is
+    notes: list[str] = field(default_factory=list)  # damage that lost nothing, for people
+    last_number: int = 0
+
+
+def catalogue(disk: Disk, device: bytes, known: dict[int, str], replay_from: int) -> Catalogue:
+    """Read every header. ``known``: the checkpoint's own list, which counts where a header is damaged."""
+    found = Catalogue(last_number=max(known, default=0))
+    bare: list[str] = []
+    for name in disk.names():
+        file = found.files[name] = disk.open(name)
+        raw = bytearray(SEGMENT_HEADER_SIZE)
+        header = parse_segment_header(raw) if file.preadv([raw], 0) == len(raw) else None
+        if header is None or header.device != device:
+            bare.append(name)
+        else:
+            _enter(found, name, header, FIRST_FRAME)
+    for number, name in known.items():
+        if name in bare and number not in found.headers:
+            found.notes.append(f"{name}: header of segment {number} is damaged")
+            _enter(found, name, SegmentHeader(number, 0, 0, 0, device), FIRST_FRAME)
+            bare.remove(name)
+    for name in bare:
+        _salvage(found, name, disk.size(name), replay_from, device)
+    return found
+
+
+def _enter(found: Catalogue, name: str, header: SegmentHeader, start: int) -> None:
+    found.headers[header.number] = header
+    found.names[header.number] = name
+    found.starts[header.number] = start
+    found.last_number = max(found.last_number, header.number)
+
+
+def _salvage(found: Catalogue, name: str, size: int, replay_from: int, device: bytes) -> None:
+    """A file without a header may be free, torn when it was begun, or damaged: its frames tell."""
+    at = _scan(found.files[name], FIRST_FRAME, size, None, replay_from)
+    if at is None or at.segment in found.headers:
+        return
+    found.notes.append(f"{name}: header of segment {at.segment} is missing or damaged, its frames are read")
+    previous = max((number for number in found.headers if number < at.segment), default=0)
+    header = SegmentHeader(at.segment, at.group, previous, _UNKNOWN_END, device)
+    _enter(found, name, header, at.offset)
+
+
+def _scan(file: File, start: int, size: int, segment: int | None, above: int) -> Cursor | None:
+    """The first verified frame from ``start`` on: of ``segment`` with a group above ``above``, or (None) of
+    any segment above ``above``."""
+    while start < size:
+        raw = bytearray(min(_SCAN_BYTES, size - start))
+        raw = raw[: file.preadv([raw], start)]
+        at = raw.find(FRAME_MAGIC)
+        while at >= 0:
+            if (start + at) % ALIGN == 0:
+                header = _frame_at(file, start + at, segment)
+                if header is not None and (header.segment if segment is None else header.group) > above:
+                    return Cursor(header.segment, start + at, header.group)
+            at = raw.find(FRAME_MAGIC, at + 1)
+        start += _SCAN_BYTES
+    return None
+
+
+def _frame_at(file: File, offset: int, segment: int | None) -> FrameHeader | None:
+    raw = bytearray(FRAME_HEADER_SIZE)
+    if file.preadv([raw], offset) < FRAME_HEADER_SIZE:
+        return None
+    number = FRAME_HEADER.unpack(raw)[3] if segment is None else segment
+    header = parse_frame_header(raw, number)
+    if header is None:
+        return None
+    frame = bytearray(min(header.frame_size, 64 << 20))
+    frame = frame[: file.preadv([frame], offset)]
+    return header if frame_verified(memoryview(frame), header) else None
+
+
+class Replay:
+    """``steps`` from ``cursor`` to the end of the log; afterwards ``end`` is where that is."""
+
+    def __init__(self, found: Catalogue, cursor: Cursor, segment_size: int) -> None:
+        self._found = found
+        self._chain = Chain(found.headers)
+        self._size = segment_size
+        self.end = cursor
+        self._steps = self._walk(cursor)
+
+    def batch(self) -> list[Step]:
+        """The next steps; empty at the end."""
+        taken, size = [], 0
+        for step in self._steps:
+            taken.append(step)
+            size += step.size
+            if size >= BATCH_BYTES:
+                break
+        return taken
+
+    def _walk(self, at: Cursor) -> Iterator[Step]:
+        while True:
+            found, header, entries = self._look(at)
+            follower = self._chain.follower(at.segment)
+            ended = follower is not None and _ended(follower, at, found)
+            later = None if ended or found is Found.WHOLE else self._later(at, header)
+            verdict = judge(Place(found, ended, later is not None))
+            self.end = at
+            if verdict is Verdict.LIFE_END and follower is not None:
+                at = Cursor(follower.number, self._found.starts[follower.number], at.group)
+                continue
+            size = header.frame_size if header is not None else 0
+            yield Step(at, verdict, entries, at.offset, size)
+            if verdict is Verdict.TORN_TAIL:
+                return
+            if verdict is Verdict.DAMAGED_ALL and later is not None:
+                at = later
+            else:
+                at = Cursor(at.segment, at.offset + size, at.group + 1)
+
+    def _look(self, at: Cursor) -> tuple[Found, FrameHeader | None, list[ParsedEntry]]:
+        file = self._found.files[self._found.names[at.segment]]
+        raw = bytearray(FRAME_HEADER_SIZE)
+        if at.offset >= self._size or file.preadv([raw], at.offset) < FRAME_HEADER_SIZE:
+            return Found.BAD, None, []
+        header = parse_frame_header(raw, at.segment)
+        if header is None or header.group != at.group or at.offset + header.frame_size > self._size:
+            return Found.BAD, None, []
+        frame = bytearray(header.frame_size)
+        view = memoryview(frame)
+        if file.preadv([frame], at.offset) < len(frame) or not frame_verified(view, header):
+            return Found.BAD, None, []
+        entries = list(parse_entries(view, header))
+        return (Found.WHOLE if all(each.whole for each in entries) else Found.PART), header, entries
+
+    def _later(self, at: Cursor, header: FrameHeader | None) -> Cursor | None:
+        """Proof that a later group commit was written, and where to go on."""
+        file = self._found.files[self._found.names[at.segment]]
+        start = at.offset + (header.frame_size if header is not None else 0)
+        here = _scan(file, start, self._size, at.segment, at.group)
+        if here is not None:
+            return here
+        following = self._chain.follower(at.segment) or self._chain.next_after(at.segment)
+        if following is None:
+            return None
+        return Cursor(following.number, self._found.starts[following.number], following.first_group)
+
+
+def _ended(follower: SegmentHeader, at: Cursor, found: Found) -> bool:
+    """Whether the log of this segment ended here. A salvaged follower says so by its group only."""
+    if follower.previous_end == _UNKNOWN_END:
+        return found is Found.BAD and follower.first_group == at.group
+    return follower.previous_end == at.offset

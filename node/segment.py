@@ -1,0 +1,320 @@
+"""The segment format: bytes of segment files in and out (byte tables in docs/node-store.md). Pure.
+
+Owns: segment header, frames (one frame is one group commit) and their entries. Must never do I/O.
+Invariants: a checksum covers the segment's number, so bytes of a former life of the file never parse; a
+frame's header and entry table have one checksum, each entry's body its own, each block of data its own: so
+damage can be told apart by replica. Frames start at multiples of ``ALIGN``: a sector that holds acknowledged
+bytes is not written again by a later group commit.
+
+Segment header (64 bytes, little-endian, the rest of 512 is zero)::
+
+    0 4s magic "MOSG"  4 u16 version  6 u16 -  8 u64 number  16 u64 first_group  24 u64 previous number
+    32 u64 end of the previous one  40 16s device  56 u64 check (xxh3_64 of the 56 bytes before)
+
+Frame header (64), then ``entry_count`` entry heads (40 each), then the bodies, then the data::
+
+    0 4s magic "MOGC"  4 u16 version  6 u16 -  8 u64 segment  16 u64 group  24 u32 frame_size
+    28 u32 bodies_size  32 u32 data_size  36 u32 entry_count  40 16s -  56 u64 check (of the bytes before
+    and the entry heads)
+
+Entry head::
+
+    0 u64 replica  8 u64 argument  16 u32 body_size  20 u32 data_size  24 u32 records  28 u8 kind  29 3x
+    32 u64 check (of the body)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+import xxhash
+
+from moorage.quorum.record import (
+    BLOCK_SIZE,
+    HEAD,
+    HEAD_SIZE,
+    Buffer,
+    Record,
+    encode_head,
+    first_bad_block,
+)
+from moorage.wire.errors import MoorageError
+
+ALIGN = 512
+VERSION = 1
+SEGMENT_HEADER = struct.Struct("<4sHHQQQQ16sQ")
+SEGMENT_HEADER_SIZE = 64
+FIRST_FRAME = ALIGN
+FRAME_HEADER = struct.Struct("<4sHHQQIIII16sQ")
+FRAME_HEADER_SIZE = 64
+ENTRY = struct.Struct("<QQIIIB3xQ")
+ENTRY_SIZE = 40
+_CHECK = struct.Struct("<Q")
+SEGMENT_MAGIC = b"MOSG"
+FRAME_MAGIC = b"MOGC"
+_ZERO16 = bytes(16)
+_PADDING = bytes(ALIGN)
+assert SEGMENT_HEADER.size == SEGMENT_HEADER_SIZE
+assert FRAME_HEADER.size == FRAME_HEADER_SIZE
+assert ENTRY.size == ENTRY_SIZE
+
+OFFSET_BITS = 32  # a block's location: segment number << 32 | offset in the file
+OFFSET_MASK = (1 << OFFSET_BITS) - 1
+
+_xxh3 = xxhash.xxh3_64_intdigest
+
+
+class EntryKind(IntEnum):
+    RECORDS = 1  # records of the quorum log; argument: LSN that the member had applied
+    STATE = 2  # the member's durable state (its own encoding)
+    BLOCKS = 3  # blocks and tombstones with LSNs: a copy from a peer, or compaction
+    CREATE = 4  # msgpack of the replica's description; argument: its handle
+    DROP = 5
+    RESET = 6  # forget all blocks, keep the replica; argument: its new handle
+    PENDING = 7  # pending records at a new place (compaction); the log does not change by it
+
+
+class SegmentHeader(NamedTuple):
+    number: int
+    first_group: int
+    previous: int  # segment number, 0: none
+    previous_end: int  # where its log ended: nothing behind it was ever acknowledged
+    device: bytes
+
+
+class FrameHeader(NamedTuple):
+    segment: int
+    group: int
+    frame_size: int
+    bodies_size: int
+    data_size: int
+    entry_count: int
+
+
+class EntryHead(NamedTuple):
+    replica: int
+    argument: int
+    body_size: int
+    data_size: int
+    records: int
+    kind: int
+    check: int
+
+
+def pack_segment_header(header: SegmentHeader) -> bytes:
+    raw = SEGMENT_HEADER.pack(SEGMENT_MAGIC, VERSION, 0, *header, 0)[:-8]
+    return (raw + _CHECK.pack(_xxh3(raw))).ljust(FIRST_FRAME, b"\0")
+
+
+def parse_segment_header(raw: Buffer) -> SegmentHeader | None:
+    """None when these bytes are not a whole header (a file that was never used, or a torn write)."""
+    if len(raw) < SEGMENT_HEADER_SIZE:
+        return None
+    magic, version, _, number, first, previous, end, device, check = SEGMENT_HEADER.unpack_from(raw)
+    if magic != SEGMENT_MAGIC or version != VERSION or check != _xxh3(bytes(raw[: SEGMENT_HEADER_SIZE - 8])):
+        return None
+    return SegmentHeader(number, first, previous, end, device)
+
+
+class Entry:
+    """One entry of a frame under construction. ``bodies`` and ``data`` are kept, not copied, until it is
+    written; ``done`` is called with None once it is durable, or with the error."""
+
+    __slots__ = (
+        "apply",
+        "argument",
+        "barrier",
+        "bodies",
+        "body_size",
+        "count",
+        "data",
+        "data_size",
+        "done",
+        "kind",
+        "records",
+        "ticket",
+    )
+
+    def __init__(self, kind: int, argument: int = 0) -> None:
+        self.kind = kind
+        self.argument = argument
+        self.bodies: list[Buffer] = []
+        self.body_size = 0
+        self.data: list[Buffer] = []
+        self.data_size = 0
+        self.count = 0
+        self.records: list[Record] = []
+        self.done: list[Callable[[MoorageError | None], None]] = []
+        self.ticket = 0  # of the member: persisted with this entry
+        self.apply = 0  # LSN to apply up to, once this entry is durable
+        self.barrier = False  # it replaces records or the state: nothing behind it is applied before it is
+
+    def add_body(self, body: Buffer) -> None:
+        self.bodies.append(body)
+        self.body_size += len(body)
+
+    def add_data(self, data: Buffer) -> None:
+        self.data.append(data)
+        self.data_size += len(data)
+
+
+def align(size: int) -> int:
+    return (size + ALIGN - 1) & ~(ALIGN - 1)
+
+
+def build_frame(segment: int, group: int, entries: list[tuple[int, Entry]]) -> tuple[list[Buffer], int, int]:
+    """A frame of (replica, entry): the buffers to write, its size, where its data begins."""
+    heads: list[bytes] = []
+    bodies: list[bytes] = []
+    data: list[Buffer] = []
+    bodies_size = data_size = 0
+    pack = ENTRY.pack
+    for replica, entry in entries:
+        body = entry.bodies[0] if len(entry.bodies) == 1 else b"".join(entry.bodies)
+        size = len(body)
+        heads.append(
+            pack(replica, entry.argument, size, entry.data_size, entry.count, entry.kind, _xxh3(body))
+        )
+        bodies.append(bytes(body))
+        data += entry.data
+        bodies_size += size
+        data_size += entry.data_size
+    data_at = FRAME_HEADER_SIZE + ENTRY_SIZE * len(entries) + bodies_size
+    frame_size = align(data_at + data_size)
+    start = FRAME_HEADER.pack(
+        FRAME_MAGIC, VERSION, 0, segment, group, frame_size, bodies_size, data_size, len(entries), _ZERO16, 0
+    )[:-8]
+    table = b"".join(heads)
+    front = b"".join((start, _CHECK.pack(_xxh3(start + table)), table, *bodies))
+    padding = frame_size - data_at - data_size
+    return [front, *data, _PADDING[:padding]] if padding else [front, *data], frame_size, data_at
+
+
+def parse_frame_header(raw: Buffer, segment: int) -> FrameHeader | None:
+    """The fields as they stand, when they can be those of a frame of this segment. Not verified: the check
+    covers the entry table too, see :func:`frame_verified`."""
+    if len(raw) < FRAME_HEADER_SIZE:
+        return None
+    magic, version, _, number, group, size, bodies, data, count, _, _ = FRAME_HEADER.unpack_from(raw)
+    needed = align(FRAME_HEADER_SIZE + count * ENTRY_SIZE + bodies + data)
+    if magic != FRAME_MAGIC or version != VERSION or number != segment or size != needed:
+        return None
+    return FrameHeader(number, group, size, bodies, data, count)
+
+
+def frame_verified(frame: memoryview, header: FrameHeader) -> bool:
+    """Whether header and entry table match their check; ``frame`` begins at the header."""
+    table_end = FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE
+    if len(frame) < table_end:
+        return False
+    (check,) = _CHECK.unpack_from(frame, FRAME_HEADER_SIZE - 8)
+    covered = bytes(frame[: FRAME_HEADER_SIZE - 8]) + bytes(frame[FRAME_HEADER_SIZE:table_end])
+    return bool(check == _xxh3(covered))
+
+
+class ParsedEntry(NamedTuple):
+    head: EntryHead
+    body: memoryview
+    data: memoryview
+    data_offset: int  # in the frame
+    whole: bool  # body and data match their checks
+
+
+def parse_entries(frame: memoryview, header: FrameHeader) -> Iterator[ParsedEntry]:
+    """Entries of a verified frame, in order; what does not match its checksum comes with ``whole`` false."""
+    body_at = FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE
+    data_at = body_at + header.bodies_size
+    for index in range(header.entry_count):
+        head = EntryHead(*ENTRY.unpack_from(frame, FRAME_HEADER_SIZE + index * ENTRY_SIZE))
+        body = frame[body_at : body_at + head.body_size]
+        data = frame[data_at : data_at + head.data_size]
+        whole = len(data) == head.data_size and head.check == _xxh3(body) and _data_whole(head, body, data)
+        yield ParsedEntry(head, body, data, data_at, whole)
+        body_at += head.body_size
+        data_at += head.data_size
+
+
+def _data_whole(head: EntryHead, body: memoryview, data: memoryview) -> bool:
+    if head.kind in (EntryKind.RECORDS, EntryKind.PENDING):
+        sums = b"".join(record.sums for record in unpack_heads(body, head.records))
+    elif head.kind == EntryKind.BLOCKS:
+        sums = b"".join(_CHECK.pack(run_sum) for run in unpack_runs(body) for run_sum in run.sums)
+    else:
+        return head.data_size == 0
+    return len(sums) // 8 * BLOCK_SIZE == head.data_size and first_bad_block(sums, data) < 0
+
+
+# -- record heads ---------------------------------------------------------------------------------
+
+
+def pack_head(record: Record) -> bytes:
+    """The head of a record with its checksums behind (the format of quorum/record.py)."""
+    return encode_head(
+        record.epoch, record.lsn, record.kind, record.chunk, record.block, record.count, record.sums
+    )
+
+
+def unpack_heads(body: memoryview, count: int) -> list[Record]:
+    """``count`` record heads; their own checks are not looked at: the caller has checked the whole body."""
+    records = []
+    at = 0
+    for _ in range(count):
+        epoch, lsn, chunk, block, blocks, data_size, kind = HEAD.unpack_from(body, at)
+        at += HEAD_SIZE
+        sums = bytes(body[at : at + data_size // BLOCK_SIZE * 8])
+        at += len(sums)
+        records.append(Record(epoch, lsn, kind, chunk, block, blocks, sums))
+    return records
+
+
+# -- runs: blocks with LSNs, as copied between members and by compaction --------------------------------
+
+RUN = struct.Struct("<QIHBx")  # chunk, first block (or, for CHUNKS, how many chunks), count, kind
+RUN_SIZE = 16
+assert RUN.size == RUN_SIZE
+
+
+class RunKind(IntEnum):
+    DATA = 1  # count x (lsn u64), count x (sum u64) follow; data holds the blocks
+    ZERO = 2  # tombstones of blocks: count x (lsn u64)
+    CHUNKS = 3  # tombstone of whole chunks: one lsn
+
+
+class Run(NamedTuple):
+    kind: int
+    chunk: int
+    block: int  # CHUNKS: how many chunks
+    lsns: tuple[int, ...]
+    sums: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        count = len(self.lsns)
+        return b"".join(
+            (
+                RUN.pack(self.chunk, self.block, count, self.kind),
+                struct.pack(f"<{count}Q", *self.lsns),
+                struct.pack(f"<{len(self.sums)}Q", *self.sums),
+            )
+        )
+
+
+def unpack_runs(body: memoryview) -> list[Run]:
+    """Runs of a body that passed its check, or of a message: ValueError when it makes no sense."""
+    runs, at = [], 0
+    try:
+        while at < len(body):
+            chunk, block, count, kind = RUN.unpack_from(body, at)
+            at += RUN_SIZE
+            lsns = struct.unpack_from(f"<{count}Q", body, at)
+            at += 8 * count
+            sums: tuple[int, ...] = ()
+            if RunKind(kind) == RunKind.DATA:
+                sums = struct.unpack_from(f"<{count}Q", body, at)
+                at += 8 * count
+            runs.append(Run(kind, chunk, block, lsns, sums))
+    except struct.error as error:
+        raise ValueError(f"a run is cut short: {error}") from None
+    return runs

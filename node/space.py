@@ -1,0 +1,69 @@
+"""How much the device may hold, and who gets the rest: slots for segments, a reserve, grants to writers.
+
+Owns the arithmetic only (pure). Space is granted before an LSN is given (hazard 20): a record in the log
+cannot be skipped, so what writers are promised must fit beside what discards, notes, compaction and
+checkpoints need.
+
+* ``slots``: segments that fit into the capacity beside the index's share;
+* the reserve: slots that writers are never granted;
+* a grant: bytes of records promised to one writer's session and not used yet; the sum of all of them never
+  exceeds the room above the reserve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SEGMENT_SIZE_MAX = 256 << 20
+SEGMENT_SIZE_MIN = 4 << 20
+INDEX_SHARE = 32  # 24 bytes of 4096 is 1/170; LMDB's free pages and half-full leaves cost a few times that
+INDEX_MIN = 16 << 20
+GRANT_MAX = 64 << 20  # more than a writer's window: a grant never is what a fast writer waits for
+GRANT_MIN = 1 << 20  # less than that is no use: say full
+# The log spends more than records' bytes: a frame's header, entry heads, alignment, the rest of a segment.
+OVERHEAD_PER_MILLE = 1250
+
+
+def segment_size_for(capacity: int) -> int:
+    """About 64 segments, so that a reserve of a few is a few per cent."""
+    size = SEGMENT_SIZE_MIN
+    while size < SEGMENT_SIZE_MAX and size * 64 < capacity:
+        size *= 2
+    return size
+
+
+@dataclass(frozen=True)
+class Layout:
+    capacity: int
+    segment_size: int
+
+    @property
+    def slots(self) -> int:
+        index = max(INDEX_MIN, self.capacity // INDEX_SHARE)
+        return max(0, self.capacity - index) // self.segment_size
+
+    @property
+    def reserve(self) -> int:
+        """Slots: one that compaction writes, one for notes and discards while it does, one for a restart, and
+        some more on large devices, so that compaction can choose."""
+        return max(4, self.slots // 16)
+
+    @property
+    def usable(self) -> int:
+        """Bytes of live blocks that fit."""
+        return max(0, self.slots - self.reserve) * self.segment_size
+
+
+def writers_room(layout: Layout, free_slots: int, rest: int, granted: int) -> int:
+    """Bytes of records that may still be granted. ``free_slots``: ready or not yet allocated; ``rest``: of
+    the current segment; ``granted``: promised and unused."""
+    bytes_free = (free_slots - layout.reserve) * layout.segment_size + rest
+    return max(0, bytes_free * 1000 // OVERHEAD_PER_MILLE - granted)
+
+
+def grant_for(room: int, held: int, writers: int) -> int:
+    """What one writer's unused grant should be now; ``held``: what it is. Never less than that (it is not
+    taken back). The room is shared so that the last of it does not go to whoever asks first."""
+    share = (room + held) // max(1, writers) if writers > 1 else room + held
+    wanted = min(GRANT_MAX, share)
+    return max(held, wanted if wanted >= GRANT_MIN or wanted >= room + held else 0)

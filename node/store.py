@@ -1,0 +1,370 @@
+"""The store of one device: the face of segments, index, checkpoints, compaction and space.
+
+Owns everything below the device's directory except the superblock. One event loop calls it; what blocks runs
+in its lanes. Must never call anything durable before its group commit is synced, nor serve a byte that does
+not match its checksum. A failed write ends it: ``failed`` is set, and every later append raises it.
+
+The life of a record: ``append`` (queued, gathered into the next group commit); durable: ``on_persisted`` with
+its ticket; ``apply`` (into the index, as soon as it is durable); read, moved by compaction, overwritten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+import msgpack
+
+from moorage.node import opening
+from moorage.node.checkpoint import IndexStore
+from moorage.node.checkpoint import check as check_index
+from moorage.node.checkpointer import Checkpointer
+from moorage.node.compaction import Compactor
+from moorage.node.disk import Disk, File, RealDisk
+from moorage.node.fold import Fold
+from moorage.node.index import Index, Table
+from moorage.node.lane import Lane
+from moorage.node.log import ENTRY_BYTES_MAX, Log, Segment, check_size
+from moorage.node.metrics import StoreMetrics
+from moorage.node.reader import Reader
+from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.segment import Entry, EntryKind, Run, pack_head
+from moorage.node.space import Layout, segment_size_for, writers_room
+from moorage.node.tombstones import Tombstones
+from moorage.quorum.record import Buffer, Record
+from moorage.quorum.state import MemberState
+from moorage.wire.errors import DeviceFailed, MoorageError, NoReplica
+
+log = logging.getLogger(__name__)
+
+READY_SEGMENTS = 3  # allocated ahead: at full speed one lasts longer than it takes to allocate the next
+FREE_LOW = 2  # compaction needs somewhere to write
+UPKEEP_SECONDS = 0.1
+UPKEEP_RETRY_SECONDS = 2.0
+
+Done = Callable[[MoorageError | None], None]
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    directory: Path
+    device: bytes  # 16 bytes: in every segment header, so that a file of another device is not taken for ours
+    capacity: int
+    segment_size: int = 0  # 0: from the capacity
+    index_pages_max: int = 65_536  # clean pages of 128 KiB in memory: about 60 MiB, for 8 GiB of hot blocks
+    checkpoint_bytes: int = 256 << 20  # of log: bounds what a restart replays
+    checkpoint_pages: int = 16_384  # dirty: bounds memory
+    checkpoint_seconds: float = 30.0
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.capacity, self.segment_size or segment_size_for(self.capacity))
+
+
+class Store:
+    """``await open()``, use, ``await close()``. After :meth:`open`, ``replicas`` says what is there."""
+
+    def __init__(self, config: StoreConfig, disk: Disk | None = None) -> None:
+        self.config = config
+        self.layout = config.layout
+        self.metrics = StoreMetrics()
+        self.on_failed: Callable[[DeviceFailed], None] = _log_failed
+        self.on_damage: Callable[[Replica, str], None] | None = None
+        self._disk = disk if disk is not None else RealDisk(config.directory / "segments")
+        loop = asyncio.get_running_loop()
+        self._device_lane = Lane("device", loop)
+        self._index_lane = Lane("index", loop)
+        self.index_store: IndexStore | None = None
+        self.index = Index(self._load_page, config.index_pages_max)
+        self.fold = Fold(self.index)
+        self.fold.on_damage = self._damaged
+        self.log = Log(
+            device=config.device,
+            segment_size=self.layout.segment_size,
+            lane=self._device_lane,
+            call_soon=loop.call_soon,
+            fold=self._folded,
+            committed=self._committed,
+            fail=self._failed,
+            metrics=self.metrics,
+        )
+        self.reader = Reader(self.index, self.log, loop, self.metrics)
+        self.all_files: dict[str, File] = {}  # segments, used and free
+        self._persisted: dict[Replica, int] = {}
+        self.checkpointer: Checkpointer
+        self.compactor: Compactor
+        self._upkeep: asyncio.Task[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self.granted = 0  # bytes promised to writers and not used: kept by who grants
+
+    # -- open and close ------------------------------------------------------------------------------
+
+    async def open(self) -> opening.Report:
+        """Recover; afterwards everything that was acknowledged is there, or its replica is marked damaged.
+        Raises Corrupt when the index cannot be read at all: the message says what to do."""
+        report = await opening.Opening(self, self._disk, self._device_lane).run()
+        if report.damaged or report.fresh:
+            # A later replay must not take a note from before the damage for the newer truth, and a missing
+            # index is noticed from now on.
+            await self.checkpoint()
+        self._upkeep = asyncio.create_task(self._keep_up(), name="store-upkeep")
+        self._upkeep.add_done_callback(self._upkeep_ended)
+        return report
+
+    async def open_index(self) -> IndexStore:
+        """Check the index in a child process, then open it."""
+        path = self.config.directory / "index"
+        await check_index(path)
+        store = self.index_store = IndexStore(path)
+        self.checkpointer = Checkpointer(
+            self.fold, self.index, self.log, store, self._index_lane, self.metrics
+        )
+        self.compactor = Compactor(
+            self.fold, self.index, self.log, self.reader, self._index_lane, self.metrics
+        )
+        return store
+
+    async def close(self, checkpoint: bool = True) -> None:
+        """Write what is queued, checkpoint, let go of files and threads. Also after :meth:`open` failed."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait([self._upkeep])
+            await self.flushed()
+            if checkpoint and self.failed is None:
+                await self.checkpoint()
+        await self.reader.close()
+        for lane in (self._device_lane, self._index_lane):
+            await asyncio.to_thread(lane.close)
+        for file in self.all_files.values():
+            file.close()
+        if self.index_store is not None:
+            self.index_store.close()
+
+    @property
+    def failed(self) -> DeviceFailed | None:
+        return self.log.failed
+
+    def _failed(self, error: DeviceFailed) -> None:
+        self.on_failed(error)
+
+    def _load_page(self, handle: int, number: int) -> bytes | None:
+        assert self.index_store is not None
+        return self.index_store.load_page(handle, number)
+
+    def _damaged(self, replica: Replica, what: str) -> None:
+        if self.on_damage is not None:
+            self.on_damage(replica, what)
+
+    # -- replicas -------------------------------------------------------------------------------------
+
+    @property
+    def replicas(self) -> dict[int, Replica]:
+        return self.fold.replicas
+
+    def replica(self, identity: int) -> Replica:
+        found = self.fold.replicas.get(identity)
+        if found is None:
+            raise NoReplica(f"this device has no replica {identity}", replica=identity)
+        return found
+
+    def create(self, info: ReplicaInfo, done: Done) -> None:
+        """A new, empty replica; it is there once ``done`` is called."""
+        table = Table(self.fold.take_handle(), Tombstones())
+        entry = Entry(EntryKind.CREATE, table.handle)
+        entry.add_body(msgpack.packb(info.pack()))
+        entry.done.append(done)
+        self.log.put(Replica(info, table, MemberState(info.replica)), entry)
+
+    def drop(self, identity: int, done: Done) -> None:
+        """Forget a replica for good; its space comes back with time."""
+        entry = Entry(EntryKind.DROP)
+        entry.done.append(done)
+        self.log.put(self.replica(identity), entry)
+
+    # -- the effects of a member, in its order ------------------------------------------------------------
+
+    def append(
+        self, replica: Replica, records: list[Record], ticket: int, heads: Buffer | None = None
+    ) -> None:
+        """Log records behind the last ones, or in place of some of those. Their buffers belong to the store
+        until they are durable; then ``on_persisted(ticket)``. ``heads``: their heads as they were sent."""
+        entry = replica.open_entry
+        cut = records[0].lsn <= replica.last_queued
+        if entry is None or cut or entry.data_size >= ENTRY_BYTES_MAX:
+            entry = Entry(EntryKind.RECORDS, replica.state.commit)
+            self._put(replica, entry, barrier=cut)
+            replica.open_entry = entry
+        replica.last_queued = records[-1].lsn
+        if heads is None:
+            heads = b"".join([pack_head(record) for record in records])
+        entry.add_body(heads)
+        entry.count += len(records)
+        entry.records += records
+        size = 0
+        for record in records:
+            if record.data:
+                entry.data.append(record.data)
+                size += len(record.data)
+        entry.data_size += size
+        self.log.queued_bytes += size
+        entry.ticket = ticket
+        self.metrics.records += len(records)
+        self.metrics.record_bytes += size
+
+    def note(self, replica: Replica, packed: bytes, ticket: int, fresh: bool = False) -> None:
+        """Log a member's whole state; ``fresh``: and drop its whole index, in one step."""
+        if fresh:
+            entry = Entry(EntryKind.RESET, self.fold.take_handle())
+            replica.handle = entry.argument
+        else:
+            entry = Entry(EntryKind.STATE, replica.state.commit)
+        entry.add_body(packed)
+        entry.ticket = ticket
+        replica.last_queued = MemberState.unpack(packed).last
+        self._put(replica, entry, barrier=True)
+
+    def _put(self, replica: Replica, entry: Entry, barrier: bool) -> None:
+        replica.open_entry = None
+        if barrier:
+            entry.barrier = True
+            replica.barriers += 1
+        self.log.put(replica, entry)
+
+    def sync(self, replica: Replica, ticket: int) -> None:
+        """``on_persisted(ticket)`` once everything appended so far is durable."""
+        if replica.last_entry is not None:
+            replica.last_entry.ticket = ticket
+        else:
+            asyncio.get_running_loop().call_soon(replica.on_persisted, ticket)
+
+    def apply(self, replica: Replica, lsn: int) -> None:
+        """These records are committed: into the index with them, now or when they are durable."""
+        last = replica.last_entry
+        if last is not None and (replica.barriers or lsn > replica.state.last):
+            last.apply = max(last.apply, lsn)
+        if not replica.barriers:
+            self.fold.apply(replica, lsn)
+
+    def merge(self, replica: Replica, runs: list[Run], data: list[Buffer], done: Done) -> None:
+        """Blocks and tombstones copied from another member; per block the greater LSN wins."""
+        entry = Entry(EntryKind.BLOCKS, replica.handle)
+        for run in runs:
+            entry.add_body(run.pack())
+        for each in data:
+            entry.add_data(each)
+        check_size(self.layout.segment_size, entry.body_size + entry.data_size)
+        entry.done.append(done)
+        self._put(replica, entry, barrier=False)
+
+    async def flushed(self) -> None:
+        """Everything queued so far is durable, or the device has failed."""
+        while not self.log.idle and self.failed is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _folded(self, replica: Replica, entry: Entry, location: int) -> None:
+        self.fold.entry(replica, entry, location)
+        if entry.ticket:
+            self._persisted[replica] = entry.ticket
+
+    def _committed(self) -> None:
+        """A group commit is durable and folded: tell each member in it once."""
+        persisted, self._persisted = self._persisted, {}
+        for replica, ticket in persisted.items():
+            replica.on_persisted(ticket)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- space -----------------------------------------------------------------------------------------
+
+    @property
+    def free_slots(self) -> int:
+        return len(self.log.free) + max(0, self.layout.slots - len(self.all_files))
+
+    def room(self) -> int:
+        """Bytes of records that may still be granted to writers."""
+        current = self.log.current
+        rest = self.layout.segment_size - current.end if current is not None else 0
+        return writers_room(self.layout, self.free_slots, rest, self.granted)
+
+    @property
+    def used(self) -> int:
+        """Bytes of live blocks."""
+        return sum(self.index.live.values())
+
+    async def allocate(self) -> None:
+        """Have a few segments ready: a group commit never waits for an allocation."""
+        while len(self.log.free) < READY_SEGMENTS and len(self.all_files) < self.layout.slots:
+            self.log.add_free(await self.allocate_one())
+
+    async def allocate_one(self) -> Segment:
+        number = max((int(name[:8]) for name in self.all_files), default=0) + 1
+        name = f"{number:08d}.seg"
+        file = await self._index_lane.run(lambda: self._disk.create(name, self.layout.segment_size))
+        self.all_files[name] = file
+        return Segment(name, file)
+
+    # -- upkeep ----------------------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        await self.checkpointer.run()
+
+    async def _keep_up(self) -> None:
+        while True:
+            await asyncio.sleep(UPKEEP_SECONDS)
+            self.log.reclaim()
+            try:
+                await self._keep_up_once()
+            except (OSError, lmdb.Error) as error:
+                # A full file system, or the index's: reads and what is in the log are not touched by it.
+                log.warning("store upkeep failed, will try again: %s", error)
+                await asyncio.sleep(UPKEEP_RETRY_SECONDS)
+
+    async def _keep_up_once(self) -> None:
+        await self.allocate()
+        if self._checkpoint_due():
+            await self.checkpoint()
+        while self._short_of_space():
+            segment = self.compactor.choose(self.checkpointer.segment)
+            if segment is None:
+                return
+            await self.compactor.compact(segment)
+            if self.log.idle or len(self.log.free) <= FREE_LOW:
+                await self.checkpoint()  # frees what was emptied
+
+    def _checkpoint_due(self) -> bool:
+        config, log_ = self.config, self.log
+        written = log_.written_bytes - self.checkpointer.written_bytes
+        if not written:
+            return False
+        age = asyncio.get_running_loop().time() - self.checkpointer.made_at
+        return (
+            written >= config.checkpoint_bytes
+            or len(self.index.dirty) >= config.checkpoint_pages
+            or age >= config.checkpoint_seconds
+            or (self._short_of_space() and written >= self.layout.segment_size // 4)
+            or (self._short_of_space() and age >= 1.0)
+        )
+
+    def _short_of_space(self) -> bool:
+        """Compaction begins while writers still have room, so that they seldom see the end of it."""
+        return self.free_slots < max(self.layout.reserve + 2, self.layout.slots // 4)
+
+    def _upkeep_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and self.failed is None:
+            log.critical("store upkeep ended", exc_info=error)
+            self.on_failed(DeviceFailed(f"the store's upkeep ended: {error}"))
+
+
+def _log_failed(error: DeviceFailed) -> None:
+    log.critical("device failed: %s", error)
