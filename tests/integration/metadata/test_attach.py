@@ -189,6 +189,16 @@ async def test_no_holder_is_fenced_by_a_change_of_leader(cluster: Any, fake_log:
         assert (await renew(cluster, held, 7))["lease_ms"] == 4000
 
 
+async def test_lease_of_a_holder_that_is_gone_begins_with_the_leader(
+    cluster: Any, fake_log: Any, clock: Any
+) -> None:
+    await cluster.create("db")
+    await cluster.attach("db", 7)
+    fake_log.elect("host2")
+    clock.ahead_ms += 4001  # nobody looked at the volume meanwhile
+    assert (await cluster.attach("db", 8))["epoch"] == 2
+
+
 async def test_attach_whose_leader_fails_before_and_after_the_commit(cluster: Any, fake_log: Any) -> None:
     await cluster.create("db")
 

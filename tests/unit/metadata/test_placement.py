@@ -133,6 +133,14 @@ def test_load_counts_by_capacity() -> None:
     assert Counter(group[0].device for group in placed) == {"dev2": 10, "dev1": 1}
 
 
+def test_one_huge_device_does_not_hold_two_replicas_of_a_group() -> None:
+    seen = view(3)
+    seen["devices"]["dev2"]["capacity"] = 10_000 * GIB
+    seen["devices"]["dev9"] = {**seen["devices"]["dev2"]}  # and its host has another one
+    for group in place(cluster_from_view(seen, {}), size=GIB, replicas=3, groups=9):
+        assert sorted(choice.host for choice in group) == ["host1", "host2", "host3"]
+
+
 def test_among_equals_the_emptier_device_is_taken() -> None:
     placed = place(cluster(2, host1={"used": GIB}), size=GIB, replicas=1, groups=1)
     assert placed == [[Choice("dev2", "host2")]]
