@@ -68,9 +68,12 @@ class Attachment:
         writer = 1 + secrets.randbits(62)
         mode = "ro" if read_only else "rw"
         params = {"writer": writer, "mode": mode, "force": force, "holder": holder}
-        attached = await call("metadata.attach", params, METADATA_S)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        attached = await call("metadata.attach", params, timeout)
         kind = ReadOnlyAttachment if read_only else WriterAttachment
-        return await kind(call, attached, writer)._serve(nodes, attached, io_timeout, timeout)
+        left = max(end - loop.time(), 1.0)
+        return await kind(call, attached, writer)._serve(nodes, attached, io_timeout, left)
 
     async def _serve(
         self, nodes: NodePool, attached: dict[str, Any], io_timeout: float, timeout: float

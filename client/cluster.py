@@ -188,6 +188,7 @@ class Cluster:
         says whom it waited for.
         """
         address = uri.parse(name)
+        self._check_here(address)
         read_only = read_only or _read_only(address)
         if io_timeout is None:
             io_timeout = _seconds(address.options.get("io_timeout", "60"))
@@ -207,6 +208,11 @@ class Cluster:
         )
         self._volumes = {other for other in self._volumes if not other.detached} | {volume}
         return volume
+
+    def _check_here(self, address: uri.Address) -> None:
+        if address.cluster not in ("", self.config.name, self.config.registry):
+            here = self.config.name or self.config.registry
+            raise Invalid(f"{address} is not in {here!r}: connect to {address.cluster!r} for it")
 
     # -- the cluster ---------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class ClusterConfig:
 
     registry: str
     secret_file: Path
+    name: str = ""  # as it was asked for; "" for the default
 
 
 def clusters_directory(environment: Mapping[str, str] = os.environ) -> Path:
@@ -59,7 +60,7 @@ def load(
         raise Invalid(
             f"no secret file is given for registry {found}: pass secret_file=, or set $MOORAGE_SECRET_FILE"
         )
-    return ClusterConfig(found, Path(secret).expanduser())
+    return ClusterConfig(found, Path(secret).expanduser(), cluster or "")
 
 
 def _from_authority(cluster: str | None, environment: Mapping[str, str]) -> dict[str, str]:

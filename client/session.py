@@ -25,7 +25,7 @@ from moorage.client.nodes import NodeLink, NodePool, UserKey, boot_clock_ms
 from moorage.client.reads import GroupReader, ReadSweep, Target
 from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail, Seal, SealAnswer
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
-from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Writer
+from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Status, Writer
 from moorage.wire.connection import Connection
 from moorage.wire.errors import Fenced, MoorageError, NoSpace, Unavailable
 from moorage.wire.frame import APPEND, ONEWAY
@@ -37,6 +37,14 @@ TAIL_BYTES = 4 << 20
 CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
 
 _WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
+_STATES = {
+    Status.DOWN: "is connecting",
+    Status.SEALING: "is being asked to join",
+    Status.REFUSED: "refuses",
+    Status.LAGGING: "is behind",
+    Status.ORDERED: "is about to be copied to",
+    Status.COPYING: "is being copied to",
+}
 _Queued = tuple[int, int, int, int, Buffer, Buffer, Done, bool]
 
 
@@ -168,7 +176,13 @@ class GroupSession:
         return f"waiting for {len(troubles)} of {len(self.members)}: {', '.join(troubles)}"
 
     def _trouble(self, member: Member) -> str:
-        return member.link.trouble() or ("" if member.session else f"{member.host} has not joined yet")
+        """What keeps this member from counting, as in "host2 silent for 14 s"; "" when nothing does."""
+        peer = self.writer.peers[member.replica]
+        if trouble := member.link.trouble():
+            return trouble
+        if peer.status in (Status.SEALED, Status.STREAMING):
+            return ""
+        return f"{member.host} {_STATES[peer.status]}" + (f" ({peer.reason})" if peer.reason else "")
 
     # -- ReadSource ----------------------------------------------------------------------------------
 

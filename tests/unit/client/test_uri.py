@@ -73,14 +73,14 @@ def configured(tmp_path: Path, name: str, **content: str) -> dict[str, str]:
 def test_arguments_then_the_name_then_the_environment(tmp_path: Path) -> None:
     environment = configured(tmp_path, "prod", registry="r:1", secret_file="prod.secret")
     found = config.load("prod", environment=environment)
-    assert found == config.ClusterConfig("r:1", tmp_path / "moorage" / "clusters" / "prod.secret")
+    assert found == config.ClusterConfig("r:1", tmp_path / "moorage" / "clusters" / "prod.secret", "prod")
     environment |= {"MOORAGE_REGISTRY": "e:1", "MOORAGE_SECRET_FILE": "/e"}
     assert config.load("prod", environment=environment).registry == "r:1"
     assert config.load(environment=environment) == config.ClusterConfig("e:1", Path("/e"))
-    assert config.load("h:9", environment=environment) == config.ClusterConfig("h:9", Path("/e"))
+    assert config.load("h:9", environment=environment) == config.ClusterConfig("h:9", Path("/e"), "h:9")
     assert config.load("moorage.mesos", environment=environment).registry == "srv:moorage.mesos"
     assert config.load("prod", registry="a:1", secret_file="/a", environment=environment) == (
-        config.ClusterConfig("a:1", Path("/a"))
+        config.ClusterConfig("a:1", Path("/a"), "prod")
     )
 
 

@@ -1,0 +1,316 @@
+"""Attachments over devices in memory and real sockets: writes, reads, faults, fencing, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from moorage.client.attachment import Attachment
+from moorage.client.nodes import NodePool
+from moorage.client.volume import Volume
+from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
+from moorage.wire.errors import (
+    Corrupt,
+    Fenced,
+    NoQuorum,
+    NoSpace,
+    ReadOnly,
+    ShuttingDown,
+    Unavailable,
+)
+from moorage.wire.handshake import Hello
+
+Make = Callable[..., Awaitable[Any]]
+
+
+class Client:
+    """One client process: its own pool of connections."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+        self.pool = NodePool(Hello("client", cluster.secret.cluster, "here", "1"), cluster.secret)
+
+    async def attach(self, timeout: float = 5.0, io_timeout: float = 30.0, read_only: bool = False) -> Volume:
+        return await Attachment.open(
+            self.cluster.call,
+            self.pool,
+            name="db",
+            read_only=read_only,
+            force=False,
+            io_timeout=io_timeout,
+            timeout=timeout,
+            holder={},
+        )
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def longest_gap(volume: Volume, seconds: float, reads: bool) -> float:
+    """Seconds of the slowest of many small operations one after the other."""
+    loop = asyncio.get_running_loop()
+    end, worst = loop.time() + seconds, 0.0
+    while (start := loop.time()) < end:
+        if reads:
+            await volume.read(random.randrange(16) * CHUNK_SIZE, BLOCK_SIZE)
+        else:
+            await volume.write(random.randrange(16) * CHUNK_SIZE, b"x" * BLOCK_SIZE)
+        worst = max(worst, loop.time() - start)
+    return worst
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_volume_from_attach_to_detach(memory_cluster: Make, sync: bool) -> None:
+    cluster = await memory_cluster(groups=3, sync=sync)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        data = random.Random(1).randbytes(9 << 20)
+        await volume.write(12345, data)
+        assert await volume.read(12345, len(data)) == data
+        assert await volume.read(0, 4096) == bytes(4096)
+        await volume.write(0, b"f" * 4096, fua=True)
+        await volume.discard(12345, len(data))
+        assert await volume.read(12345, len(data)) == bytes(len(data))
+        await volume.write(7, b"again")
+        await volume.flush()
+        assert all(group["waiting_for"] == "" for group in volume.describe()["groups"])
+        await until(cluster.agrees)
+    async with await client.attach() as volume:
+        assert volume.epoch == 2
+        assert await volume.read(7, 5) == b"again"
+    assert cluster.calls.count("metadata.detach") == 2
+    await client.pool.close()
+
+
+async def test_records_of_one_turn_go_out_in_one_message(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        before = cluster.devices[0].appends
+        await asyncio.gather(*(volume.write(at * 4096, b"x" * 4096) for at in range(64)))
+        assert cluster.devices[0].appends - before <= 8
+    await client.pool.close()
+
+
+async def test_one_dead_and_one_silent_member_cost_nothing(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=4)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        cluster.devices[1].set_mute(True)
+        gaps = [await longest_gap(volume, 0.7, reads) for reads in (True, False)]
+        assert max(gaps) < 0.2, gaps
+        cluster.devices[1].set_mute(False)
+        address = cluster.devices[1].address
+        await cluster.devices[1].stop()
+        gaps = [await longest_gap(volume, 0.5, reads) for reads in (True, False)]
+        assert max(gaps) < 0.2, gaps
+        await cluster.devices[1].start(address)
+        await until(lambda: all(m.session for g in volume.groups for m in g.members))
+        await volume.write(0, b"last")
+        await until(cluster.agrees)
+    await client.pool.close()
+
+
+async def test_a_device_on_another_port_is_found_again(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        await cluster.devices[2].stop()
+        await cluster.devices[2].start()
+        await until(lambda: all(member.session for member in volume.groups[0].members))
+    await client.pool.close()
+
+
+async def test_without_a_quorum_operations_wait_and_resume(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach(io_timeout=0.4) as volume:
+        await volume.write(0, b"before")
+        for device in cluster.devices[1:]:
+            device.set_mute(True)
+        with pytest.raises(NoQuorum) as caught:
+            await volume.write(0, b"unknown" + bytes(4089))
+        assert caught.value.outcome == "unknown"
+        read = asyncio.create_task(volume.read(0, 7))
+        write = asyncio.create_task(volume.write(3, b"KNOWN"))
+        await until(lambda: "host1 silent for" in volume.groups[0].waiting_for())
+        assert volume.groups[0].waiting_for().startswith("waiting for 2 of 3: host1 silent for")
+        for device in cluster.devices[1:]:
+            device.set_mute(False)
+        ended = await asyncio.gather(read, write, return_exceptions=True)
+        assert all(error is None or isinstance(error, bytes | NoQuorum) for error in ended), ended
+        await until(lambda: not volume.order.active)
+        await volume.write(3, b"KNOWN")
+        assert await volume.read(0, 8) == b"unkKNOWN"
+        await until(cluster.agrees)
+    await client.pool.close()
+
+
+async def test_attach_gives_up_and_says_whom_it_waited_for(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    await cluster.devices[0].stop()
+    await cluster.devices[2].stop()
+    with pytest.raises(Unavailable, match=r"cannot attach 'db': waiting for 2 of 3: host0 .*host2 "):
+        await client.attach(timeout=0.4)
+    assert cluster.calls[-1] == "metadata.detach"
+    await client.pool.close()
+
+
+async def test_a_zombie_is_fenced_and_reads_nothing_stale(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=2)
+    first, second = Client(cluster), Client(cluster)
+    old = await first.attach()
+    await old.write(0, b"old")
+    new = await second.attach()
+    await new.write(0, b"new")
+    with pytest.raises(Fenced, match="taken over by other on host9"):
+        await old.write(0, b"zombie")
+    for attempt in (old.read(0, 3), old.flush(), old.discard(0, 4096)):
+        with pytest.raises(Fenced):
+            await attempt
+    assert await new.read(0, 3) == b"new"
+    await old.detach()
+    await new.detach()
+    await first.pool.close()
+    await second.pool.close()
+
+
+async def test_takeover_of_a_living_holder_in_one_process(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    old = await client.attach()
+    new = await client.attach()
+    await new.write(0, b"new")
+    with pytest.raises(Fenced):
+        await old.write(0, b"old")
+    await old.detach()
+    assert await new.read(0, 3) == b"new"
+    await new.detach()
+    await client.pool.close()
+
+
+async def test_metadata_away_stops_no_io(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    volume = await client.attach()
+    cluster.metadata_away = True
+    calls = len(cluster.calls)
+    while len(cluster.calls) < calls + 2:
+        await volume.write(0, b"x")
+        assert await volume.read(0, 1) == b"x"
+    cluster.metadata_away = False
+    await volume.detach()
+    await client.pool.close()
+
+
+async def test_a_bad_block_is_read_elsewhere_and_written_again(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        data = random.Random(2).randbytes(64 * BLOCK_SIZE)
+        await volume.write(0, data)
+        before = cluster.devices[0].records
+        for device in cluster.devices[:2]:
+            device.flip = {5}
+        assert await volume.read(0, len(data)) == data
+        await until(lambda: not volume.repairs and cluster.devices[0].records > before)
+        for device in cluster.devices:
+            device.flip = set()
+        assert await volume.read(0, len(data)) == data
+        for device in cluster.devices:
+            device.flip = {7}
+        with pytest.raises(Corrupt, match="no replica has a good copy of chunk 0, block 7"):
+            await volume.read(0, len(data))
+        for device in cluster.devices:
+            device.flip = set()
+        await until(lambda: not volume.repairs)
+    await client.pool.close()
+
+
+async def test_a_read_refused_by_members_goes_to_another(memory_cluster: Make, corrupt: Corrupt) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        await volume.write(0, b"good")
+        cluster.devices[0].refuse_reads = Unavailable("no")
+        cluster.devices[1].refuse_reads = corrupt
+        for _ in range(5):
+            assert await volume.read(0, 4) == b"good"
+        cluster.devices[1].refuse_reads = None
+        cluster.devices[0].refuse_reads = None
+        await until(lambda: not volume.repairs)
+    await client.pool.close()
+
+
+async def test_full_devices_give_enospc_and_recover(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        for device in cluster.devices[:2]:
+            device.full = True
+        with pytest.raises(NoSpace, match="no room for volume 'db'"):
+            async with asyncio.timeout(10):
+                while True:
+                    await asyncio.gather(*(volume.write(at << 20, b"x" * (1 << 20)) for at in range(32)))
+        assert (await volume.read(0, 4096))[:1] in (b"x", b"\0")
+        await volume.discard(0, 1 << 20)
+        for device in cluster.devices[:2]:
+            device.full = False
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await volume.write(0, b"y" * 4096)
+                    break
+                except NoSpace:
+                    await asyncio.sleep(0.01)
+    await client.pool.close()
+
+
+async def test_read_only_beside_a_writer(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=2)
+    writer, reader = Client(cluster), Client(cluster)
+    async with await writer.attach() as volume, await reader.attach(read_only=True) as copy:
+        await volume.write(0, b"seen")
+        await volume.write(CHUNK_SIZE, b"seen")
+        async with asyncio.timeout(5):
+            while await copy.read(0, 4) != b"seen":
+                await asyncio.sleep(0.01)
+        with pytest.raises(ReadOnly):
+            await copy.write(0, b"x")
+        with pytest.raises(ReadOnly):
+            await copy.resize(128 << 20)
+    await writer.pool.close()
+    await reader.pool.close()
+
+
+async def test_the_holder_hears_of_a_new_size(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        cluster.size = 80 << 20
+        await until(lambda: volume.size == 80 << 20)
+        await volume.resize("96M")
+        assert volume.size == 96 << 20
+    await client.pool.close()
+
+
+async def test_attaching_and_detaching_leaves_nothing(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=2)
+    client = Client(cluster)
+    for _ in range(20):
+        async with await client.attach() as volume:
+            await volume.write(0, b"x")
+        assert not volume._attached._tasks  # type: ignore[attr-defined]
+    await client.pool.close()
+    assert not len(client.pool)
+    with pytest.raises(ShuttingDown):
+        await volume.read(0, 1)
+    await until(lambda: len(asyncio.all_tasks()) < 20)
