@@ -373,7 +373,12 @@ class Nemesis:
         self.down[name] = None
         self.processes[name].crash()
         self.kernel.kill(name)
-        self.kernel.later(self.kernel.rng.randint(*self.plan.down_us), lambda: self._restart(name))
+        self.kernel.later(self._down_us(), lambda: self._restart(name))
+
+    def _down_us(self) -> int:
+        """Rather short than long: who comes back within an election is the more interesting one."""
+        low, high = self.plan.down_us
+        return max(low, self.kernel.rng.randint(low, high) >> self.kernel.rng.randint(0, 6))
 
     def _restart(self, name: str) -> None:
         if name in self.down and not self.kernel.paused(name):
@@ -388,7 +393,7 @@ class Nemesis:
         self.kernel.note(f"nemesis: pause {victim}")
         self.down[victim] = None
         self.kernel.pause(victim)
-        self.kernel.later(self.kernel.rng.randint(*self.plan.down_us), lambda: self._resume(victim))
+        self.kernel.later(self._down_us(), lambda: self._resume(victim))
 
     def _resume(self, name: str) -> None:
         if self.kernel.paused(name):
