@@ -66,6 +66,7 @@ class Attachments:
             raise Invalid(f"mode {mode!r} is not accepted: use rw or ro")
         holder = limits.check_holder(params.get("holder"))
         await self._replicated.read_barrier(remaining_s(context))
+        await self._know_members(records.volume_by_name(self._replicated.kv, name))
         volume = records.volume_by_name(self._replicated.kv, name)
         if mode == "ro":
             records.check_ready(volume)
@@ -87,8 +88,13 @@ class Attachments:
         self._leases.grant(volume["id"], volume["epoch"], _now_ms())
         return self._attachment(volume, writer, "rw")
 
+    async def _know_members(self, volume: Params) -> None:
+        """Have the addresses before the epoch is taken: what is a second old is good enough."""
+        devices = {member["device"] for group in volume["groups"] for member in _all_members(group)}
+        await self._directory.know(devices)
+
     async def renew(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "volume", "epoch", "writer")
+        check_known(params, "volume", "epoch", "writer", "name")
         found, epoch, writer = (number_of(params, key) for key in ("volume", "epoch", "writer"))
         try:
             volume = self._held(found, epoch, writer)
@@ -104,7 +110,7 @@ class Attachments:
         }
 
     async def detach(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "volume", "epoch", "writer")
+        check_known(params, "volume", "epoch", "writer", "name")
         found, epoch, writer = (number_of(params, key) for key in ("volume", "epoch", "writer"))
         await self._replicated.read_barrier()
         if records.volume_by_id(self._replicated.kv, found) is None:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 View = dict[str, Any]
 EMPTY_VIEW: View = {"hosts": {}, "devices": {}, "services": [], "groups": []}
 VIEW_TIMEOUT_S = 5.0
+KNOW_TIMEOUT_S = 2.0  # an attach does not wait longer for a registry that is away
 KIND = "volume"
 
 
@@ -84,10 +85,16 @@ class Directory:
         entry = self.view["devices"].get(device)
         return str(entry["address"]) if entry else ""
 
+    async def know(self, devices: set[str], timeout: float = KNOW_TIMEOUT_S) -> None:
+        """Have their addresses in the copy, if the registry can tell them soon."""
+        if not all(self.address_of(device) for device in devices):
+            with contextlib.suppress(MoorageError):  # what is missing is empty in the reply, and comes later
+                await self.fetch_view(timeout)
+
     async def reach(self, device: str) -> str:
         """The address of the device's node, asked for anew when the copy does not know it."""
         if not self.address_of(device):
-            await self.fetch_view()
+            await self.fetch_view(KNOW_TIMEOUT_S)
         address = self.address_of(device)
         if not address:
             raise Unavailable(f"the registry does not know device {device}: start its node", device=device)

@@ -150,6 +150,18 @@ async def test_renewal_tells_a_new_size_and_a_new_address(cluster: Any) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_new_member_fetches_the_addresses_that_it_lacks(cluster: Any) -> None:
+    await cluster.create("db")
+    leader = cluster.leader()
+    leader._joining.cancel()  # no refresh by itself any more
+    leader.directory.view = {**leader.directory.view, "devices": {}}
+    held = await cluster.attach("db", 7)
+    assert all(member["address"] for member in held["groups"][0]["members"])
+    leader.directory.view = {**leader.directory.view, "devices": {}}
+    cluster.registry.failing = NotFound("away")
+    assert not (await cluster.attach("db", 7))["groups"][0]["members"][0]["address"]
+
+
 async def test_registry_away_stops_no_attachment(cluster: Any) -> None:
     await cluster.create("db")
     cluster.registry.failing = NotFound("away")
