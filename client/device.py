@@ -47,7 +47,10 @@ class BlockDevice(Protocol):
         """
 
     def write_nowait(self, offset: int, data: memoryview, done: Done, fua: bool = False) -> None:
-        """Write ``data`` at ``offset``. The caller leaves ``data`` unchanged until ``done``."""
+        """Write ``data`` at ``offset``. The caller leaves ``data`` unchanged until ``done``.
+
+        Data of a read-only view must never change again, also later: a device may keep it without a copy.
+        """
 
     def zero_nowait(self, offset: int, length: int, done: Done, discard: bool, fua: bool = False) -> None:
         """Make a range read as zeroes. ``discard`` allows to give its space back (best effort)."""

@@ -338,7 +338,8 @@ class Transmission(asyncio.BufferedProtocol):
     def _write_payload(self, payload: memoryview) -> None:
         self._payload = None
         cookie, offset, fua = self._payload_write
-        self._device.write_nowait(offset, payload, _Command(self, cookie, len(payload)).done, fua)
+        data = payload.toreadonly()  # and never written again: the device may keep it without a copy
+        self._device.write_nowait(offset, data, _Command(self, cookie, len(data)).done, fua)
 
     def _other(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         if command == p.CMD_DISC:

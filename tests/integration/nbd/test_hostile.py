@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from moorage.client.device import Done
 from moorage.gateway.memory import MemoryDevice
 from moorage.gateway.nbd import Limits
 from moorage.gateway.nbd import protocol as p
@@ -154,7 +155,7 @@ def test_a_client_that_does_not_read_is_not_read_from(play: Play) -> None:
     peak = 0
 
     class Counting(MemoryDevice):
-        def read_nowait(self, offset: int, into: memoryview, done) -> None:  # type: ignore[no-untyped-def]
+        def read_nowait(self, offset: int, into: memoryview, done: Done) -> None:
             nonlocal peak
             peak += len(into)
             super().read_nowait(offset, into, done)
@@ -270,6 +271,77 @@ def test_structured_replies(play: Play) -> None:
         await client.close()
 
     with_device(play, scenario)
+
+
+def test_data_stays_as_it_was_until_the_device_is_done(play: Play) -> None:
+    """A device may look at its data as late as right before ``done``; more requests have come by then."""
+    seen: list[tuple[int, memoryview]] = []
+
+    class Late(HeldDevice):
+        def write_nowait(self, offset: int, data: memoryview, done: Done, fua: bool = False) -> None:
+            seen.append((offset, data))
+            self.complete(done, None)
+
+    device = Late(8 * MIB)
+    sizes = [512, 4096, 32768, 32769, 100000, 5]
+
+    async def scenario(bench: Bench) -> None:
+        client = await bench.client()
+        for cookie in range(120):
+            length = sizes[cookie % len(sizes)]
+            client.send(p.CMD_WRITE, cookie, length, cookie=cookie, data=bytes([cookie]) * length)
+        await bench.until(lambda: len(device.held) == 120, "all writes reach the device")
+        assert all(data == bytes([offset]) * len(data) for offset, data in seen)
+        assert all(data.readonly for _, data in seen)  # so the device need not copy it
+        assert [len(data) for _, data in seen] == [sizes[n % len(sizes)] for n in range(120)]
+        device.release()
+        assert [(await client.simple_reply())[1] for _ in range(120)] == list(range(120))
+        await client.close()
+
+    play(scenario, {"vol": device})
+    seen.clear()
+    device.close()
+
+
+def test_flags_reach_the_device(play_uvloop: Play) -> None:
+    calls: list[tuple[str, int, bool, bool]] = []
+
+    class Recording(MemoryDevice):
+        def write_nowait(self, offset: int, data: memoryview, done: Done, fua: bool = False) -> None:
+            calls.append(("write", len(data), False, fua))
+            done(None)
+
+        def zero_nowait(self, offset: int, length: int, done: Done, discard: bool, fua: bool = False) -> None:
+            calls.append(("zero", length, discard, fua))
+            done(None)
+
+        def flush_nowait(self, done: Done) -> None:
+            calls.append(("flush", 0, False, False))
+            done(None)
+
+    device = Recording(MIB)
+    fua, no_hole, fast = p.CMD_FLAG_FUA, p.CMD_FLAG_NO_HOLE, p.CMD_FLAG_FAST_ZERO
+
+    async def scenario(bench: Bench) -> None:
+        client = await bench.client()
+        for flags in (0, fua):
+            client.send(p.CMD_WRITE, 0, 7, flags=flags, data=b"1234567")
+            client.send(p.CMD_WRITE, 0, 70000, flags=flags, data=bytes(70000))
+            client.send(p.CMD_TRIM, 0, 1, flags=flags)
+            client.send(p.CMD_WRITE_ZEROES, 0, 2, flags=flags | fast)
+            client.send(p.CMD_WRITE_ZEROES, 0, 3, flags=flags | no_hole)
+        client.send(p.CMD_FLUSH, 0, 0)
+        for _ in range(11):
+            assert (await client.simple_reply())[0] == 0
+        await client.close()
+
+    play_uvloop(scenario, {"vol": device})
+    device.close()
+    shapes = [("write", 7, False), ("write", 70000, False), ("zero", 1, True), ("zero", 2, True)]
+    shapes.append(("zero", 3, False))
+    assert calls == [(*shape, fua) for fua in (False, True) for shape in shapes] + [
+        ("flush", 0, False, False)
+    ]
 
 
 def test_disconnect_answers_what_is_in_flight(play: Play) -> None:
