@@ -52,6 +52,7 @@ class ReadOnlyGroup:
 
     def __init__(self, nodes: NodePool, sweep: ReadSweep, group: dict[str, Any]) -> None:
         self.epoch = READER_EPOCH
+        self.reads_until_ms = FOR_EVER_MS
         self.index: int = group["group"]
         self._nodes = nodes
         self._floor = 0
@@ -84,9 +85,6 @@ class ReadOnlyGroup:
 
     def read_lsn(self, chunk: int) -> int:
         return self._floor
-
-    def reads_until_ms(self) -> int:
-        return FOR_EVER_MS
 
     def showed(self, applied: int) -> None:
         self._floor = max(self._floor, applied)

@@ -43,9 +43,10 @@ class ReadSource(Protocol):
     def epoch(self) -> int:
         """Goes with every request; 0: read-only."""
 
-    def read_lsn(self, chunk: int) -> int: ...
+    reads_until_ms: int
+    """Until when (boot clock) reads may be handed out."""
 
-    def reads_until_ms(self) -> int: ...
+    def read_lsn(self, chunk: int) -> int: ...
 
     def showed(self, applied: int) -> None:
         """A read is handed out that shows the log up to there (read-only: never go back)."""
@@ -302,7 +303,7 @@ class Read:
 
     def hand_out(self) -> None:
         source = self.group.source
-        if boot_clock_ms() >= source.reads_until_ms():
+        if boot_clock_ms() >= source.reads_until_ms:
             self.parked = True  # a frozen process that was thawed: perhaps the volume has another owner
             return
         source.showed(self.applied)

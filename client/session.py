@@ -95,6 +95,7 @@ class Member:
         self.session = 0
         self.target.readable = False
         self.group.writer.disconnected(self.replica)
+        self.group.lease_changed()
         self.group.kick()
 
     def acknowledged(self, fields: tuple[int, int, int, int, int, int, int, int]) -> None:
@@ -103,11 +104,13 @@ class Member:
 
     def refused(self, fields: tuple[int, int, int, int, int, int]) -> None:
         self.group.writer.nack(*fields)
+        self.group.lease_changed()
         self.group.kick()
 
     def lease_promised(self, sent_ms: int) -> None:
         if self.session:
             self.group.writer.lease_renewed(self.replica, self.session, sent_ms)
+            self.group.lease_changed()
 
 
 class GroupSession:
@@ -121,6 +124,9 @@ class GroupSession:
         self.index: int = group["group"]
         self.failed: MoorageError | None = None
         self.serving = False
+        # The core's answer, looked up when it changes: between two events a promise that runs still binds its
+        # member, also one that has refused us since (it answers the other writer's SEAL after the promise).
+        self.reads_until_ms = 0
         rows = group["members"]
         self.writer = Writer(
             epoch=shared.epoch,
@@ -189,8 +195,8 @@ class GroupSession:
     def read_lsn(self, chunk: int) -> int:
         return self.writer.read_lsn(chunk)
 
-    def reads_until_ms(self) -> int:
-        return self.writer.reads_until_ms()
+    def lease_changed(self) -> None:
+        self.reads_until_ms = 0 if self.failed is not None else self.writer.reads_until_ms()
 
     def showed(self, applied: int) -> None:
         pass  # a writer's own acknowledgements say what a read must see
@@ -253,6 +259,7 @@ class GroupSession:
         readable = writer.readable()
         for member in self.members:
             member.target.readable = member.replica in readable
+        self.lease_changed()
         self._kicked = False
         if writer.ended is not None or (not self.serving and writer.phase is Phase.SERVING):
             self.shared.moved()
@@ -370,6 +377,7 @@ class GroupSession:
         if self.failed is not None:
             return
         self.failed = error
+        self.reads_until_ms = 0
         for done in self.writer.take_done():  # these are done: say so
             self._tell(done, None)
         for done in self.writer.take_unfinished():
