@@ -31,7 +31,7 @@ from moorage.metadata.tasks.context import TaskContext
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.embed import EmbeddedService, Route
 from moorage.service.replicated import Replicated
-from moorage.wire.errors import Invalid
+from moorage.wire.errors import Fatal, Invalid
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Router
 from moorage.wire.secret import ClusterSecret
@@ -130,6 +130,7 @@ class MetadataService(EmbeddedService):
             ),
             name="metadata-directory",
         )
+        self._joining.add_done_callback(self._directory_ended)
 
     async def stop(self) -> None:
         if self._joining is not None:
@@ -160,6 +161,11 @@ class MetadataService(EmbeddedService):
 
     def register_metrics(self, registry: CollectorRegistry) -> None:
         registry.register(_Metrics(self))
+
+    def _directory_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the connection to the registry ended", exc_info=error)
+            self.fatal(Fatal(f"metadata {self.config.group} cannot go on without the registry: {error!r}"))
 
     def _leader_changed(self, leading: bool) -> None:
         # no await until both are done: a handler that runs sees leases and tasks of the same leadership

@@ -341,13 +341,15 @@ class Cluster:
     async def call(self, method: str, timeout: float = 10.0, **params: Any) -> Any:
         return await self.client.call(f"metadata.{method}", params, timeout=timeout)
 
-    async def create(self, name: str = "db", **more: Any) -> Any:
+    async def create(self, name: str = "db", *, timeout: float = 10.0, **more: Any) -> Any:
         params = {"name": name, "size": GIB, "request": f"create-{name}"[:64], **more}
-        return await self.call("create_volume", **params)
+        return await self.call("create_volume", timeout, **params)
 
-    async def attach(self, name: str, writer: int, **more: Any) -> Any:
+    async def attach(self, name: str, writer: int, *, timeout: float = 10.0, **more: Any) -> Any:
         holder = {"host": "h", "pid": writer, "program": "fio"}
-        return await self.call("attach", **{"name": name, "writer": writer, "holder": holder, **more})
+        return await self.call(
+            "attach", timeout, **{"name": name, "writer": writer, "holder": holder, **more}
+        )
 
     def replicas(self) -> list[int]:
         return sorted(replica for node in self.nodes for replica in node.replicas)
@@ -375,4 +377,10 @@ async def cluster(tmp_path: Path, fake_log: FakeLog) -> AsyncIterator[Cluster]:
     """Led by host1 until the test elects another."""
     async with running(Cluster(tmp_path, hosts=4, lease_ms=4000, create_timeout_s=1.0)) as made:
         fake_log.elect("host1")
+        yield made
+
+
+@pytest.fixture
+async def real_cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with running(Cluster(tmp_path, hosts=4, lease_ms=2000, create_timeout_s=5.0)) as made:
         yield made

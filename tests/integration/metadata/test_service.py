@@ -1,0 +1,93 @@
+"""The service as its process sees it: readiness, JSON API, metrics, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from moorage.metadata.service import MetadataConfig, MetadataService
+from moorage.wire.errors import Invalid, MoorageError, NotLeader
+from moorage.wire.handshake import Hello
+from moorage.wire.secret import ClusterSecret
+
+GIB = 1 << 30
+
+
+def routes(service: Any) -> dict[str, Any]:
+    return {f"{route.method} {route.name}": route.handler for route in service.routes()}
+
+
+async def test_json_api_has_the_calls_of_an_operator(cluster: Any) -> None:
+    led = routes(cluster.leader())
+    fields = {"name": "db", "size": GIB, "request": "r1"}
+    assert (await led["POST metadata.create_volume"](fields))["state"] == "ready"
+    assert (await led["GET metadata.show_volume"]({"name": "db"}))["name"] == "db"
+    assert len((await led["GET metadata.list_volumes"]({}))["volumes"]) == 1
+    assert (await led["GET metadata.status"]({}))["volumes"] == 1
+    assert (await led["POST metadata.resize_volume"]({"name": "db", "size": 2 * GIB}))["size"] == 2 * GIB
+    assert (await led["POST metadata.delete_volume"]({"name": "db"}))["left"] == []
+    followed = routes(cluster.services["host2"])
+    assert (await followed["GET metadata.describe"]({}))["leader"]["name"] == "host1"
+    with pytest.raises(NotLeader):
+        await followed["GET metadata.list_volumes"]({})
+
+
+async def test_readiness_says_for_whom_it_waits(cluster: Any, fake_log: Any) -> None:
+    fake_log.elect(None)
+    service = cluster.services["host2"]
+    assert service.not_ready()[0] == "group m1 has no leader: a majority of its members must be up"
+    service.directory.joined = False
+    assert service.not_ready()[1].startswith("not known to the registry yet")
+
+
+async def test_metrics(cluster: Any) -> None:
+    await cluster.create("db")
+    await cluster.attach("db", 7)
+    registry = CollectorRegistry()
+    cluster.leader().register_metrics(registry)
+    page = generate_latest(registry).decode()
+    assert 'moorage_metadata_leader{group="m1"} 1.0' in page
+    assert 'moorage_metadata_volumes{group="m1"} 1.0' in page
+    assert 'moorage_metadata_leases{group="m1"} 1.0' in page
+
+
+async def test_mistake_in_the_background_ends_the_process(cluster: Any) -> None:
+    service = cluster.services["host2"]
+    ended: list[MoorageError] = []
+    service.fatal = ended.append
+
+    async def broken(timeout: float = 0) -> None:
+        raise KeyError("devices")
+
+    service.directory.fetch_view = broken
+    async with asyncio.timeout(5):
+        while not ended:
+            await asyncio.sleep(0.01)
+    assert "KeyError" in str(ended[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [({"group": "meta"}, "use m1 to"), ({"lease_ms": 1999}, "at least 2000 ms")]
+)
+def test_configuration_is_checked_before_anything_is_touched(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    secret = ClusterSecret("00112233445566ff", bytes(32))
+    fields: dict[str, Any] = {
+        "name": "host1",
+        "group": "m1",
+        "directory": tmp_path / "d",
+        "address": "127.0.0.1:1",
+        "http": "127.0.0.1:2",
+        "registry": "127.0.0.1:3",
+        "secret": secret,
+        "hello": Hello("metadata", secret.cluster, "host1", "i"),
+        "peers": {},
+    }
+    with pytest.raises(Invalid, match=says):
+        MetadataService(MetadataConfig(**{**fields, **change}))
+    assert not (tmp_path / "d").exists()
