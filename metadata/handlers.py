@@ -7,6 +7,7 @@ needs none. Invariant: a lease is granted only for an (epoch, writer) that the c
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from moorage.service.replicated import Replicated
 from moorage.wire.errors import (
     DeadlineExceeded,
     Invalid,
+    NotEnoughHosts,
     NotFound,
     NotLeader,
 )
@@ -33,6 +35,8 @@ Handler = Callable[[CallContext | None, Params], Awaitable[Reply]]
 
 LIST_MAX: Final = 500  # volumes of a page, and
 LIST_MEMBERS_MAX: Final = 3000  # ... their members: a page stays below the largest reply, whatever the names
+SUSPECT_PATIENCE_S: Final = 3.0  # three heartbeats: a device that lives has reported by then
+SUSPECT_POLL_S: Final = 0.1
 REPLY_MARGIN_S: Final = 0.2  # answer before the caller's deadline, so that it hears why
 
 
@@ -153,11 +157,24 @@ class Handlers:
     async def _place(
         self, size: int, replicas: int, groups: int, timeout: float
     ) -> list[list[dict[str, str]]]:
-        view = await self._directory.fetch_view(timeout)
-        cluster = placement.cluster_from_view(view, records.provisioned(self._replicated.kv))
-        count = groups or placement.groups_default(cluster, size, replicas)
-        chosen = placement.place(cluster, size=size, replicas=replicas, groups=count)
-        return [[{"device": place.device, "host": place.host} for place in group] for group in chosen]
+        """Waits a little for hosts that are only suspect: they are all so after the registry's leader
+        changed.
+        """
+        deadline = _now_s() + timeout
+        patience = min(deadline, _now_s() + SUSPECT_PATIENCE_S)
+        while True:
+            view = await self._directory.fetch_view(deadline - _now_s())
+            cluster = placement.cluster_from_view(view, records.provisioned(self._replicated.kv))
+            count = groups or placement.groups_default(cluster, size, replicas)
+            try:
+                chosen = placement.place(cluster, size=size, replicas=replicas, groups=count)
+            except NotEnoughHosts:
+                healths = {entry["health"] for entry in view["devices"].values()}
+                if "suspect" not in healths or _now_s() >= patience:
+                    raise
+                await asyncio.sleep(SUSPECT_POLL_S)
+                continue
+            return [[{"device": place.device, "host": place.host} for place in group] for group in chosen]
 
     async def _created(self, volume: Params, request: str, timeout: float) -> Params:
         """Wait until the volume's task has brought it to an end, good or bad."""

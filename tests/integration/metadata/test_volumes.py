@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from moorage.metadata import handlers as handlers_module
 from moorage.metadata import records
 from moorage.wire.errors import (
     Busy,
@@ -82,6 +83,25 @@ async def test_too_few_hosts(cluster: Any) -> None:
         await cluster.create("db")
     assert cluster.registry.names == {}
     assert (await cluster.create("db", replicas=1))["replicas"] == 1
+
+
+async def test_suspect_hosts_are_waited_for_a_little(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = cluster.registry.view["devices"].values()
+    for device in devices:
+        device.update(health="suspect", reason="silent since this leader began, 0 s ago")
+    creation = asyncio.create_task(cluster.create("db"))
+    await asyncio.sleep(0.2)
+    assert not creation.done()
+    for device in devices:
+        device.update(health="up", reason="")
+    assert (await creation)["state"] == "ready"
+    monkeypatch.setattr(handlers_module, "SUSPECT_PATIENCE_S", 0.2)
+    for device in devices:
+        device.update(health="suspect", reason="silent for 4 s")
+    with pytest.raises(
+        NotEnoughHosts, match=r"0 are up: host1: its device dev1 is suspect"
+    ):
+        await cluster.create("other")
 
 
 async def test_no_space(cluster: Any) -> None:
