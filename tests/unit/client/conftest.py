@@ -114,7 +114,7 @@ class MemoryDevice:
         self.secret = secret
         self.replicas: dict[int, MemoryReplica] = {}
         self.leases: dict[Connection, GrantedLease] = {}
-        self.mute = False
+        self.muted: set[Connection] = set()
         self.full = False
         self.unsynced = False
         self.refuse_reads: MoorageError | None = None
@@ -148,7 +148,7 @@ class MemoryDevice:
 
     def set_mute(self, mute: bool) -> None:
         """Stop taking anything from the sockets that are open, as a stopped process does."""
-        self.mute = mute
+        self.muted = set(self.server.connections) if mute and self.server else set()
         for conn in self.server.connections if self.server else ():
             transport = conn._transport
             assert transport is not None
@@ -185,7 +185,7 @@ class MemoryDevice:
         session = params["session"]
         if not core.seal(session, params["epoch"], params["writer"], now_ms(), lease):
             raise Stale("an old SEAL")
-        if former is not None and former is not context.conn:
+        if former is not None and former is not context.conn and former not in self.muted:
             nack = messages.pack_nack(replica.replica, was[0], core.state.epoch, 0, was[1], members.FENCED)
             former.send(ONEWAY, NACK, 0, nack)
         replica.conn = None

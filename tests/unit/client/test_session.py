@@ -30,13 +30,13 @@ Make = Callable[..., Awaitable[Any]]
 class Client:
     """One client process: its own pool of connections."""
 
-    def __init__(self, cluster: Any) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Any, call: Any = None) -> None:
+        self.call = call or cluster.call
         self.pool = NodePool(Hello("client", cluster.secret.cluster, "here", "1"), cluster.secret)
 
     async def attach(self, timeout: float = 5.0, io_timeout: float = 30.0, read_only: bool = False) -> Volume:
         return await Attachment.open(
-            self.cluster.call,
+            self.call,
             self.pool,
             name="db",
             read_only=read_only,
@@ -314,3 +314,43 @@ async def test_attaching_and_detaching_leaves_nothing(memory_cluster: Make) -> N
     with pytest.raises(ShuttingDown):
         await volume.read(0, 1)
     await until(lambda: len(asyncio.all_tasks()) < 20)
+
+
+async def test_a_zombie_that_the_seal_did_not_reach_reads_nothing_stale(memory_cluster: Make) -> None:
+    """The new holder reaches hosts 0 and 1, the old one only host 2, which still serves it the old bytes.
+    Nobody tells the old holder: what keeps it from handing out stale bytes is the end of its read leases
+    alone."""
+    cluster = await memory_cluster(groups=1)
+    told = False
+
+    async def call_of_old(method: str, params: dict[str, Any], timeout: float) -> Any:
+        if method == "metadata.renew" and not told:
+            raise Unavailable("metadata is away")
+        return await cluster.call(method, params, timeout)
+
+    async def call_of_new(method: str, params: dict[str, Any], timeout: float) -> Any:
+        result = await cluster.call(method, params, timeout)
+        for group in result.get("groups", []):
+            group["members"][2]["address"] = "127.0.0.1:1"
+        return result
+
+    first, second = Client(cluster, call_of_old), Client(cluster, call_of_new)
+    old = await first.attach()
+    await old.write(0, b"old")
+    for device in cluster.devices[:2]:
+        device.set_mute(True)  # the connections that are open now: those of the old holder
+    new = await second.attach()
+    await new.write(0, b"new")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            assert await old.read(0, 3) == b"new", "a stale read"
+    assert await new.read(0, 3) == b"new"
+    told = True
+    for device in cluster.devices[:2]:
+        device.set_mute(False)
+    with pytest.raises(Fenced):
+        await old.read(0, 3)
+    await old.detach()
+    await new.detach()
+    await first.pool.close()
+    await second.pool.close()
