@@ -169,28 +169,31 @@ class IndexStore:
 
     # -- writing ----------------------------------------------------------------------------------------
 
-    def write_pages(self, pages: list[tuple[bytes, bytes | None]]) -> None:
-        """One transaction of (key, cells); None deletes."""
+    def write_pages(
+        self, pages: list[tuple[bytes, bytes | None]], tombstones: dict[int, list[Range]]
+    ) -> None:
+        """One transaction of (key, cells), None deletes, and of all tombstones of some tables."""
         with self._env.begin(write=True, db=self._pages) as txn:
             for key, cells in pages:
                 if cells is None:
                     txn.delete(key)
                 else:
                     txn.put(key, seal(key, cells))
+            for handle, ranges in tombstones.items():
+                self._replace_tombstones(txn, handle, ranges)
 
     def delete_pages(self, handle: int, limit: int) -> list[StoredPage]:
         """Delete up to ``limit`` pages of a handle that nobody uses; what they were."""
         gone: list[StoredPage] = []
         with self._env.begin(write=True, db=self._pages) as txn:
             cursor = txn.cursor()
-            found = cursor.set_range(_KEY.pack(handle, 0))
-            while found and len(gone) < limit:
-                key = cursor.key()
+            cursor.set_range(_KEY.pack(handle, 0))
+            while (key := cursor.key()) and len(gone) < limit:
                 owner, number = _KEY.unpack(key)
                 if owner != handle:
                     break
                 gone.append(StoredPage(owner, number, _cells(key, cursor.value())))
-                found = cursor.delete()
+                cursor.delete()  # it moves on to the next one
         return gone
 
     def finish(
@@ -217,9 +220,9 @@ class IndexStore:
 
     def _replace_tombstones(self, txn: lmdb.Transaction, handle: int, ranges: list[Range]) -> None:
         cursor = txn.cursor(self._tombstones)
-        found = cursor.set_range(_KEY.pack(handle, 0))
-        while found and _KEY.unpack(cursor.key())[0] == handle:
-            found = cursor.delete()
+        cursor.set_range(_KEY.pack(handle, 0))
+        while (key := cursor.key()) and _KEY.unpack(key)[0] == handle:
+            cursor.delete()  # it moves on to the next one
         for first, end, lsn in ranges:
             key = _KEY.pack(handle, first)
             txn.put(key, seal(key, msgpack.packb([end, lsn])), db=self._tombstones)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
+from functools import partial
 
 import msgpack
 
@@ -56,7 +58,7 @@ class Checkpointer:
             self._trim_tails(segment)
             freed = self._unused(segment)
             replicas = self._replicas()
-            tombstones = self._changed_tombstones()
+            tombstones = self._changed_tombstones(each.table for each in self._fold.replicas.values())
             pages = list(self._index.dirty)
             kept = [each for each in self._log.segments.values() if each.number not in freed]
             meta = Meta(
@@ -68,13 +70,11 @@ class Checkpointer:
             )
             try:
                 await self._store_pages(pages)
-                versions = {handle: version for handle, (version, _) in tombstones.items()}
-                ranges = {handle: found for handle, (_, found) in tombstones.items()}
-                await self._lane.run(lambda: self._store.finish(meta, replicas, ranges))
+                await self._lane.run(partial(self._store.finish, meta, replicas, _ranges(tombstones)))
             except BaseException:
                 self._fold.changed.update(replicas)
                 raise
-            self._tombstones.update(versions)
+            self._tombstones_stored(tombstones)
             self.segment, self.written_bytes = segment, written
             self.made_at = asyncio.get_running_loop().time()
             self._metrics.checkpoints += 1
@@ -91,13 +91,17 @@ class Checkpointer:
             found[identity] = None if replica is None else pack_replica(replica)
         return found
 
-    def _changed_tombstones(self) -> dict[int, tuple[int, list[Range]]]:
-        found: dict[int, tuple[int, list[Range]]] = {}
-        for replica in self._fold.replicas.values():
-            table = replica.table
-            if self._tombstones.get(table.handle, 0) != table.tombstones.version:
-                found[table.handle] = (table.tombstones.version, list(table.tombstones))
-        return found
+    def _changed_tombstones(self, tables: Iterable[Table]) -> dict[int, tuple[int, list[Range]]]:
+        """handle -> (version, ranges)"""
+        return {
+            table.handle: (table.tombstones.version, list(table.tombstones))
+            for table in tables
+            if self._tombstones.get(table.handle, 0) != table.tombstones.version
+        }
+
+    def _tombstones_stored(self, tombstones: dict[int, tuple[int, list[Range]]]) -> None:
+        for handle, (version, _) in tombstones.items():
+            self._tombstones[handle] = version
 
     def stored_tombstones(self, handle: int, version: int) -> None:
         """What a start read is what is stored."""
@@ -127,6 +131,8 @@ class Checkpointer:
     # -- pages ------------------------------------------------------------------------------------------
 
     async def _store_pages(self, pages: list[Page]) -> None:
+        """Each batch with the tombstones of its tables: what a page has lost by one must be explained, should
+        this be the last transaction before a crash."""
         for start in range(0, len(pages), PAGES_PER_TRANSACTION):
             batch = [
                 (page, page.version, page_key(page.table.handle, page.number), page.cells.tobytes())
@@ -134,7 +140,9 @@ class Checkpointer:
                 if page.table.alive
             ]
             written = [(key, cells if any(cells[-256:]) else None) for _, _, key, cells in batch]
-            await self._lane.run(lambda written=written: self._store.write_pages(written))  # type: ignore[misc]
+            tombstones = self._changed_tombstones({page.table for page, _, _, _ in batch})
+            await self._lane.run(partial(self._store.write_pages, written, _ranges(tombstones)))
+            self._tombstones_stored(tombstones)
             for page, version, _, _ in batch:
                 self._index.stored(page, version)
 
@@ -142,15 +150,13 @@ class Checkpointer:
         """Delete the pages of tables that are gone, and take their blocks off the segments' accounts."""
         for handle, accounted in list(self._fold.dead.items()):
             while True:
-                gone = await self._lane.run(
-                    lambda handle=handle: self._store.delete_pages(handle, PAGES_PER_TRANSACTION)  # type: ignore[misc]
-                )
+                gone = await self._lane.run(partial(self._store.delete_pages, handle, PAGES_PER_TRANSACTION))
                 for _, number, cells in gone:
                     if number not in accounted and cells is not None:
                         self._release(cells)
                 if len(gone) < PAGES_PER_TRANSACTION:
                     break
-            await self._lane.run(lambda handle=handle: self._store.delete_tombstones(handle))  # type: ignore[misc]
+            await self._lane.run(partial(self._store.delete_tombstones, handle))
             self._tombstones.pop(handle, None)
             del self._fold.dead[handle]
 
@@ -192,6 +198,10 @@ class Checkpointer:
             segment = self._log.segments.pop(number)
             self._index.live.pop(number, None)
             self._log.release(segment)
+
+
+def _ranges(tombstones: dict[int, tuple[int, list[Range]]]) -> dict[int, list[Range]]:
+    return {handle: ranges for handle, (_, ranges) in tombstones.items()}
 
 
 def pack_replica(replica: Replica) -> bytes:

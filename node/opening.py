@@ -51,6 +51,7 @@ class Opening:
         self._lane = lane
         self._fold = store.fold
         self._report = Report()
+        self._seen: dict[int, int] = {}  # handle -> greatest LSN in its stored index
 
     async def run(self) -> Report:
         store, report = self._store, self._report
@@ -95,6 +96,7 @@ class Opening:
             fold.replicas[identity] = replica
             handles[replica.table.handle] = replica
             self._store.checkpointer.stored_tombstones(replica.table.handle, replica.table.tombstones.version)
+            self._seen[replica.table.handle] = max((lsn for _, _, lsn in replica.table.tombstones), default=0)
         await self._count_live(index_store, handles)
 
     def _unpack(self, identity: int, packed: Any, tombstones: dict[int, Any]) -> Replica:
@@ -128,6 +130,8 @@ class Opening:
                     self._fold.damage(replica, f"index page {page.number} does not match its checksum")
                 if page.cells is not None:
                     self._count(page.cells)
+                    lsn = max(memoryview(page.cells)[512:].cast("Q"))
+                    self._seen[page.handle] = max(self._seen.get(page.handle, 0), lsn)
             if len(pages) < _SCAN_PAGES:
                 return
             handle, number = pages[-1].handle, pages[-1].number + 1
@@ -149,6 +153,7 @@ class Opening:
         while steps := await self._lane.run(replay.batch):
             for step in steps:
                 self._step(step)
+        self._catch_up()
         await self._sync(found, replay.end)
         return replay.end
 
@@ -163,6 +168,14 @@ class Opening:
             self._damage_all(f"segment {meta.segment}, where the replay begins, is missing")
             return None
         return Cursor(meta.segment, meta.offset, meta.group)
+
+    def _catch_up(self) -> None:
+        """A crash in the middle of a checkpoint leaves pages that are newer than the replicas' states. What
+        is in an index had been applied: so it is committed, and the log has all of it."""
+        for replica in self._fold.replicas.values():
+            if replica.state.copy is None and not replica.damaged:
+                self._fold.apply(replica, self._seen.get(replica.table.handle, 0))
+            replica.settle()
 
     def _step(self, step: Step) -> None:
         match step.verdict:

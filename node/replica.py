@@ -37,6 +37,7 @@ class ReplicaInfo:
 
 class Replica:
     __slots__ = (
+        "apply_target",
         "barriers",
         "found",
         "handle",
@@ -62,9 +63,15 @@ class Replica:
         self.open_entry: Entry | None = None  # the last one queued, when more records may join it
         self.last_entry: Entry | None = None  # the last one queued or in flight
         self.last_queued = state.last  # LSN of the last record handed over
+        self.apply_target = state.commit  # LSN to apply up to once all that is queued is durable
         self.barriers = 0  # entries under way that replace records or the state
         self.found = ""  # damage found in this life: only a fresh table ends it
         self.on_persisted: Callable[[int], None] = _nobody  # told the ticket, once per group commit
+
+    def settle(self) -> None:
+        """All that is known is durable: the end of a replay."""
+        self.handle = self.table.handle
+        self.last_queued, self.apply_target = self.state.last, self.state.commit
 
     @property
     def damaged(self) -> str:

@@ -195,7 +195,7 @@ class Store:
         entry = replica.open_entry
         cut = records[0].lsn <= replica.last_queued
         if entry is None or cut or entry.data_size >= ENTRY_BYTES_MAX:
-            entry = Entry(EntryKind.RECORDS, replica.state.commit)
+            entry = Entry(EntryKind.RECORDS, replica.apply_target)
             self._put(replica, entry, barrier=cut)
             replica.open_entry = entry
         replica.last_queued = records[-1].lsn
@@ -221,10 +221,11 @@ class Store:
             entry = Entry(EntryKind.RESET, self.fold.take_handle())
             replica.handle = entry.argument
         else:
-            entry = Entry(EntryKind.STATE, replica.state.commit)
+            entry = Entry(EntryKind.STATE, replica.apply_target)
         entry.add_body(packed)
         entry.ticket = ticket
-        replica.last_queued = MemberState.unpack(packed).last
+        state = MemberState.unpack(packed)
+        replica.last_queued, replica.apply_target = state.last, state.commit
         self._put(replica, entry, barrier=True)
 
     def _put(self, replica: Replica, entry: Entry, barrier: bool) -> None:
@@ -243,6 +244,7 @@ class Store:
 
     def apply(self, replica: Replica, lsn: int) -> None:
         """These records are committed: into the index with them, now or when they are durable."""
+        replica.apply_target = max(replica.apply_target, lsn)
         last = replica.last_entry
         if last is not None and (replica.barriers or lsn > replica.state.last):
             last.apply = max(last.apply, lsn)
