@@ -132,11 +132,15 @@ class Counting:
         """Drop records that nobody will ask for; if there are too many, also those that a member which
         does not keep up lacks (it gets a copy), but never what is not durable at a majority."""
         window = self.window
+        if self.durable < self.commit and (
+            window.bytes > self.window_bytes // 2 or len(window.entries) > self.window_records // 2
+        ):
+            self._flush_to = max(self._flush_to, self.commit)  # else a full window would wait for ever
         if window.first > self.durable:
             return
         lowest = min([peer.durable for peer in self.peers.values()])
         window.drop_to(min(lowest, self.durable))
-        if window.bytes <= self.window_bytes and len(window.entries) <= self.window_records:
+        if window.bytes < self.window_bytes and len(window.entries) < self.window_records:
             return
         keep = min([self._needs(peer) for peer in self.peers.values()])
         limit = min(keep, self.durable)

@@ -28,7 +28,8 @@ class Append:
 class Note:
     """Log this packed ``MemberState`` behind all that came before, make everything up to it durable soon (in
     both modes), then ``member.persisted(ticket)``. On replay: pending records outside of the state's
-    ``base < lsn <= last`` are forgotten, those of the rest up to ``commit`` are applied."""
+    ``base < lsn <= last`` are forgotten, those of the rest up to ``commit`` are applied. Live and on replay:
+    the index is dropped first when ``state.drops_index(former)``."""
 
     ticket: int
     state: bytes

@@ -296,6 +296,7 @@ class Recovery(Counting):
             peer.durable = durable
         if applied > peer.applied:
             peer.applied = applied
+            peer.progressed = True
         if limit + peer.limit_base > peer.limit_end or (flags & FULL != 0) != peer.full:
             peer.limit_end = max(peer.limit_end, limit + peer.limit_base)
             peer.full = flags & FULL != 0
@@ -366,7 +367,11 @@ class Recovery(Counting):
         if peer.next < self.window.first:
             self._lag(peer, fresh=False)
             return
-        owes = peer.received < peer.next - 1 or peer.durable < min(self._flush_to, peer.received)
+        owes = (
+            peer.received < peer.next - 1
+            or peer.durable < min(self._flush_to, peer.received)
+            or peer.applied < min(self.commit, peer.received)
+        )
         if peer.progressed or not owes:
             peer.progressed = False
             peer.progressed_ms = now_ms

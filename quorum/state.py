@@ -6,7 +6,8 @@ checkpoint. Two things change it durably, and the store logs both, in the order 
 
 * records (``Append``): on replay, call ``replay_record`` for each, in the order of the log;
 * notes (``Note``): the whole packed state; on replay it *replaces* the state (``unpack``); pending records
-  outside of ``base < lsn <= last`` are forgotten, and the rest up to ``commit`` is applied.
+  outside of ``base < lsn <= last`` are forgotten, and the rest up to ``commit`` is applied; first, when
+  ``drops_index`` says so, the index is dropped.
 
 Invariants (``validate``): commit <= last; the history covers every LSN from the commit LSN to the last;
 a copy's base is at or below the commit LSN.
@@ -88,6 +89,13 @@ class MemberState:
     def vote(self) -> Position:
         """The position that a SEAL is answered with: while copying, the one from before."""
         return self.copy.old if self.copy is not None else self.position
+
+    def drops_index(self, former: MemberState) -> bool:
+        """Whether the note with this state begins a copy from nothing: the index of before is dropped with it,
+        since it may contain lost records."""
+        if self.copy is None or self.copy.above:
+            return False
+        return former.copy is None or former.copy.base != self.copy.base
 
     @property
     def base(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from moorage.quorum.history import UNKNOWN, History, epoch_at
 from moorage.quorum.record import Position, Record
@@ -75,12 +76,14 @@ def _zone(block: int, value: int, cluster: Cluster) -> tuple[int, int] | None:
 def _check_zones(
     block: int, forward: list[tuple[int, int, int]], backward: list[tuple[int, int, int]]
 ) -> None:
-    for one, two in zip(forward, forward[1:], strict=False):
+    for one, two in pairwise(forward):
         invariant(one[1] < two[0], "no sequential order: two values in turn", block=block, one=one, two=two)
     for end, begin, value in backward:
         for first, last, other in forward:
             inside = first < begin and end < last
-            invariant(not inside, "no sequential order: a write was undone", block=block, value=value, by=other)
+            invariant(
+                not inside, "no sequential order: a write was undone", block=block, value=value, by=other
+            )
 
 
 class Observer:
@@ -93,7 +96,10 @@ class Observer:
         self.versions: dict[int, list[tuple[int, int]]] = {b: [] for b in range(BLOCKS * CHUNKS)}
         self.last_committed = 0
         self.flushed = 0  # LSN up to which some writer said "durable at a majority"
-        self.adopted: dict[int, int] = {}  # epoch: its barrier
+        self.adopted: dict[int, tuple[int, History]] = {}  # epoch: its barrier, and the log below
+        self.astray: set[Position] = set()  # writeback: acknowledged, never flushed, lost
+        self.applied_to: dict[int, int] = {}  # replica: greatest LSN in its index
+        self.tainted: dict[int, tuple[int, int]] = {}  # replica: (first lost LSN in its index, since epoch)
         self.known: dict[Position, tuple[tuple[int, int, int, int, int], int]] = {}
         self.acknowledged: dict[int, Position] = {}  # replica: greatest durable position that it vouched for
         self.operations: dict[int, Operation] = {}
@@ -114,27 +120,44 @@ class Observer:
         """A member put a record into its index: it must be what was committed at that LSN."""
         committed = self.committed.get(record.lsn)
         found = (record.epoch, identity(record))
+        self.applied_to[replica] = record.lsn
+        if committed != found and record.position in self.astray:
+            self.tainted.setdefault(replica, (record.lsn, max(self.adopted)))
+            return
         invariant(committed == found, "applied is no prefix of committed", replica=replica, record=record)
 
-    def commits(self, epoch: int, record: Record) -> None:
-        """A writer counts a record as committed (in the order of LSNs, repeats included)."""
+    def restarted(self, replica: int, newest: int) -> None:
+        """A member came back with an index up to ``newest``, or began one from nothing (0)."""
+        self.applied_to[replica] = newest
+        if replica in self.tainted and newest < self.tainted[replica][0]:
+            del self.tainted[replica]
+
+    def commits(self, epoch: int, record: Record) -> bool:
+        """A writer counts a record as committed (in the order of LSNs, repeats included). False: it is one
+        that no later log contains, which only an unflushed one in writeback may be."""
+        for other, (barrier, history) in self.adopted.items():
+            if other > epoch and (record.lsn >= barrier or epoch_at(history, record.lsn) != record.epoch):
+                invariant(
+                    not self.sync, "Fencing: committed past a seal", record=record, epoch=epoch, by=other
+                )
+                self.astray.add(record.position)
+                return False
         found = (record.epoch, identity(record))
         known = self.committed.get(record.lsn)
         invariant(known is None or known == found, "Durability: replaced", record=record, known=known)
         if known is not None:
-            return
-        later = [e for e in self.adopted if e > epoch]
-        invariant(not later, "Fencing: committed under an older epoch", record=record, epoch=epoch, later=later)
+            return True
         invariant(record.lsn == self.last_committed + 1, "a gap in the committed log", record=record)
         self.committed[record.lsn] = found
         self.last_committed = record.lsn
         for block in blocks_of(record):
             self.versions[block].append((record.lsn, operation_of(record)))
+        return True
 
     def adopts(self, epoch: int, barrier: int, history: History) -> int:
         """A writer has chosen its log: *Durability*. Returns how many acknowledged records are not in it
         (writeback: only such as were never flushed)."""
-        self.adopted[epoch] = barrier
+        self.adopted[epoch] = (barrier, [entry for entry in history if entry[1] < barrier])
         lost_from = 0
         for lsn in range(1, self.last_committed + 1):
             if lsn >= barrier or epoch_at(history, lsn) not in (self.committed[lsn][0], UNKNOWN):
@@ -145,15 +168,18 @@ class Observer:
         lost = range(lost_from, self.last_committed + 1)
         invariant(not self.sync, "Durability: acknowledged records are lost", epoch=epoch, lost=lost)
         invariant(lost_from > self.flushed, "Durability: flushed records are lost", epoch=epoch, lost=lost)
-        self._lose(lost_from)
+        self._lose(lost_from, epoch)
         return len(lost)
 
-    def _lose(self, lost_from: int) -> None:
+    def _lose(self, lost_from: int, epoch: int) -> None:
         """Unflushed writes of a dead writer are gone: its history ends here, a new one begins."""
         self.check_linearizable()
         self.losses += 1
         for lsn in range(lost_from, self.last_committed + 1):
-            del self.committed[lsn]
+            self.astray.add(Position(self.committed.pop(lsn)[0], lsn))
+        for replica, applied in self.applied_to.items():
+            if applied >= lost_from:
+                self.tainted.setdefault(replica, (lost_from, epoch))
         self.last_committed = lost_from - 1
         for block, versions in self.versions.items():
             while versions and versions[-1][0] >= lost_from:
@@ -168,9 +194,12 @@ class Observer:
         at = bisect_right(versions, (lsn, NEVER))
         return versions[at - 1][1] if at else NOTHING
 
-    def shows(self, replica: int, block: int, lsn: int, value: int) -> None:
-        """A whole member shows a value at its applied LSN."""
-        if lsn <= self.last_committed:
+    def shows(self, replica: int, epoch: int, block: int, lsn: int, value: int) -> None:
+        """A whole member shows a value at its applied LSN to a reader of this epoch."""
+        if replica in self.tainted:
+            since = self.tainted[replica][1]
+            invariant(epoch < since, "No resurrection: a lost record is shown", replica=replica, since=since)
+        elif lsn <= self.last_committed:
             right = self.value_at(block, lsn)
             ids = {"replica": replica, "block": block, "lsn": lsn, "value": value, "right": right}
             invariant(value == right, "the index is not the log", **ids)

@@ -38,11 +38,13 @@ class SimNode:
         self.member: Member | None = None
         self.dropped = False
         self.rotten = False  # a fault to come: the next restart finds acknowledged records missing
-        self.was_damaged = False
+        self.held: set[Position] = set()
+        self.copied_to = 0  # LSN up to which a finished copy stands in for records
         self._holder = ""
         self._pull: Pull | None = None
         self._cursor = 0
         self._tries = 0
+        self._copy_base = 0
         self._former: MemberState = MemberState(replica)
         self._acked: tuple[int, int, int] = (0, 0, 0)
         self._start(MemberState(replica), restarted=False)
@@ -62,9 +64,10 @@ class SimNode:
         self._schedule_checkpoint()
 
     def crash(self) -> None:
-        self.member = None
+        if self.member is not None:
+            self.member = None
+            self.store.journal.crash()
         self._pull = None
-        self.store.journal.crash()
         self.cluster.network.detach(self.name)
 
     def restart(self) -> None:
@@ -73,19 +76,21 @@ class SimNode:
         if self.rotten:
             self._rot()
         state = self.store.replay()
+        self.cluster.observer.restarted(self.replica, state.newest.lsn)
+        self._hold()
         self._start(state, restarted=True)
         if self.rotten and self.member is not None:
             self.rotten = False
-            self.was_damaged = True
+            self.cluster.observer.acknowledged.pop(self.replica, None)
             self.member.damage("records are missing")
             self.turn()
 
     def _rot(self) -> None:
-        """Lose some synced records, not the notes between them."""
+        """Lose the newest synced records, not the notes: the promise survives."""
         items = self.store.journal.items
         for at in range(len(items) - 1, 0, -1):
             if items[at][0] == "records":
-                del items[at:]  # everything behind is unreadable as well, but for notes, which are kept twice
+                del items[at]
                 break
         self.store.journal.synced = len(items)
 
@@ -160,6 +165,9 @@ class SimNode:
         if member.sealed_by(session, epoch, writer) and lease is not None:
             lease.renew(self.kernel.now_ms)
             self._send(source, "lease", session, epoch, sent_ms)
+        elif (epoch, writer) == (member.state.epoch, member.state.writer):
+            # as a connection that ends with the process would tell
+            self._send(source, "lost", epoch, session)
 
     def _on_release(self, member: Member, source: str, epoch: int, writer: int) -> None:
         member.release(epoch, writer)
@@ -170,7 +178,7 @@ class SimNode:
             self._effects(member)
             applied = member.state.commit
             value = self.store.index.get(block, (0, 0))[1]
-            self.cluster.observer.shows(self.replica, block, applied, value)
+            self.cluster.observer.shows(self.replica, epoch, block, applied, value)
             self._send(source, "value", epoch, number, value)
         elif code != FENCED:
             self._send(source, "behind", epoch, number)
@@ -210,6 +218,7 @@ class SimNode:
             return
         self._holder = source
         self._acked = (0, 0, 0)
+        self._copy_base = base.lsn
         self._send(source, "copying", epoch, session)
 
     def _pull_more(self) -> None:
@@ -219,7 +228,9 @@ class SimNode:
         if self._tries >= PULL_TRIES:
             self._pull = None
             state = member.state
-            self._send(self._holder, "nack", state.epoch, state.epoch, member.matched, member.session, STALLED)
+            self._send(
+                self._holder, "nack", state.epoch, state.epoch, member.matched, member.session, STALLED
+            )
             return
         self._tries += 1
         self.cluster.network.send(
@@ -235,9 +246,7 @@ class SimNode:
 
         self.kernel.later(PULL_RETRY_US, again, self.name)
 
-    def _on_pull(
-        self, member: Member, source: str, number: int, base: int, above: int, cursor: int
-    ) -> None:
+    def _on_pull(self, member: Member, source: str, number: int, base: int, above: int, cursor: int) -> None:
         index = self.store.index
         blocks = [b for b in range(cursor, BLOCKS * CHUNKS) if index.get(b, (0, 0))[0] > above]
         cells = [(block, index[block]) for block in blocks[:PULL_BLOCKS]]
@@ -303,7 +312,10 @@ class SimNode:
                 ticket = effect.ticket if self.cluster.sync else ticket
             elif isinstance(effect, Note):
                 self.store.note(effect.state, self._former)
-                self._former = MemberState.unpack(effect.state)
+                state = MemberState.unpack(effect.state)
+                if state.drops_index(self._former):
+                    self.cluster.observer.restarted(self.replica, 0)
+                self._former = state
                 ticket = effect.ticket
             elif isinstance(effect, Sync):
                 ticket = effect.ticket
@@ -317,6 +329,13 @@ class SimNode:
                 self._pull_more()
         if ticket:
             self._sync(member, ticket)
+
+    def _hold(self) -> None:
+        """Note from outside what is on stable storage here, and would survive anything but rot."""
+        journal = self.store.journal
+        for item in journal.items[: journal.synced]:
+            if item[0] == "records":
+                self.held.update(record.position for record in item[1])
 
     def _check_append(self, effect: Append) -> None:
         for record in effect.records:
@@ -335,8 +354,11 @@ class SimNode:
 
         def synced() -> None:
             self.store.syncs -= 1
+            self._hold()
             if self.member is member:
                 member.persisted(ticket)
+                if member.whole:
+                    self.copied_to = max(self.copied_to, self._copy_base)
                 self.turn()
 
         self.store.journal.sync(synced)
@@ -345,7 +367,7 @@ class SimNode:
         found = member.take_seal_answer(self.kernel.now_ms)
         if found is not None:
             session, answer = found
-            if answer.whole and not self.was_damaged:
+            if not answer.damaged:
                 self.cluster.observer.votes(self.replica, answer.vote)
             self._send(self._holder, "sealed", session, answer)
         elif member.seal_wait_until_ms > self.kernel.now_ms:

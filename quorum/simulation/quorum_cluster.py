@@ -1,0 +1,276 @@
+"""Whole quorum logs in simulation: replicas on devices, writers that come and go, a model of metadata.
+
+Owns: the schedule of attachments, takeovers, membership changes and faults of one seed, and the checks that
+need the whole picture (what a majority holds, liveness and agreement at the end). The checks after every step
+are in ``quorum_checks``, called where state changes.
+Must never: let a process look at more than its own state and messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moorage.quorum.majority import Configuration, majority_in_all
+from moorage.quorum.peer import Status
+from moorage.quorum.record import Record
+from moorage.quorum.simulation.kernel import Hooks, Kernel, Nemesis, Network, Plan, Violation
+from moorage.quorum.simulation.quorum_checks import Observer, Operation
+from moorage.quorum.simulation.quorum_client import SimClient
+from moorage.quorum.simulation.quorum_node import SimNode
+from moorage.quorum.writer import Phase, Writer
+from moorage.wire.errors import AttachmentLost, invariant
+
+STORM_US = 2_500_000  # how long faults last
+SETTLE_US = 9_000_000  # how long everything may take to be well again
+CLIENTS = ("c1", "c2", "m")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What metadata hands to who attaches."""
+
+    epoch: int
+    writer: int
+    members: Configuration
+    learners: Configuration
+    wish: Configuration | None
+
+
+class Metadata:
+    """Model of metadata: always there, decides at once."""
+
+    def __init__(self, members: Configuration) -> None:
+        self.epoch = 0
+        self.version = 1
+        self.writers = 0
+        self.members = members
+        self.wish: Configuration | None = None
+        self.holder = ""
+        self.applications: list[str] = []  # holders that run a workload, in order
+
+    def attach(self, name: str, repairer: bool) -> Grant:
+        self.epoch += 1
+        self.writers += 1
+        self.holder = name
+        if not repairer:
+            self.applications.append(name)
+        learners = tuple(r for r in self.wish or () if r not in self.members)
+        return Grant(self.epoch, self.writers, self.members, learners, self.wish)
+
+    def commit(self, epoch: int, members: Configuration) -> str:
+        """Compare-and-set of the configuration."""
+        if self.members == members:
+            return "committed"
+        if epoch != self.epoch:
+            return "fenced"
+        if self.wish != members:
+            return "cancelled"
+        self.members = members
+        self.version += 1
+        self.wish = None
+        return "committed"
+
+
+class QuorumCluster:
+    """One history. See the module."""
+
+    def __init__(self, seed: int, *, sync: bool | None = None, size: int | None = None) -> None:
+        self.kernel = Kernel(seed)
+        rng = self.kernel.rng
+        self.sync = rng.random() < 0.6 if sync is None else sync
+        size = size or rng.choice((1, 2, 3, 3, 3, 3, 4, 5))
+        self.window_records = rng.choice((8, 16, 64))
+        self.batch_bytes = rng.choice((1, 24, 1 << 20))
+        self.pace_us = rng.choice((2_000, 6_000, 20_000))
+        self.small = rng.random() < 0.15  # devices that fill up
+        self.network = Network(self.kernel)
+        self.observer = Observer(self.sync)
+        self.healed = self.finished = False
+        self.writes = self.reads = self.refusals = self.takeovers = self.changes = self.copies = 0
+        self._numbers = 0
+        self._replicas = 0
+        self.nodes: dict[int, SimNode] = {}
+        self.metadata = Metadata(tuple(self._new_node().replica for _ in range(size)))
+        self.clients = {name: SimClient(self, name, repairer=name == "m") for name in CLIENTS}
+        processes = {node.name: Hooks(node.crash, node.restart) for node in self.nodes.values()}
+        for name, client in self.clients.items():
+            processes[name] = Hooks(client.crash, client.restart)
+        self.nemesis = Nemesis(
+            self.kernel, self.network, processes, STORM_US, Plan(every_us=(20_000, 300_000), down_max=99)
+        )
+        self.clients["c1"].attach()
+        self._schedule_management()
+
+    def _new_node(self) -> SimNode:
+        self._replicas += 1
+        capacity = self.kernel.rng.randint(4, 12) if self.small else None
+        node = SimNode(self, self._replicas, capacity)
+        self.nodes[node.replica] = node
+        if hasattr(self, "nemesis"):
+            self.nemesis.processes[node.name] = Hooks(node.crash, node.restart)  # type: ignore[index]
+        return node
+
+    def begin(self, kind: str, blocks: tuple[int, ...]) -> Operation:
+        self._numbers += 1
+        return self.observer.begin(self._numbers, kind, blocks)
+
+    # -- what people and metadata do ---------------------------------------------------------------------
+
+    def _schedule_management(self) -> None:
+        self.kernel.later(self.kernel.rng.randint(20_000, 250_000), self._manage)
+
+    def _manage(self) -> None:
+        if self.nemesis.healed:
+            self._make_well()
+            return
+        rng = self.kernel.rng
+        holder = self.clients[self.metadata.holder]
+        roll = rng.random()
+        up = [name for name in CLIENTS if name not in self.nemesis.down]
+        if holder.writer is None or holder.name in self.nemesis.down:
+            if up and roll < 0.7:
+                self._take_over(rng.choice(up))
+        elif roll < 0.12 and up:
+            self._take_over(rng.choice(up))
+        elif roll < 0.20:
+            holder.detach()
+        elif roll < 0.28:
+            self._wish_change()
+        elif roll < 0.31:
+            self._cancel_change()
+        elif roll < 0.35:
+            self._rot()
+        self._schedule_management()
+
+    def _take_over(self, name: str) -> None:
+        self.takeovers += 1
+        client = self.clients[name]
+        client.detach()
+        if self.kernel.rng.random() < 0.1:
+            self.metadata.attach(name, client.repairer)  # the reply is lost: this epoch is never used
+        client.attach()
+
+    def ended(self, client: SimClient, writer: Writer) -> None:
+        """A writer is over. Fenced by a repairer, with no other holder since, its client attaches again by
+        itself and issues again what was not acknowledged."""
+        applications = self.metadata.applications
+        own = bool(applications) and applications[-1] == client.name
+        if isinstance(writer.ended, AttachmentLost):
+            invariant(not self.sync, "nothing can be lost in sync mode")
+        elif own and not client.repairer and self.metadata.holder == "m" and not self.nemesis.healed:
+            client.attach(again=True)
+
+    def _wish_change(self) -> None:
+        """Replace a member, or grow or shrink by one."""
+        metadata, rng = self.metadata, self.kernel.rng
+        if metadata.wish is not None or any(n.member is None and not n.dropped for n in self.nodes.values()):
+            return
+        members = [*metadata.members]
+        kind = rng.choice(("replace", "replace", "grow", "shrink"))
+        if kind != "grow" and len(members) > 1:
+            members.remove(rng.choice(members))
+        if kind != "shrink" and len(members) < 5:
+            members.append(self._new_node().replica)
+        if tuple(members) == metadata.members:
+            return
+        metadata.wish = tuple(members)
+        self.kernel.note(f"metadata: wishes {metadata.wish} instead of {metadata.members}")
+        client = self.clients[metadata.holder]
+        if not self.kernel.paused(client.name):
+            client.wish(metadata.wish)
+
+    def _cancel_change(self) -> None:
+        metadata = self.metadata
+        if metadata.wish is not None:
+            self.kernel.note("metadata: cancels the change")
+            metadata.wish = None
+
+    def _rot(self) -> None:
+        """One device will lose records; only while all others are well, as the promise is no more."""
+        metadata = self.metadata
+        if metadata.wish is not None or len(metadata.members) < 3:
+            return
+        members = [self.nodes[replica] for replica in metadata.members]
+        if all(n.member is not None and n.member.whole and not n.rotten for n in members):
+            victim = self.kernel.rng.choice(members)
+            victim.rotten = True
+            if victim.name not in self.nemesis.down:
+                self.nemesis.crash_one(victim.name)
+
+    def _drop_unused(self) -> None:
+        """Replicas that are neither in the configuration nor wished for are dropped, on metadata's word."""
+        wanted = {*self.metadata.members, *(self.metadata.wish or ())}
+        for replica, node in self.nodes.items():
+            if replica not in wanted and not node.dropped:
+                node.drop()
+
+    def _make_well(self) -> None:
+        """After the storm: somebody holds the volume, and nothing more is done to it."""
+        self.healed = True
+        self._drop_unused()
+        for node in self.nodes.values():
+            node.rotten = False
+            node.capacity = None
+        holder = self.clients[self.metadata.holder]
+        if holder.writer is None:
+            self.clients["c1"].detach()
+            self.clients["c1"].attach()
+        if self.kernel.now_us > STORM_US + 500_000:
+            self.finished = True
+        self.kernel.later(100_000, self._manage)
+
+    # -- checks --------------------------------------------------------------------------------------------
+
+    def check_held(self, record: Record, configurations: list[Configuration]) -> None:
+        """A commit was counted: a majority really holds the record on stable storage (sync mode)."""
+        if not self.sync:
+            return
+        holders = [r for r, node in self.nodes.items() if record.position in node.held]
+        based = [r for r, node in self.nodes.items() if node.copied_to >= record.lsn]
+        holds = majority_in_all([*holders, *based], configurations)
+        invariant(holds, "counted as committed without a majority", record=record, holders=holders)
+
+    def is_well(self) -> bool:
+        """Everything is served, applied and in its configuration."""
+        writer = self.clients[self.metadata.holder].writer
+        if not self.finished or writer is None or writer.phase is not Phase.SERVING:
+            return False
+        if self.metadata.wish is not None or writer.commit != writer.window.last:
+            return False
+        if writer.configurations != [self.metadata.members]:
+            return False
+        if not self.clients[self.metadata.holder].idle():
+            return False
+        return all(
+            writer.peers[r].status is Status.STREAMING and self._applied(r) == writer.commit
+            for r in self.metadata.members
+        )
+
+    def _applied(self, replica: int) -> int:
+        member = self.nodes[replica].member
+        return member.state.commit if member is not None else -1
+
+    def _check_agreement(self) -> None:
+        for replica in self.metadata.members:
+            index = self.nodes[replica].store.index
+            for block in self.observer.versions:
+                value = index.get(block, (0, 0))[1]
+                self.observer.shows(replica, self.metadata.epoch, block, self.observer.last_committed, value)
+
+    def run(self) -> str:
+        """The whole history; its trace hash. Raises Violation."""
+        well = self.kernel.run(STORM_US + SETTLE_US, self.is_well)
+        try:
+            if not well:
+                writer = self.clients[self.metadata.holder].writer
+                raise AssertionError(f"not well again: {writer.status() if writer else 'nobody attached'}")
+            self._check_agreement()
+            self.observer.check_linearizable()
+        except Exception as error:
+            raise Violation(self.kernel.seed, self.kernel.now_us, error, list(self.kernel.story)) from error
+        return self.kernel.trace_hash()
+
+
+def run_seed(seed: int) -> str:
+    """One history; its trace hash. Raises Violation."""
+    return QuorumCluster(seed).run()
