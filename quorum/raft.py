@@ -123,6 +123,11 @@ class Raft:
         current.append(self.log.config_at(self.commit))
         return self._install is None and any(self.name in config.voters for config in current)
 
+    @property
+    def installing(self) -> bool:
+        """A snapshot is about to replace the state: what the state machine holds is of the past."""
+        return self._install is not None
+
     # -- inputs -----------------------------------------------------------------------------------
 
     def tick(self) -> None:

@@ -68,6 +68,7 @@ class SimNode:
             self.member = None
             self.store.journal.crash()
         self._pull = None
+        self._cursor = 0  # known to a process only: what was not synced of its pieces is gone
         self.cluster.network.detach(self.name)
 
     def restart(self) -> None:

@@ -185,7 +185,7 @@ class SimMember:
     def _store(self, core: Raft, ready: Ready) -> None:
         rng = self.cluster.kernel.rng
         # Never beside an install: the commands in memory are still those of the state before it.
-        takes = core._install is None and rng.random() < 0.4
+        takes = not core.installing and rng.random() < 0.4
         self.disk.write(ready, (core.applied, tuple(self.commands)) if takes else None)
         self.disk.journal.sync(lambda: self._synced(core, ready))
 

@@ -1,0 +1,294 @@
+"""The LMDB environment of one Raft member: hard state, log, and the state machine's key-value state.
+
+Owns: the format (docs/raft.md), one worker thread in which every write happens, and the rule that one
+transaction holds everything of a ``Work``: entries, and the state that they led to, never come apart.
+Must never: retry a failed commit (LMDB syncs inside of it), or open what the check did not pass.
+Invariants: every value is sealed with its key; the stored applied index is at most the last stored entry's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+
+from moorage.quorum.raft_log import Log
+from moorage.quorum.raft_types import Config, Entry, HardState, Snapshot, SnapshotChunk
+from moorage.service.kv import Batch
+from moorage.service.lmdb_check import check_in_child, seal, unseal
+from moorage.wire import errors
+
+FORMAT = 1
+MAP_SIZE = 64 << 30  # sparse; a bound on the state, not an allocation
+CHUNK_SIZE = 128 << 10
+_INDEX = struct.Struct(">Q")  # big-endian: LMDB orders keys as bytes
+ADVICE = (
+    "this member's copy cannot be trusted: remove it from the group (raft.GROUP.remove_member), move the"
+    " directory aside and add it anew; the other members hold the data"
+)
+
+
+@dataclass(slots=True)
+class Work:
+    """One transaction. Order: hard state, chunks, install, entries, state, compaction."""
+
+    hard_state: HardState | None = None
+    chunks: list[SnapshotChunk] = field(default_factory=list)
+    install: Snapshot | None = None
+    entries: list[Entry] = field(default_factory=list)
+    applied: int | None = None
+    batch: Batch = field(default_factory=dict)
+    base: Snapshot | None = None  # the log up to here may go
+    pins: dict[str, str | None] = field(default_factory=dict)  # None: unpinned
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was found at the start."""
+
+    instance: str
+    hard_state: HardState
+    log: Log
+    applied: int
+    pins: dict[str, str]
+
+
+class LmdbBase:
+    """The stored part of the KV. Each call reads in a transaction of its own: nothing pins old pages."""
+
+    def __init__(self, env: lmdb.Environment, db: lmdb._Database, where: str) -> None:
+        self._env = env
+        self._db = db
+        self._where = where
+
+    def get(self, key: bytes) -> bytes | None:
+        with self._env.begin(db=self._db, buffers=True) as txn:
+            value = txn.get(key)
+            return None if value is None else unseal(key, value, self._where)
+
+    def page(self, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        with self._env.begin(db=self._db, buffers=True) as txn:
+            cursor = txn.cursor()
+            more = cursor.set_range(start)
+            while more and len(found) < limit:
+                key = bytes(cursor.key())
+                if not key.startswith(prefix):
+                    break
+                found.append((key, unseal(key, cursor.value(), self._where)))
+                more = cursor.next()
+        return found
+
+
+class SnapshotReader:
+    """A consistent scan of the stored state, a chunk at a time. It pins pages: close it."""
+
+    def __init__(self, storage: RaftStorage) -> None:
+        self._where = storage.where
+        self._txn = storage.env.begin(buffers=True)
+        self.applied: int = storage.read_meta(b"applied", self._txn)
+        self._cursor = self._txn.cursor(storage.kv_db)
+        self._more = self._cursor.first()
+        self.seq = 0
+
+    def chunk(self) -> tuple[bytes, bool]:
+        """The next chunk, and whether it is the last."""
+        pairs: list[tuple[bytes, bytes]] = []
+        size = 0
+        while self._more and size < CHUNK_SIZE:
+            key = bytes(self._cursor.key())
+            pairs.append((key, unseal(key, self._cursor.value(), self._where)))
+            size += len(key) + len(pairs[-1][1])
+            self._more = self._cursor.next()
+        self.seq += 1
+        return msgpack.packb(pairs), not self._more
+
+    def close(self) -> None:
+        self._txn.abort()
+
+
+class RaftStorage:
+    def __init__(self, directory: Path, group: str) -> None:
+        self.directory = directory
+        self.where = str(directory)
+        self.env: lmdb.Environment
+        self.commits = 0
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"raft-{group}")
+        self._open = False
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    async def open(self, identity: dict[str, str], config: Config) -> Loaded:
+        """Check, open and load; ``config`` is what a new, empty directory begins with. Raises Corrupt,
+        IdentityConflict, VersionMismatch, Invalid."""
+        await check_in_child(self.directory, sealed=True, advice=ADVICE)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._open_now, identity, config)
+
+    def _open_now(self, identity: dict[str, str], config: Config) -> Loaded:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.env = lmdb.open(self.where, map_size=MAP_SIZE, max_dbs=8, max_readers=64, mode=0o600)
+            self._open = True
+            self.meta_db = self.env.open_db(b"meta")
+            self.log_db = self.env.open_db(b"log")
+            self.kv_db = self.env.open_db(b"kv")
+            self.staged_db = self.env.open_db(b"staged")
+        except (lmdb.Error, OSError) as error:
+            raise errors.DeviceFailed(f"cannot open the raft state in {self.where}: {error}") from error
+        try:
+            return self._load(identity, config)
+        except (LookupError, ValueError, TypeError, errors.InvariantViolation) as error:
+            raise errors.Corrupt(
+                f"{self.where}: the raft state makes no sense ({error}); {ADVICE}"
+            ) from error
+        except errors.Corrupt as error:
+            raise errors.Corrupt(f"{error}; {ADVICE}") from error
+
+    def _load(self, identity: dict[str, str], config: Config) -> Loaded:
+        with self.env.begin(write=True) as txn:
+            if txn.stat(self.meta_db)["entries"] == 0:
+                self._begin(txn, identity, config)
+        with self.env.begin(buffers=True) as txn:
+            found = self.read_meta(b"identity", txn)
+            self._check_identity(found, identity)
+            base = self._read_base(txn)
+            log = Log(base, [self._entry(key, value) for key, value in txn.cursor(self.log_db)])
+            applied = self.read_meta(b"applied", txn)
+            hard_state = HardState(*self.read_meta(b"hard_state", txn))
+            pins = {
+                bytes(key)[4:].decode(): self._unpack(key, value)
+                for key, value in txn.cursor(self.meta_db)
+                if bytes(key).startswith(b"pin:")
+            }
+        log.validate()
+        errors.invariant(base.index <= applied <= log.last_index, "applied index", applied=applied)
+        errors.invariant(log.last_term <= hard_state.term, "term", term=hard_state.term)
+        return Loaded(found["instance"], hard_state, log, applied, pins)
+
+    def _begin(self, txn: lmdb.Transaction, identity: dict[str, str], config: Config) -> None:
+        instance = secrets.token_hex(8)
+        self._put_meta(txn, b"identity", {"format": FORMAT, "instance": instance, **identity})
+        self._put_meta(txn, b"hard_state", [0, None])
+        self._put_meta(txn, b"base", [0, 0, config.encode()])
+        self._put_meta(txn, b"applied", 0)
+
+    def _check_identity(self, found: dict[str, Any], wanted: dict[str, str]) -> None:
+        if found["format"] != FORMAT:
+            raise errors.VersionMismatch(
+                f"{self.where} has format {found['format']}, this version reads {FORMAT}:"
+                " use the version that wrote it"
+            )
+        for key, value in wanted.items():
+            if found[key] != value:
+                raise errors.IdentityConflict(
+                    f"{self.where} belongs to {key} {found[key]}, not {value}: use another directory"
+                )
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def read_meta(self, key: bytes, txn: lmdb.Transaction) -> Any:
+        value = txn.get(key, db=self.meta_db)
+        if value is None:
+            raise errors.Corrupt(f"{self.where}: {key.decode()} is missing")
+        return self._unpack(key, value)
+
+    def _unpack(self, key: bytes | memoryview, value: bytes | memoryview) -> Any:
+        return msgpack.unpackb(unseal(bytes(key), value, self.where))
+
+    def _read_base(self, txn: lmdb.Transaction) -> Snapshot:
+        index, term, config = self.read_meta(b"base", txn)
+        return Snapshot(index, term, Config.decode(config))
+
+    def _entry(self, key: bytes | memoryview, value: bytes | memoryview) -> Entry:
+        term, kind, data = self._unpack(key, value)
+        return Entry(term, _INDEX.unpack(key)[0], kind, data)
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def commit(self, work: Work) -> asyncio.Future[None]:
+        """Store it durably, in the worker thread, behind what was given before."""
+        return asyncio.get_running_loop().run_in_executor(self._worker, self._commit_now, work)
+
+    def _commit_now(self, work: Work) -> None:
+        with self.env.begin(write=True) as txn:
+            if work.hard_state is not None:
+                self._put_meta(txn, b"hard_state", list(work.hard_state))
+            for name, instance in work.pins.items():
+                self._put_pin(txn, name, instance)
+            for chunk in work.chunks:
+                self._stage(txn, chunk)
+            if work.install is not None:
+                self._install(txn, work.install)
+            if work.entries:
+                self._append(txn, work.entries)
+            if work.applied is not None:
+                self._store_state(txn, work.batch, work.applied)
+            if work.base is not None:
+                self._compact(txn, work.base)
+        self.commits += 1
+
+    def _put_meta(self, txn: lmdb.Transaction, key: bytes, value: Any) -> None:
+        txn.put(key, seal(key, msgpack.packb(value)), db=self.meta_db)
+
+    def _put_pin(self, txn: lmdb.Transaction, name: str, instance: str | None) -> None:
+        key = b"pin:" + name.encode()
+        if instance is None:
+            txn.delete(key, db=self.meta_db)
+        else:
+            self._put_meta(txn, key, instance)
+
+    def _append(self, txn: lmdb.Transaction, entries: list[Entry]) -> None:
+        """Entries replace all from the first one's index on."""
+        self._delete_log(txn, entries[0].index, None)
+        for entry in entries:
+            key = _INDEX.pack(entry.index)
+            txn.put(key, seal(key, msgpack.packb([entry.term, entry.kind, entry.data])), db=self.log_db)
+
+    def _delete_log(self, txn: lmdb.Transaction, start: int, end: int | None) -> None:
+        cursor = txn.cursor(self.log_db)
+        more = cursor.set_range(_INDEX.pack(start))
+        while more and (end is None or _INDEX.unpack(cursor.key())[0] <= end):
+            more = cursor.delete()
+
+    def _store_state(self, txn: lmdb.Transaction, batch: Batch, applied: int) -> None:
+        for key, value in batch.items():
+            if value is None:
+                txn.delete(key, db=self.kv_db)
+            else:
+                txn.put(key, seal(key, value), db=self.kv_db)
+        self._put_meta(txn, b"applied", applied)
+
+    def _compact(self, txn: lmdb.Transaction, base: Snapshot) -> None:
+        self._put_meta(txn, b"base", [base.index, base.term, base.config.encode()])
+        self._delete_log(txn, 0, base.index)
+
+    def _stage(self, txn: lmdb.Transaction, chunk: SnapshotChunk) -> None:
+        if chunk.seq == 0:
+            txn.drop(self.staged_db, delete=False)
+        key = _INDEX.pack(chunk.seq)
+        txn.put(key, seal(key, chunk.data), db=self.staged_db)
+
+    def _install(self, txn: lmdb.Transaction, snapshot: Snapshot) -> None:
+        txn.drop(self.kv_db, delete=False)
+        txn.drop(self.log_db, delete=False)
+        for key, value in txn.cursor(self.staged_db):
+            for name, payload in msgpack.unpackb(unseal(bytes(key), value, self.where)):
+                txn.put(name, seal(name, payload), db=self.kv_db)
+        txn.drop(self.staged_db, delete=False)
+        self._put_meta(txn, b"base", [snapshot.index, snapshot.term, snapshot.config.encode()])
+        self._put_meta(txn, b"applied", snapshot.index)
+
+    async def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._open:
+            self._open = False
+            await loop.run_in_executor(self._worker, self.env.close)
+        self._worker.shutdown()

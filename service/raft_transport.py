@@ -1,0 +1,196 @@
+"""Raft messages between the members of a group: channels to the peers, who they are, how a group is born.
+
+Owns: one channel per peer, the pins (name -> instance of the member that had this name first), the birth.
+Must never: pass on a message of an instance that is not the pinned one. A member whose directory was wiped
+comes back under its name with another instance: it has forgotten its votes, so it must not vote again.
+Invariant: a pin is durable before anything is answered to who was pinned (the shell stores ``new_pins``).
+
+Birth: a member with an empty directory takes part only after *all* members that the group begins with have
+accepted its instance. Two wiped members of three can therefore never form an empty group beside the third.
+
+RAFT frame (ONEWAY): msgpack [group, name, instance, message], where message is one of
+quorum/raft_types.py, or ["birth"] (asks to be accepted), ["accepted"], ["refused", text].
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from moorage.quorum.raft_types import Message, decode, encode
+from moorage.wire import errors, frame
+from moorage.wire.channel import Channel
+from moorage.wire.connection import Connection
+from moorage.wire.handshake import Hello
+from moorage.wire.rpc import Router
+from moorage.wire.secret import ClusterSecret
+
+log = logging.getLogger(__name__)
+
+QUEUE_MAX = 8 << 20  # bytes towards one peer; beyond it messages are dropped, which Raft bears
+
+
+class Receiver(Protocol):
+    def received(self, source: str, message: Message) -> None: ...
+
+    def refused(self, by: str, reason: str) -> None: ...
+
+
+class Transport:
+    def __init__(
+        self,
+        *,
+        group: str,
+        name: str,
+        hello: Hello | Callable[[], Hello],
+        secret: ClusterSecret,
+        receiver: Receiver,
+    ) -> None:
+        self.group = group
+        self.name = name
+        self.instance = ""
+        self.pins: dict[str, str] = {}
+        self.new_pins: dict[str, str | None] = {}
+        self.channels: dict[str, Channel] = {}
+        self.dropped = 0
+        self.accepted_by: set[str] = set()
+        self._hello = hello
+        self._secret = secret
+        self._receiver = receiver
+        self._answers: list[tuple[str, list[Any]]] = []  # to be sent once the pins are durable
+
+    # -- peers ------------------------------------------------------------------------------------
+
+    async def follow(self, addresses: Mapping[str, str]) -> None:
+        """Have a channel to exactly these peers."""
+        for name in [name for name in self.channels if name not in addresses]:
+            await self.channels.pop(name).stop()
+        for name, address in addresses.items():
+            channel = self.channels.get(name)
+            if channel is None:
+                channel = Channel(address, hello=self._hello, secret=self._secret)
+                self.channels[name] = channel
+                channel.start()
+            else:
+                channel.set_address(address)
+
+    async def stop(self) -> None:
+        await self.follow({})
+
+    def forget(self, name: str) -> None:
+        """A member has been removed: its name may come back as another instance."""
+        if self.pins.pop(name, None) is not None:
+            self.new_pins[name] = None
+
+    # -- sending ----------------------------------------------------------------------------------
+
+    def send(self, target: str, message: Message) -> None:
+        self._send(target, encode(message))
+
+    def _send(self, target: str, message: list[Any]) -> None:
+        channel = self.channels.get(target)
+        conn = None if channel is None else channel.conn
+        if conn is None or conn.write_queue_size > QUEUE_MAX:
+            self.dropped += 1
+            return
+        body = frame.pack([self.group, self.name, self.instance, message])
+        conn.send(frame.ONEWAY, frame.RAFT, 0, body)
+
+    def ask_to_be_born(self) -> None:
+        for name in self.channels:
+            if name not in self.accepted_by:
+                self._send(name, ["birth"])
+
+    def pins_stored(self, pins: Mapping[str, str | None]) -> None:
+        """These pins are durable: what waited for that may be said."""
+        for name, instance in pins.items():
+            if self.new_pins.get(name, instance) == instance:
+                self.new_pins.pop(name, None)
+        if not self.new_pins:
+            answers, self._answers = self._answers, []
+            for target, message in answers:
+                self._send(target, message)
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    def received(self, name: str, instance: str, message: Any) -> None:
+        if type(message) is not list or not message:
+            raise errors.ProtocolError("malformed RAFT frame")
+        if message[0] == "refused":
+            self._receiver.refused(name, str(message[1]))
+            return
+        pinned = self.pins.get(name)
+        if pinned is None:
+            log.info("raft %s: %s is instance %s", self.group, name, instance)
+            self.pins[name] = self.new_pins[name] = instance
+        elif pinned != instance:
+            self._refuse(name, instance, pinned)
+            return
+        if message[0] == "birth":
+            self._answer(name, ["accepted"])
+        elif message[0] == "accepted":
+            self.accepted_by.add(name)
+        else:
+            self._receiver.received(name, decode(message))
+
+    def _answer(self, target: str, message: list[Any]) -> None:
+        if self.new_pins:
+            self._answers.append((target, message))
+        else:
+            self._send(target, message)
+
+    def _refuse(self, name: str, instance: str, pinned: str) -> None:
+        log.warning("raft %s: refused %s: instance %s, known is %s", self.group, name, instance, pinned)
+        reason = (
+            f"{self.name} knows {name} in group {self.group} as instance {pinned}, not {instance}: its state"
+            f" was wiped or replaced. Remove {name} from the group, clear its directory, and add it anew"
+        )
+        self._send(name, ["refused", reason])
+
+
+class _Dispatcher:
+    """The RAFT op of one router: several groups may share it."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, Transport] = {}
+
+    def __call__(
+        self,
+        conn: Connection,
+        kind: int,
+        flags: int,
+        request_id: int,
+        deadline_ms: int,
+        body: memoryview,
+        payload: memoryview,
+        owned: bool,
+    ) -> None:
+        match frame.unpack(body):
+            case [str(group), str(name), str(instance), message]:
+                transport = self.groups.get(group)
+                if transport is not None and name != transport.name:
+                    transport.received(name, instance, message)
+            case _:
+                raise errors.ProtocolError(
+                    "malformed RAFT frame: its body is [group, name, instance, message]"
+                )
+
+
+_DISPATCHERS: WeakKeyDictionary[Router, _Dispatcher] = WeakKeyDictionary()
+
+
+def register(router: Router, transport: Transport) -> None:
+    """Receive the RAFT frames of this group on this router."""
+    dispatcher = _DISPATCHERS.get(router)
+    if dispatcher is None:
+        dispatcher = _DISPATCHERS[router] = _Dispatcher()
+        router.op(frame.RAFT, dispatcher)
+    dispatcher.groups[transport.group] = transport
+
+
+def unregister(transport: Transport) -> None:
+    for dispatcher in _DISPATCHERS.values():
+        if dispatcher.groups.get(transport.group) is transport:
+            del dispatcher.groups[transport.group]

@@ -1,0 +1,215 @@
+"""Three members with real sockets and real LMDB."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import Any
+
+import pytest
+
+from moorage.service import replicated
+from moorage.wire import errors
+
+ABC = ("a", "b", "c")
+
+
+async def test_a_command_is_applied_everywhere(group: Any, wait_until: Any) -> None:
+    await group.start(*ABC)
+    assert await group.propose({"do": "add", "key": "n", "n": 2}) == 2
+    assert await group.propose({"do": "add", "key": "n", "n": 3}) == 5
+    await wait_until(lambda: all(node.member.kv.get("n") == 5 for node in group.nodes.values()))
+    leader = await group.leader()
+    assert leader.leader == {"name": leader.name, "address": group.address(leader.name)}
+    status = leader.status()
+    assert status["role"] == "leader" and status["proposals"] == 2 and len(status["members"]) == 3
+
+
+async def test_a_refused_command_leaves_nothing(group: Any) -> None:
+    await group.start("a")
+    with pytest.raises(errors.NameTaken):
+        await group.propose({"do": "refuse"})
+    leader = await group.leader()
+    assert leader.kv.get("refused") is None
+
+
+async def test_a_follower_says_who_leads(group: Any, wait_until: Any) -> None:
+    await group.start(*ABC)
+    leader = await group.leader()
+    follower = next(node.member for node in group.nodes.values() if node.member is not leader)
+    await wait_until(lambda: follower.leader is not None)
+    with pytest.raises(errors.NotLeader) as caught:
+        await follower.propose({"do": "put", "key": "k", "value": 1})
+    assert caught.value.details["leader"]["name"] == leader.name
+    with pytest.raises(errors.NotLeader):
+        await follower.read_barrier()
+
+
+async def test_state_survives_a_restart_of_all(group: Any) -> None:
+    await group.start(*ABC)
+    for n in range(50):
+        await group.propose({"do": "put", "key": f"k{n:02}", "value": n})
+    await group.stop(*ABC)
+    await group.start(*ABC)
+    leader = await group.leader()
+    await leader.read_barrier()
+    assert [value for _, value in leader.kv.scan("k")] == list(range(50))
+
+
+async def test_leadership_moves_on_stop_without_an_election_timeout(group: Any) -> None:
+    await group.start(*ABC)
+    leader = await group.leader()
+    changes: list[bool] = []
+    leader.on_leader_change.append(changes.append)
+    await group.stop(leader.name)
+    assert changes == [False]
+    assert any(node.member.leader is not None for node in group.nodes.values())
+    await group.propose({"do": "put", "key": "after", "value": 1})
+
+
+async def test_no_majority_is_said_so(group: Any) -> None:
+    await group.start(*ABC)
+    leader = await group.leader()
+    others = [name for name in ABC if name != leader.name]
+    for name in others:
+        await group.nodes[name].stop_server()
+    await group.stop(*others)
+    with pytest.raises((errors.DeadlineExceeded, errors.NotLeader)) as caught:
+        await leader.propose({"do": "put", "key": "x", "value": 1}, timeout=0.2)
+    assert any(name in str(caught.value) for name in others) or "leader" in str(caught.value)
+    await group.start(others[0])
+    await group.propose({"do": "put", "key": "y", "value": 1})
+
+
+async def test_a_wiped_directory_is_refused(group: Any, wait_until: Any) -> None:
+    await group.start(*ABC)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    await group.stop("c")
+    shutil.rmtree(group.directory / "c")
+    await group.start("c")
+    wiped = group.nodes["c"].member
+    await wait_until(lambda: wiped.failed is not None)
+    assert isinstance(wiped.failed, errors.IdentityConflict)
+    assert "Remove c from the group" in str(wiped.failed)
+    with pytest.raises(errors.IdentityConflict):
+        await wiped.propose({"do": "put", "key": "k", "value": 2})
+    await group.propose({"do": "put", "key": "k", "value": 3})
+
+
+async def test_two_wiped_members_do_not_begin_an_empty_group(group: Any) -> None:
+    await group.start(*ABC)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    await group.stop(*ABC)
+    for name in ("a", "b"):
+        shutil.rmtree(group.directory / name)
+    await group.start("a", "b")
+    members = [group.nodes[name].member for name in ("a", "b")]
+    # They wait for the third, however long: three times the longest election timeout shows it.
+    for _ in range(3 * 24):
+        await asyncio.sleep(replicated.TICK_S)
+        assert not any(member.is_leader for member in members)
+    assert not any(member.status()["born"] for member in members)
+
+
+async def test_a_wiped_member_comes_back_as_a_new_one(group: Any, wait_until: Any) -> None:
+    await group.start(*ABC)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    leader = await group.leader()
+    lost = next(name for name in ABC if name != leader.name)
+    await group.stop(lost)
+    shutil.rmtree(group.directory / lost)
+    await leader.change_members(lambda config: config.drop(lost))
+    others = {name: address for name, address in group.peers.items() if name != lost}
+    node = await group.add(lost, others)
+    await leader.change_members(
+        lambda config: config.put(replicated.Member(lost, group.address(lost), False))
+    )
+    await wait_until(lambda: node.member.kv.get("k") == 1)
+    await leader.change_members(lambda config: config.put(replicated.Member(lost, group.address(lost), True)))
+    await wait_until(lambda: all(member["voter"] for member in node.member.members))
+    assert node.member.failed is None
+
+
+async def test_a_member_far_behind_gets_a_snapshot(
+    group: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicated, "LOG_KEEP", 20)
+    await group.start(*ABC)
+    leader = await group.leader()
+    away = next(name for name in ABC if name != leader.name)
+    await group.stop(away)
+    for n in range(40):
+        text = f"{n}" * 10_000
+        await group.propose({"do": "put", "key": f"k{n:03}", "value": text})
+    await group.propose({"do": "put", "key": "k000", "value": "again"})
+    for n in range(100):
+        await group.propose({"do": "add", "key": "n", "n": 1})
+        if n % 25 == 0:
+            await asyncio.sleep(5 * replicated.TICK_S)
+    leader = await group.leader()
+    await wait_until(lambda: leader.status()["first_index"] > 60)
+    await group.start(away)
+    late = group.nodes[away].member
+    await wait_until(lambda: late.kv.get("n") == 100)
+    assert leader.snapshots_sent >= 1
+    assert late.kv.get("k000") == "again" and late.kv.get("k039") == "39" * 10_000
+    assert [key for key, _ in late.kv.scan("k")] == [f"k{n:03}" for n in range(40)]
+    await group.stop(away)
+    await group.start(away)
+    assert group.nodes[away].member.kv.get("k039") == "39" * 10_000
+
+
+async def test_a_bug_in_the_state_machine_stops_the_member(group: Any) -> None:
+    await group.start("a")
+    leader = await group.leader()
+    with pytest.raises(errors.DeadlineExceeded):
+        await leader.propose({"do": "crash"})
+    assert isinstance(leader.failed, errors.Fatal)
+    assert not leader.is_leader
+
+
+async def test_a_command_too_large_is_refused(group: Any) -> None:
+    await group.start("a")
+    leader = await group.leader()
+    with pytest.raises(errors.LimitExceeded):
+        await leader.propose({"do": "put", "key": "k", "value": b"x" * (600 << 10)})
+
+
+async def test_the_disk_fails(group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    await group.start("a")
+    leader = await group.leader()
+
+    def fail(work: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(leader._storage, "_commit_now", fail)
+    with pytest.raises(errors.DeadlineExceeded):
+        await leader.propose({"do": "put", "key": "k", "value": 1})
+    assert isinstance(leader.failed, errors.DeviceFailed)
+    with pytest.raises(errors.DeviceFailed):
+        await leader.read_barrier()
+
+
+async def test_another_cluster_or_name_is_refused(group: Any) -> None:
+    await group.start("a")
+    await group.stop("a")
+    (group.directory / "a").rename(group.directory / "b")
+    with pytest.raises(errors.IdentityConflict, match="belongs to name a"):
+        await group.start("b")
+
+
+async def test_membership_over_the_wire(group: Any, wait_until: Any) -> None:
+    await group.start("a")
+    leader = await group.leader()
+    await group.propose({"do": "put", "key": "k", "value": 7})
+    node = await group.add("d", {"a": group.address("a")})
+    rpc = {"name": "d", "address": group.address("d")}
+    await leader._rpc_add(None, rpc)  # type: ignore[arg-type]
+    await wait_until(lambda: node.member.kv.get("k") == 7)
+    await leader._rpc_promote(None, rpc)  # type: ignore[arg-type]
+    assert [member["voter"] for member in leader.members] == [True, True]
+    await leader._rpc_remove(None, rpc)  # type: ignore[arg-type]
+    assert [member["name"] for member in leader.members] == ["a"]
+    with pytest.raises(errors.NotFound):
+        await leader._rpc_remove(None, rpc)  # type: ignore[arg-type]
+    await group.propose({"do": "put", "key": "k", "value": 8})
