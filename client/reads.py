@@ -24,7 +24,7 @@ import xxhash
 from moorage.client.device import Done
 from moorage.client.nodes import NodeLink, boot_clock_ms
 from moorage.client.reader import HEDGE_FLOOR_S, HedgeBudget, choose, judge, preference
-from moorage.quorum.record import BLOCK_SIZE
+from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.connection import Connection, Reply
 from moorage.wire.errors import Corrupt, Damaged, Fenced, MoorageError, NoQuorum, ProtocolError
 from moorage.wire.frame import READ
@@ -34,6 +34,7 @@ SWEEP_S = HEDGE_FLOOR_S / 2
 _xxh3 = xxhash.xxh3_64_intdigest
 _one_sum = struct.Struct("<Q").unpack
 _ZEROES = bytes(1 << 20)
+_BLOCKS = [slice(at, at + BLOCK_SIZE) for at in range(0, CHUNK_SIZE, BLOCK_SIZE)]
 
 
 class ReadSource(Protocol):
@@ -332,13 +333,17 @@ def check(reply: Reply, into: memoryview) -> tuple[int, list[int]]:
         if not want:
             into[:] = _ZEROES[:BLOCK_SIZE]
         return applied, []
+    wanted = struct.unpack(f"<{count}Q", sums)
+    found = tuple([_xxh3(into[block]) or 1 for block in _BLOCKS[:count]])
+    return applied, [] if found == wanted else _compare(into, found, wanted)
+
+
+def _compare(into: memoryview, found: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """Indices of bad blocks. The checksum 0 is a hole."""
     bad: list[int] = []
-    at = 0
-    for index, want in enumerate(struct.unpack(f"<{count}Q", sums)):
-        block = into[at : at + BLOCK_SIZE]
-        at += BLOCK_SIZE
-        if not want:
-            block[:] = _ZEROES[:BLOCK_SIZE]
-        elif (_xxh3(block) or 1) != want:
+    for index, block in enumerate(_BLOCKS[: len(wanted)]):
+        if not wanted[index]:
+            into[block] = _ZEROES[:BLOCK_SIZE]
+        elif found[index] != wanted[index]:
             bad.append(index)
-    return applied, bad
+    return bad

@@ -27,7 +27,7 @@ from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
 from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Status, Writer
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Fenced, MoorageError, NoSpace, Unavailable
+from moorage.wire.errors import Fenced, MoorageError, NoSpace, Unavailable, violated
 from moorage.wire.frame import APPEND, ONEWAY
 from moorage.wire.log_messages import pack_append
 
@@ -307,7 +307,7 @@ class GroupSession:
             case CopyOrder(replica, session):
                 self._control(replica, session, self._copy(self._by_replica[replica], order))
             case ConfigurationReady():
-                raise NotImplementedError("membership changes are not ordered yet")
+                violated("a membership change that nobody asked for", group=self.index)
 
     def _control(self, replica: int, session: int, work: Coroutine[Any, Any, None]) -> None:
         """Run a control call in a task; its error goes to the core."""
