@@ -142,6 +142,8 @@ class MetadataService(EmbeddedService):
         await self.directory.close()
 
     def not_ready(self) -> list[str]:
+        if self.replicated.failed is not None:
+            return [f"group {self.config.group}: this member has failed: {self.replicated.failed}"]
         reasons = []
         if self.replicated.leader is None:
             reasons.append(f"group {self.config.group} has no leader: a majority of its members must be up")

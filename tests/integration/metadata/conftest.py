@@ -185,6 +185,7 @@ class FakeReplicated:
         self.on_leader_change: list[Callable[[bool], None]] = []
         self._machine = machine
         self._peers = dict(peers)
+        self.failed: MoorageError | None = None
         self._applied = 0
 
     async def start(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from moorage.metadata.service import MetadataConfig, MetadataService
-from moorage.wire.errors import Invalid, MoorageError, NotLeader
+from moorage.wire.errors import CannotConnect, Invalid, MoorageError, NotLeader
 from moorage.wire.handshake import Hello
 from moorage.wire.secret import ClusterSecret
 
@@ -40,6 +40,9 @@ async def test_readiness_says_for_whom_it_waits(cluster: Any, fake_log: Any) -> 
     fake_log.elect(None)
     service = cluster.services["host2"]
     assert service.not_ready()[0] == "group m1 has no leader: a majority of its members must be up"
+    service.replicated.failed = CannotConnect("fsync: EIO")
+    assert service.not_ready() == ["group m1: this member has failed: fsync: EIO"]
+    service.replicated.failed = None
     service.directory.joined = False
     assert service.not_ready()[1].startswith("not known to the registry yet")
 

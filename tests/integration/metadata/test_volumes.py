@@ -98,9 +98,7 @@ async def test_suspect_hosts_are_waited_for_a_little(cluster: Any, monkeypatch: 
     monkeypatch.setattr(handlers_module, "SUSPECT_PATIENCE_S", 0.2)
     for device in devices:
         device.update(health="suspect", reason="silent for 4 s")
-    with pytest.raises(
-        NotEnoughHosts, match=r"0 are up: host1: its device dev1 is suspect"
-    ):
+    with pytest.raises(NotEnoughHosts, match=r"0 are up: host1: its device dev1 is suspect"):
         await cluster.create("other")
 
 
