@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 import moorage
-from moorage.bench.block import MIB, Measurement
+from moorage.bench.block import KIB, MIB, Measurement
 
 SCHEMA = "moorage.bench.block/1"
 
@@ -71,24 +72,35 @@ def _result(one: Measurement) -> dict[str, Any]:
 
 
 def table(measurements: Sequence[Measurement], title: str) -> Table:
-    """One row per measurement; large operations in MB/s, small ones in operations per second."""
+    """One row per measurement, narrow enough for a terminal of 80 columns."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    made.add_column("workload")
-    made.add_column("by")
-    for column in ("per second", "p50 us", "p95 us", "p99 us", "max us", "CPU us/op", "fio", "servers"):
-        made.add_column(column, justify="right")
+    made.box, made.show_edge, made.padding = box.SIMPLE_HEAD, False, (0, 0)
+    made.caption_justify = "left"
+    made.caption = (
+        "4K random, 1M sequential; xN in flight. Latencies, and CPU per operation of\n"
+        "client, fio and nodes, in us. nbd %: throughput as a share of the library's."
+    )
+    for column in ("what", "by"):
+        made.add_column(column, no_wrap=True)
+    for column in ("per s", "p50", "p95", "p99", "max", "client", "fio", "nodes"):
+        made.add_column(column, justify="right", no_wrap=True)
     shares = ratios(measurements)
     last = None
     for one in measurements:
         if last not in (None, one.workload.name):
             made.add_section()
-        first_cell = "" if last == one.workload.name else one.workload.name
+        label = "" if last == one.workload.name else _label(one)
         last = one.workload.name
         share = shares.get(one.workload.name) if one.by == "nbd" else None
-        made.add_row(
-            first_cell, one.by if share is None else f"nbd ({share:.0%})", _throughput(one), *_costs(one)
-        )
+        made.add_row(label, one.by if share is None else f"nbd {share:.0%}", _throughput(one), *_costs(one))
     return made
+
+
+def _label(one: Measurement) -> str:
+    size = one.workload.size
+    return (
+        f"{one.workload.kind} {f'{size // MIB}M' if size >= MIB else f'{size // KIB}K'} x{one.workload.depth}"
+    )
 
 
 def _throughput(one: Measurement) -> str:
@@ -99,9 +111,6 @@ def _throughput(one: Measurement) -> str:
 
 def _costs(one: Measurement) -> list[str]:
     latency = [f"{one.latency_us[name]:,.0f}" for name in ("p50", "p95", "p99", "max")]
-    spent = [
-        one.client_cpu_s,
-        one.load_cpu_s,
-        sum(one.server_cpu_s.values()) if one.server_cpu_s else None,
-    ]
+    servers = sum(one.server_cpu_s.values()) if one.server_cpu_s else None
+    spent = [one.client_cpu_s, one.load_cpu_s, servers]
     return latency + ["-" if used is None else f"{one.cpu_us_per_operation(used):,.1f}" for used in spent]

@@ -187,8 +187,9 @@ def test_document_and_table() -> None:
     assert first["cpu_us_per_operation"] == cpu
     assert second["cpu_us_per_operation"]["load"] == 50.0
     shown = StringIO()
-    Console(file=shown, width=160).print(report.table(measured, "Volume v"))
-    assert "nbd (60%)" in shown.getvalue() and "random read 4 KiB, depth 1" in shown.getvalue()
+    Console(file=shown, width=80).print(report.table(measured, "Volume v"))
+    assert "nbd 60%" in shown.getvalue() and "read 4K x1" in shown.getvalue()
+    assert "…" not in shown.getvalue()
 
 
 def test_no_operations_is_no_division_by_zero() -> None:
