@@ -77,8 +77,8 @@ def table(measurements: Sequence[Measurement], title: str) -> Table:
     made.box, made.show_edge, made.padding = box.SIMPLE_HEAD, False, (0, 0)
     made.caption_justify = "left"
     made.caption = (
-        "4K random, 1M sequential; xN in flight. Latencies, and CPU per operation of\n"
-        "client, fio and nodes, in us. nbd %: throughput as a share of the library's."
+        "4K random, 1M sequential; xN in flight; latencies in us; client, fio,\n"
+        "nodes: CPU us per operation; nbd %: of the library's throughput."
     )
     for column in ("what", "by"):
         made.add_column(column, no_wrap=True)
