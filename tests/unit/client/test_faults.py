@@ -78,9 +78,18 @@ async def test_load_through_faults_and_a_takeover(memory_cluster: Make, sync: bo
     assert not load.mismatches and not figures["errors"], figures
     await load.verify_all()
     assert not load.mismatches
-    async with asyncio.timeout(10):
-        while not cluster.agrees():
-            await asyncio.sleep(0.02)
+    try:
+        async with asyncio.timeout(5):
+            while not cluster.agrees():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        shown = [group.writer.status() for group in new.groups]
+        held = [
+            (device.host, replica.replica, replica.applied, replica.core.state.last, replica.core.state.commit)
+            for device in cluster.devices
+            for replica in device.replicas.values()
+        ]
+        pytest.fail(f"members differ: {shown} {held}")
     await new.detach()
     await old.detach()
     for pool in pools:
