@@ -434,7 +434,8 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
 
     def _end_by_peer(self, error: MoorageError) -> None:
         self.close()
-        self.close_reason = type(error)(f"{self.peer} at {self.address} ended it: {error}", **error.details)
+        who = self.address if self.peer is _UNKNOWN else f"{self.peer} at {self.address}"
+        self.close_reason = type(error)(f"{who} ended the connection: {error}", **error.details)
 
     def _endpoint_failed(self, kind: int, op: int, request_id: int, exc: Exception) -> None:
         if not isinstance(exc, MoorageError) or isinstance(exc, InvariantViolation):

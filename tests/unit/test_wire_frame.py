@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from moorage.wire import frame, receiver
+from moorage.wire import frame
 from moorage.wire.errors import (
     Busy,
     Invalid,
@@ -186,7 +186,7 @@ def test_the_header_is_what_the_documentation_says() -> None:
     raw = frame.encode(frame.REPLY, 19, 0x1122334455667788, b"body", 5, 3, 9)
     head = struct.unpack("<HBBHHIIQI", raw[:28])
     assert head == (0x4F4D, 1, 2, 19, 3, 4, 5, 0x1122334455667788, 9)
-    assert struct.unpack("<I", raw[28:32])[0] == receiver.check_of(raw[:28] + raw[32:]) & 0xFFFFFFFF
+    assert struct.unpack("<I", raw[28:32])[0] == frame.check_of(raw[:28] + raw[32:]) & 0xFFFFFFFF
     assert raw[:2] == b"MO"
 
 
