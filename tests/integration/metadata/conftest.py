@@ -19,7 +19,7 @@ from moorage.metadata.invariants import validate
 from moorage.metadata.service import MetadataConfig, MetadataService
 from moorage.service.kv import KV
 from moorage.service.replicated import StateMachine
-from moorage.wire.errors import MoorageError, NameTaken, NotFound, NotLeader
+from moorage.wire.errors import DeadlineExceeded, MoorageError, NameTaken, NotFound, NotLeader
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
 from moorage.wire.rpc import CallContext, Router
@@ -114,6 +114,7 @@ class FakeNode:
         self.host = host
         self.replicas: dict[int, Params] = {}
         self.dropped: list[int] = []
+        self.created_again: list[int] = []  # after their drop: an id would be used twice
         self.refusing: MoorageError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -144,7 +145,8 @@ class FakeNode:
     async def _create(self, context: CallContext, params: Params) -> Params:
         assert context.peer.service in ("metadata", "host")
         await self._pass()
-        assert params["replica"] not in self.dropped, "an id is used once"
+        if params["replica"] in self.dropped:
+            self.created_again.append(params["replica"])
         self.replicas[params["replica"]] = params
         return {}
 
@@ -164,6 +166,7 @@ class FakeLog:
         self.leader: str | None = None
         self.term = 0
         self.on_propose: Callable[[Params], Awaitable[None]] | None = None
+        self.loses_reply: Callable[[], bool] = lambda: False
 
     def elect(self, name: str | None) -> None:
         old, self.leader = self.leader, name
@@ -209,6 +212,8 @@ class FakeReplicated:
         results = [member.apply_all() for member in self.log.members.values() if member is not self]
         result = self.apply_all()
         assert all(type(other) is type(result) for other in results)
+        if self.log.loses_reply():
+            raise DeadlineExceeded("outcome unknown: the reply was lost")
         if isinstance(result, MoorageError):
             raise result
         return result

@@ -182,13 +182,11 @@ async def test_volume_from_creation_to_deletion(hosts: Cluster) -> None:
     assert not any(host.replicas for host in hosts.hosts)
     with pytest.raises(NotFound):
         await hosts.registry.call("registry.locate", {"name": "db"})
-
-
-async def test_name_of_another_group(hosts: Cluster) -> None:
-    await hosts.registry.call("registry.claim", {"name": "db", "kind": "volume", "group": "m2"})
-    with pytest.raises(NameTaken, match="'db'"):
-        await hosts.create("db")
-    assert (await hosts.registry.call("registry.locate", {"name": "db"}))["group"] == "m2"
+    # and a name that another metadata group owns
+    await hosts.registry.call("registry.claim", {"name": "other", "kind": "volume", "group": "m2"})
+    with pytest.raises(NameTaken, match="'other'"):
+        await hosts.create("other")
+    assert (await hosts.registry.call("registry.locate", {"name": "other"}))["group"] == "m2"
     assert not any(host.replicas for host in hosts.hosts)
 
 
@@ -197,9 +195,7 @@ async def test_refusal_says_which_host_is_silent(hosts: Cluster) -> None:
     async with asyncio.timeout(10):
         while (await hosts.registry.call("registry.view", {}))["hosts"]["host3"]["health"] != "down":
             await asyncio.sleep(0.02)
-    with pytest.raises(
-        NotEnoughHosts, match=r"2 are up: host3 down \(silent for \d+ s\)"
-    ):
+    with pytest.raises(NotEnoughHosts, match=r"2 are up: host3 down \(silent for \d+ s\)"):
         await hosts.create("db")
 
 
