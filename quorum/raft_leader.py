@@ -47,7 +47,7 @@ class Progress:
         self.next = next_index
         self.flow = Flow.PROBE
         self.inflight: list[int] = []  # last index of each Append with entries not acknowledged yet
-        self.heard = True  # since the last count of who is there
+        self.silent_ticks = 0
         self.round = 0  # the greatest that it echoed
         self.snapshot: Snapshot | None = None
         self.attempt = 0
@@ -78,6 +78,7 @@ class Leadership:
     def __init__(self, core: Raft) -> None:
         self.core = core
         self.progress: dict[str, Progress] = {}
+        self.silence_max = core.settings.election_ticks
         self.round = 0
         self.heartbeat_elapsed = 0
         self.waiting: list[int] = []  # reads that came before the first commit of this term
@@ -105,6 +106,7 @@ class Leadership:
             self.heartbeat_elapsed = 0
             self.broadcast()
         for name, progress in self.progress.items():
+            progress.silent_ticks += 1
             if progress.flow is Flow.SNAPSHOT:
                 self._tick_snapshot(name, progress)
         if self.transfer_to is not None:
@@ -113,12 +115,14 @@ class Leadership:
                 self.transfer_to = None
 
     def quorum_heard(self) -> bool:
-        """Whether a majority of the voters was heard since the last call: else another may lead by now."""
+        """Whether a majority of the voters was heard lately: else another may lead by now."""
         me = self.core.name
-        heard = is_majority(name == me or self.progress[name].heard for name in self.core.log.config.voters)
-        for progress in self.progress.values():
-            progress.heard = False
-        return heard
+        return is_majority(
+            name == me or self._heard(self.progress[name]) for name in self.core.log.config.voters
+        )
+
+    def _heard(self, progress: Progress) -> bool:
+        return progress.silent_ticks <= self.silence_max
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -178,7 +182,7 @@ class Leadership:
         has restarted, and waits for another chunk than this one. Nothing of it towards a silent member.
         The first chunk is never sent again: asked for it, the shell chooses another snapshot."""
         progress.chunk_ticks += 1
-        if progress.chunk_ticks <= self.core.settings.chunk_ticks or not progress.heard:
+        if progress.chunk_ticks <= self.core.settings.chunk_ticks or not self._heard(progress):
             return
         if progress.seq > 0 and progress.resent < CHUNK_RESENT_MAX:
             progress.resent += 1
@@ -206,7 +210,7 @@ class Leadership:
         progress = self.progress.get(source)
         if progress is None or progress.flow is not Flow.SNAPSHOT or progress.snapshot is None:
             return
-        progress.heard = True
+        progress.silent_ticks = 0
         if reply.attempt != progress.attempt or reply.next_seq == progress.seq:
             return
         if reply.next_seq == progress.seq + 1:
@@ -218,9 +222,9 @@ class Leadership:
         goes on from its index (else it would need the next snapshot when it has this one)."""
         needed = self.core.log.last_index
         for progress in self.progress.values():
-            if progress.heard and progress.flow is Flow.REPLICATE:
+            if self._heard(progress) and progress.flow is Flow.REPLICATE:
                 needed = min(needed, progress.match)
-            elif progress.heard and progress.snapshot is not None:
+            elif self._heard(progress) and progress.snapshot is not None:
                 needed = min(needed, progress.snapshot.index)
         return needed
 
@@ -230,7 +234,7 @@ class Leadership:
         progress = self.progress.get(source)
         if progress is None:
             return
-        progress.heard = True
+        progress.silent_ticks = 0
         if round_ > progress.round:
             progress.round = round_
             self._confirm_reads()
@@ -346,7 +350,7 @@ class Leadership:
         voters = [name for name in self.core.log.config.voters if name in self.progress]
         if target is None and voters:
             target = max(
-                voters, key=lambda name: (self.progress[name].heard, self.progress[name].match, name)
+                voters, key=lambda name: (self._heard(self.progress[name]), self.progress[name].match, name)
             )
         if target not in voters:
             return False
