@@ -188,7 +188,8 @@ class Counting:
         peer = self.peers.get(replica)
         if peer is None or not peer.answered or session != peer.seal_session:
             return
-        if peer.answer is not None and not peer.answer.damaged:
+        # a damaged member counts in no seal's majority, so its promise protects nothing
+        if peer.whole or (peer.answer is not None and not peer.answer.damaged):
             peer.lease_until_ms = max(peer.lease_until_ms, sent_ms + HELD_MS)
 
     def reads_until_ms(self) -> int:

@@ -29,6 +29,7 @@ class Peer:
     __slots__ = (
         "answer",
         "applied",
+        "avoided",
         "base",
         "commit_sent",
         "durable",
@@ -76,6 +77,7 @@ class Peer:
         self.lease_until_ms = 0
         self.base: Position = ZERO_POSITION  # of its copy
         self.source = 0  # replica that it is copied from; 0: none
+        self.avoided = 0  # a source that failed it
         self.fresh = False  # its copy must begin with an empty index
 
     @property

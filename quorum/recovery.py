@@ -248,7 +248,7 @@ class Recovery(Counting):
         ]
         if not sources:
             return
-        source = max(sources, key=lambda other: (other.replica != peer.source, other.applied, other.replica))
+        source = max(sources, key=lambda other: (other.replica != peer.avoided, other.applied, other.replica))
         if not keep:
             peer.base = window.position_at(min(source.applied, self.commit))
             peer.received = peer.durable = 0
@@ -330,6 +330,7 @@ class Recovery(Counting):
             if code == NO_SESSION:
                 self._seal(peer)
             elif code == STALLED:
+                peer.avoided = peer.source
                 peer.source = 0
             elif peer.sends:
                 self._rewind(peer, received)
@@ -368,7 +369,7 @@ class Recovery(Counting):
             self._lag(peer, fresh=False)
             return
         owes = (
-            peer.received < peer.next - 1
+            (peer.durable if self.sync else peer.received) < peer.next - 1
             or peer.durable < min(self._flush_to, peer.received)
             or peer.applied < min(self.commit, peer.received)
         )
@@ -390,8 +391,12 @@ class Recovery(Counting):
         if self._joint_from:
             return
         self._wish = members
+        self._keep_peers((*self.configurations[0], *members))
         for replica in members:
             self.peers.setdefault(replica, Peer(replica))
+
+    def _keep_peers(self, members: Configuration) -> None:
+        self.peers = {replica: peer for replica, peer in self.peers.items() if replica in members}
 
     def _maybe_joint(self) -> None:
         if self._joint_from:
@@ -423,7 +428,7 @@ class Recovery(Counting):
         self._wish = None
         self._joint_from = 0
         self._joint_told = False
-        self.peers = {replica: peer for replica, peer in self.peers.items() if replica in members}
+        self._keep_peers(members)
         self._set_configurations([members])
         self._update_space()
         self._count()

@@ -91,8 +91,8 @@ class MemberState:
         return self.copy.old if self.copy is not None else self.position
 
     def drops_index(self, former: MemberState) -> bool:
-        """Whether the note with this state begins a copy from nothing: the index of before is dropped with it,
-        since it may contain lost records."""
+        """Whether the note with this state begins a copy from nothing: the index of before is dropped
+        with it, since it may contain lost records."""
         if self.copy is None or self.copy.above:
             return False
         return former.copy is None or former.copy.base != self.copy.base

@@ -94,6 +94,7 @@ class Observer:
         self.clock = 0
         self.committed: dict[int, tuple[int, tuple[int, int, int, int, int]]] = {}  # LSN: epoch, identity
         self.versions: dict[int, list[tuple[int, int]]] = {b: [] for b in range(BLOCKS * CHUNKS)}
+        self.counted_by: dict[int, int] = {}  # LSN: epoch of the writer that counted it first
         self.last_committed = 0
         self.flushed = 0  # LSN up to which some writer said "durable at a majority"
         self.adopted: dict[int, tuple[int, History]] = {}  # epoch: its barrier, and the log below
@@ -149,6 +150,7 @@ class Observer:
             return True
         invariant(record.lsn == self.last_committed + 1, "a gap in the committed log", record=record)
         self.committed[record.lsn] = found
+        self.counted_by[record.lsn] = epoch
         self.last_committed = record.lsn
         for block in blocks_of(record):
             self.versions[block].append((record.lsn, operation_of(record)))
@@ -160,6 +162,8 @@ class Observer:
         self.adopted[epoch] = (barrier, [entry for entry in history if entry[1] < barrier])
         lost_from = 0
         for lsn in range(1, self.last_committed + 1):
+            if self.counted_by[lsn] > epoch:
+                break  # a writer that is superseded already; it will not get far
             if lsn >= barrier or epoch_at(history, lsn) not in (self.committed[lsn][0], UNKNOWN):
                 lost_from = lsn
                 break

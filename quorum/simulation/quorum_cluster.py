@@ -125,6 +125,7 @@ class QuorumCluster:
             return
         rng = self.kernel.rng
         holder = self.clients[self.metadata.holder]
+        self._tell(holder)
         roll = rng.random()
         up = [name for name in CLIENTS if name not in self.nemesis.down]
         if holder.writer is None or holder.name in self.nemesis.down:
@@ -175,9 +176,12 @@ class QuorumCluster:
             return
         metadata.wish = tuple(members)
         self.kernel.note(f"metadata: wishes {metadata.wish} instead of {metadata.members}")
-        client = self.clients[metadata.holder]
-        if not self.kernel.paused(client.name):
-            client.wish(metadata.wish)
+        self._tell(self.clients[metadata.holder])
+
+    def _tell(self, holder: SimClient) -> None:
+        """The holder hears of a wish when it renews its lease."""
+        if self.metadata.wish is not None and holder.name not in self.nemesis.down:
+            holder.wish(self.metadata.wish)
 
     def _cancel_change(self) -> None:
         metadata = self.metadata
@@ -215,6 +219,7 @@ class QuorumCluster:
         if holder.writer is None:
             self.clients["c1"].detach()
             self.clients["c1"].attach()
+        self._tell(holder)
         if self.kernel.now_us > STORM_US + 500_000:
             self.finished = True
         self.kernel.later(100_000, self._manage)

@@ -121,6 +121,8 @@ class SimNode:
         if self.dropped:
             if kind == "seal":
                 self._send(source, "no_replica", message[2])
+            elif kind == "heartbeat":
+                self._send(source, "lost", message[3], message[2])
             return
         if self.member is not None:
             getattr(self, "_on_" + kind)(self.member, source, *message[2:])
