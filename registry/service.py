@@ -87,6 +87,7 @@ class RegistryService(EmbeddedService):
         self.group.register(router)
         self._handlers.install(router)
         self.group.on_leader_change.append(self._leader_changed)
+        self.group.on_failure.append(lambda error: self.fatal(error))
         await self.group.start()
         self._started = True
         self._joining = self._spawn(self._join(), "registry-join")

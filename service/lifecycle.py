@@ -144,14 +144,15 @@ class Process:
         ProcessCollector(registry=self._metrics)
         PlatformCollector(registry=self._metrics)
         self._server = await self._serve(process)
-        port = address.parse(self._server.address)
-        assert isinstance(port, address.Tcp)
+        bound = address.parse(self._server.address)
+        assert isinstance(bound, address.Tcp)
+        advertised = join_address(settings.advertise, bound.port)
         http_port = await self._http.start(settings.bind, settings.http_port)
         launch = Launch(
             settings=settings,
             secret=self._secret,
-            hello=process,
-            address=join_address(settings.advertise, port.port),
+            hello=replace(process, extra={"address": advertised}),  # to whom we call: where to call back
+            address=advertised,
             http=join_address(settings.advertise, http_port),
         )
         log.info(

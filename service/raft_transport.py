@@ -8,6 +8,9 @@ Invariant: a pin is durable before anything is answered to who was pinned (the s
 Birth: a member with an empty directory takes part only after *all* members that the group begins with have
 accepted its instance. Two wiped members of three can therefore never form an empty group beside the third.
 
+A member may come back on another port: its handshake says where it is now (``extra["address"]``), and once
+its instance is verified, our channel to it goes there, whatever the configuration or the operator said.
+
 RAFT frame (ONEWAY): msgpack [group, name, instance, message], where message is one of
 quorum/raft_types.py, or ["birth"] (asks to be accepted), ["accepted"], ["refused", text].
 """
@@ -56,6 +59,7 @@ class Transport:
         self.channels: dict[str, Channel] = {}
         self.dropped = 0
         self.accepted_by: set[str] = set()
+        self.heard_at: dict[str, str] = {}  # name -> address that the member itself named last
         self._hello = hello
         self._secret = secret
         self._receiver = receiver
@@ -81,6 +85,7 @@ class Transport:
 
     def forget(self, name: str) -> None:
         """A member has been removed: its name may come back as another instance."""
+        self.heard_at.pop(name, None)
         if self.pins.pop(name, None) is not None:
             self.new_pins[name] = None
 
@@ -114,6 +119,14 @@ class Transport:
                 self._send(target, message)
 
     # -- receiving --------------------------------------------------------------------------------
+
+    def heard_from(self, name: str, instance: str, address: Any) -> None:
+        """A verified member said where it is."""
+        if not isinstance(address, str) or self.pins.get(name) != instance or name not in self.channels:
+            return
+        if self.heard_at.get(name) != address:
+            self.heard_at[name] = address
+            self.channels[name].set_address(address)
 
     def received(self, name: str, instance: str, message: Any) -> None:
         if type(message) is not list or not message:
@@ -172,6 +185,7 @@ class _Dispatcher:
                 transport = self.groups.get(group)
                 if transport is not None and name != transport.name:
                     transport.received(name, instance, message)
+                    transport.heard_from(name, instance, conn.peer.extra.get("address"))
             case _:
                 raise errors.ProtocolError(
                     "malformed RAFT frame: its body is [group, name, instance, message]"

@@ -15,6 +15,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +51,7 @@ FLUSH_TICKS = 4  # the state is stored with the next commit after 100 ms, and by
 LOG_KEEP = 2048  # entries behind the stored state, for members that were away for a moment
 LOG_SIZE_MAX = 64 << 20  # bytes of entries in memory beyond which none are kept for them
 BIRTH_TICKS = 4
+MOVE_TICKS = 20  # members that moved are told to the group after at most half a second
 HAND_OVER_S = 0.5
 OUTGOING_TICKS_MAX = 400  # 10 s
 
@@ -101,6 +103,7 @@ class Replicated:
         self.kv = KV()
         self.failed: errors.MoorageError | None = None
         self.on_leader_change: list[Callable[[bool], None]] = []
+        self.on_failure: list[Callable[[errors.MoorageError], None]] = []
         self.proposals = self.applied_commands = self.entries_stored = self.snapshots_sent = 0
         self.leader_changes = 0
         self._addresses = dict(peers)
@@ -118,6 +121,7 @@ class Replicated:
         self._stored_applied = 0
         self._stored_base = 0
         self._ticks_since_flush = 0
+        self._ticks_since_move = 0
         self._scheduled = False
         self._leads = False
         self._born = False
@@ -208,6 +212,8 @@ class Replicated:
         self._set_leads(False)
         self._idle.set()
         self._spawn(self._transport.stop(), "stop transport")
+        for callback in self.on_failure:
+            callback(error)
 
     def _end_waiting(self, error: errors.MoorageError) -> None:
         for _, future in self._waiting.values():
@@ -224,8 +230,8 @@ class Replicated:
     # -- what the services use ------------------------------------------------------------------------
 
     async def propose(self, command: dict[str, Any], timeout: float = 5.0) -> Any:
-        """Replicate and apply one command; its result, or the MoorageError that ``apply`` raised. NotLeader on
-        a follower; DeadlineExceeded means that the outcome is unknown."""
+        """Replicate and apply one command; its result, or the MoorageError that ``apply`` raised. NotLeader
+        on a follower; DeadlineExceeded means that the outcome is unknown."""
         core = self._running()
         raw = msgpack.packb(command)
         if len(raw) > COMMAND_SIZE_MAX:
@@ -324,9 +330,9 @@ class Replicated:
         ]
 
     def _address_of(self, name: str) -> str:
-        """What the operator said at the start wins until the configuration changes: addresses move while the
-        whole group is down, too."""
-        known = self._addresses.get(name)
+        """What the member said itself, then what the operator said at the start, until the configuration
+        changes: addresses move while the whole group is down, too."""
+        known = self._transport.heard_at.get(name, self._addresses.get(name))
         member = self._core.log.config.find(name) if self._core is not None else None
         return known if known is not None else member.address if member is not None else ""
 
@@ -426,7 +432,30 @@ class Replicated:
         self._close_idle_outgoing()
         if self._is_born(core):
             core.tick()
+        if self._leads and self._ticks_since_move >= MOVE_TICKS:
+            self._ticks_since_move = 0
+            self._note_moves(core)
+        self._ticks_since_move += 1
         self._schedule()
+
+    def _note_moves(self, core: Raft) -> None:
+        """Members that came back elsewhere get their new address into the configuration, which all learn."""
+        moved = [
+            member._replace(address=self._address_of(member.name))
+            for member in core.log.config.members
+            if (member.name == self.name or member.name in self._transport.heard_at)
+            and self._address_of(member.name) not in ("", member.address)
+        ]
+        if moved:
+            self._spawn(self._move(moved), "note addresses")
+
+    async def _move(self, moved: list[Member]) -> None:
+        try:
+            for member in moved:
+                log.info("raft %s: %s is at %s now", self.group, member.name, member.address)
+                await self.change_members(partial(Config.put, member=member))
+        except errors.MoorageError as error:
+            log.info("raft %s: the move is noted later: %s", self.group, error)
 
     def _is_born(self, core: Raft) -> bool:
         if not self._born:
@@ -516,7 +545,7 @@ class Replicated:
 
     def _config_committed(self, config: Config) -> None:
         for member in config.members:
-            if self._addresses.get(member.name) not in (None, member.address):
+            if member.name != self.name and self._addresses.get(member.name) not in (None, member.address):
                 self._addresses.pop(member.name)
         for name in list(self._transport.pins):
             if name not in config.names:

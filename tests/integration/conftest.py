@@ -1,0 +1,105 @@
+"""Services as processes of their own, started from environment variables alone (docs/launch.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moorage.service.http import create_token, load_token
+from moorage.wire.secret import ClusterSecret
+
+
+class Service:
+    """One process and what it said."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.ready: dict[str, Any] = {}
+
+    async def wait_ready(self) -> Service:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(30):
+            line = await self.process.stdout.readline()
+        assert line, f"exit code {await self.process.wait()}: {self.log.read_text()}"
+        self.ready = json.loads(line)
+        return self
+
+    @property
+    def address(self) -> str:
+        return str(self.ready["address"])
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        assert self.process.stdout is not None
+        async with asyncio.timeout(10):
+            await self.process.stdout.read()
+            return await self.process.wait()
+
+
+class Launcher:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        ClusterSecret.create(directory / "secret")
+        create_token(directory / "token")
+        self.token = load_token(directory / "token")
+        self.secret = ClusterSecret.load(directory / "secret")
+        self._all: list[Service] = []
+
+    async def launch(self, service: str, **environ: str) -> Service:
+        log = self.directory / f"{service}-{environ.get('MOORAGE_NAME', 'h1')}.log"
+        with log.open("ab") as stderr:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "moorage.cli.main",
+                service,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "MOORAGE_NAME": "h1",
+                    "MOORAGE_DATA_DIR": str(self.directory / service),
+                    "MOORAGE_SECRET_FILE": str(self.directory / "secret"),
+                    "MOORAGE_TOKEN_FILE": str(self.directory / "token"),
+                    "MOORAGE_HEARTBEAT_MS": "200",
+                    "MOORAGE_SUSPECT_MS": "600",
+                    "MOORAGE_DOWN_MS": "1200",
+                    **environ,
+                },
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=stderr,
+            )
+        self._all.append(Service(process, log))
+        return self._all[-1]
+
+    async def start(self, service: str, **environ: str) -> Service:
+        return await (await self.launch(service, **environ)).wait_ready()
+
+    async def get(self, service: Service, path: str) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"http://{service.ready['http']}{path}") as answer,
+        ):
+            return answer.status, await (answer.text() if path == "/metrics" else answer.json())
+
+    async def close(self) -> None:
+        for service in self._all:
+            await service.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+async def launcher(tmp_path: Path) -> AsyncIterator[Launcher]:
+    launcher = Launcher(tmp_path)
+    yield launcher
+    await launcher.close()
