@@ -105,6 +105,7 @@ class MetadataService(EmbeddedService):
             runner=self.runner,
             attachments=self.attachments,
         )
+        self.running = False  # between start and stop: the state may be read
         self._joining: asyncio.Task[None] | None = None
 
     async def start(self, router: Router) -> None:
@@ -115,6 +116,7 @@ class MetadataService(EmbeddedService):
         self.replicated.register(router)
         self.handlers.register(router)
         await self.replicated.start()
+        self.running = True
         me = {
             "service": "metadata",
             "group": self.config.group,
@@ -133,6 +135,7 @@ class MetadataService(EmbeddedService):
         self._joining.add_done_callback(self._directory_ended)
 
     async def stop(self) -> None:
+        self.running = False
         if self._joining is not None:
             self._joining.cancel()
             await asyncio.gather(self._joining, return_exceptions=True)
@@ -188,6 +191,8 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         service = self._service
+        if not service.running:
+            return  # the state is not open yet, or not any more
         group = service.config.group
         values = {
             "moorage_metadata_leader": ("1 where the group is led", int(service.replicated.is_leader)),

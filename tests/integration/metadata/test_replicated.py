@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from moorage.metadata import records
 from moorage.metadata.invariants import validate
@@ -51,6 +52,15 @@ async def test_life_of_a_volume(real: Any) -> None:
     assert await real.call("detach", volume=volume["id"], epoch=2, writer=8) == {}
     assert (await real.call("delete_volume", name="db"))["left"] == []
     assert real.replicas() == []
+
+
+async def test_metrics_are_read_only_while_the_state_is_open(real: Any) -> None:
+    registry = CollectorRegistry()
+    service = real.leader()
+    service.register_metrics(registry)
+    assert b"moorage_metadata_leader" in generate_latest(registry)
+    await real.stop_member(service.config.name)
+    assert b"moorage_metadata_leader" not in generate_latest(registry)
 
 
 async def test_change_of_leader_during_a_creation(real: Any) -> None:
