@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 from moorage.service.kv import KV
@@ -40,6 +41,8 @@ REQUEST_ORDER: Final = "request-order/"
 CREATING: Final = "creating"
 READY: Final = "ready"
 DELETING: Final = "deleting"
+
+NEAR_MAX: Final = 500  # names compared for a hint: 35 us each, on the leader's event loop
 
 _PRIVATE: Final = ("writer", "released", "ended_ms", "request")
 
@@ -67,7 +70,9 @@ def volume_by_name(kv: KV, name: str) -> dict[str, Any]:
 
 
 def unknown_volume(kv: KV, name: str) -> NotFound:
-    near = difflib.get_close_matches(name, [key.removeprefix(NAMES) for key, _ in kv.scan(NAMES)], n=3)
+    names = (key.removeprefix(NAMES) for key, _ in kv.scan(NAMES))
+    likely = islice((other for other in names if abs(len(other) - len(name)) <= 2), NEAR_MAX)
+    near = difflib.get_close_matches(name, likely, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`moorage volume list` shows all"
     return NotFound(f"there is no volume {name!r}: {hint}", name=name, near=near)
 

@@ -113,6 +113,7 @@ class MetadataService(EmbeddedService):
         be
         started after this one."""
         self.replicated.on_leader_change.append(self._leader_changed)
+        self.replicated.on_failure.append(lambda error: self.fatal(error))
         self.replicated.register(router)
         self.handlers.register(router)
         await self.replicated.start()
