@@ -26,6 +26,7 @@ from moorage.wire.log_messages import pack_heartbeat, unpack_ack, unpack_heartbe
 from moorage.wire.secret import ClusterSecret
 
 log = logging.getLogger(__name__)
+BEAT_SOON_S = 0.002  # more than the clock's unit, so that "after" is certain; also gathers the groups' wishes
 UserKey = tuple[int, int]  # (replica, epoch): one process may be fenced by itself
 AckFields = tuple[int, int, int, int, int, int, int, int]
 NackFields = tuple[int, int, int, int, int, int]
@@ -64,10 +65,10 @@ class NodeLink:
         self.device = device
         self.host = host
         self.health = MemberHealth(distance)
-        self.promised_ms = 0  # when the last answered heartbeat of this connection was sent; 0: none yet
         self._loop = asyncio.get_running_loop()
         self._users: dict[UserKey, LinkUser] = {}
         self._heartbeat: asyncio.TimerHandle | None = None
+        self._soon = False
         self.channel = Channel(
             address,
             hello=hello,
@@ -122,7 +123,6 @@ class NodeLink:
 
     def _down(self, error: MoorageError) -> None:
         self.health.up = False
-        self.promised_ms = 0
         for user in list(self._users.values()):
             user.link_down(error)
 
@@ -155,6 +155,13 @@ class NodeLink:
 
     # -- heartbeats ----------------------------------------------------------------------------------
 
+    def beat_soon(self) -> None:
+        """A replica was sealed here: its reads wait for a heartbeat that was sent after that."""
+        if not self._soon and self._heartbeat is not None:
+            self._soon = True
+            self._heartbeat.cancel()
+            self._heartbeat = self._loop.call_later(BEAT_SOON_S, self._beat)
+
     def _beat(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.cancel()
@@ -167,11 +174,12 @@ class NodeLink:
             if conn is not self.channel.conn or isinstance(reply, MoorageError):
                 return
             self.health.heard(self._loop.time())
-            self.promised_ms, _ = unpack_heartbeat_reply(reply.body)
+            sent_ms, _ = unpack_heartbeat_reply(reply.body)
             for user in list(self._users.values()):
-                user.lease_promised(self.promised_ms)
+                user.lease_promised(sent_ms)
 
         conn.request(HEARTBEAT, pack_heartbeat(boot_clock_ms()), (), answered)
+        self._soon = False
         self._heartbeat = self._loop.call_later(HEARTBEAT_MS / 1000, self._beat)
 
     async def close(self) -> None:

@@ -80,6 +80,7 @@ class Member:
         self.host = host
         self.group = group
         self.session = 0  # of the SEAL that was answered on the connection that is up now
+        self.sealed_ms = 0  # when it was answered
         self.link: NodeLink = group.shared.pool.link(device, host, address)
         self.target = Target(self.link, replica)
 
@@ -108,7 +109,8 @@ class Member:
         self.group.kick()
 
     def lease_promised(self, sent_ms: int) -> None:
-        if self.session:
+        # What was sent before the answer to SEAL may have reached the device before the SEAL did: no promise.
+        if self.session and sent_ms > self.sealed_ms:
             self.group.writer.lease_renewed(self.replica, self.session, sent_ms)
             self.group.lease_changed()
 
@@ -342,10 +344,8 @@ class GroupSession:
     async def _seal(self, member: Member, session: int) -> None:
         answer, _ = await self._call(member, session, "node.seal", {"capability": self.shared.capability})
         self.writer.sealed(member.replica, session, SealAnswer.unpack(answer))
-        member.session = session
-        promised_ms = member.link.promised_ms
-        if promised_ms:
-            self.writer.lease_renewed(member.replica, session, promised_ms)
+        member.session, member.sealed_ms = session, boot_clock_ms()
+        member.link.beat_soon()
         self.kick()
 
     async def _read_tail(self, member: Member, order: ReadTail) -> None:

@@ -264,7 +264,8 @@ class MemoryDevice:
     def heartbeat(
         self, conn: Connection, flags: int, request_id: int, body: memoryview, payload: memoryview
     ) -> None:
-        self.leases.setdefault(conn, GrantedLease()).renew(now_ms())
+        if conn in self.leases:  # else nothing is sealed here, and the answer promises nothing
+            self.leases[conn].renew(now_ms())
         reply = messages.pack_heartbeat_reply(messages.unpack_heartbeat(body), 1000)
         conn.reply(request_id, HEARTBEAT, reply)
 

@@ -85,7 +85,13 @@ async def test_load_through_faults_and_a_takeover(memory_cluster: Make, sync: bo
     except TimeoutError:
         shown = [group.writer.status() for group in new.groups]
         held = [
-            (device.host, replica.replica, replica.applied, replica.core.state.last, replica.core.state.commit)
+            (
+                device.host,
+                replica.replica,
+                replica.applied,
+                replica.core.state.last,
+                replica.core.state.commit,
+            )
             for device in cluster.devices
             for replica in device.replicas.values()
         ]

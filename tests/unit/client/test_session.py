@@ -354,3 +354,19 @@ async def test_a_zombie_that_the_seal_did_not_reach_reads_nothing_stale(memory_c
     await new.detach()
     await first.pool.close()
     await second.pool.close()
+
+
+async def test_a_heartbeat_sent_before_the_seal_was_answered_promises_nothing(memory_cluster: Make) -> None:
+    """It may have reached the device before the SEAL did."""
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        member = volume.groups[0].members[0]
+        peer = volume.groups[0].writer.peers[member.replica]
+        await until(lambda: peer.lease_until_ms > 0)
+        peer.lease_until_ms = 0
+        member.lease_promised(member.sealed_ms)
+        assert peer.lease_until_ms == 0
+        member.lease_promised(member.sealed_ms + 1)
+        assert peer.lease_until_ms > 0
+    await client.pool.close()
