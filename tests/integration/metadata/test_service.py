@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from moorage.metadata.service import MetadataConfig, MetadataService
-from moorage.wire.errors import CannotConnect, Invalid, MoorageError, NotLeader
+from moorage.wire.errors import CannotConnect, DeviceFailed, Invalid, MoorageError, NotLeader
 from moorage.wire.handshake import Hello
 from moorage.wire.secret import ClusterSecret
 
@@ -56,6 +56,15 @@ async def test_metrics(cluster: Any) -> None:
     assert 'moorage_metadata_leader{group="m1"} 1.0' in page
     assert 'moorage_metadata_volumes{group="m1"} 1.0' in page
     assert 'moorage_metadata_leases{group="m1"} 1.0' in page
+
+
+async def test_failed_member_ends_the_process(cluster: Any) -> None:
+    service = cluster.services["host2"]
+    ended: list[MoorageError] = []
+    service.fatal = ended.append
+    for callback in service.replicated.on_failure:
+        callback(DeviceFailed("fsync: EIO"))
+    assert [type(error) for error in ended] == [DeviceFailed]
 
 
 async def test_mistake_in_the_background_ends_the_process(cluster: Any) -> None:
