@@ -114,7 +114,6 @@ class MetadataService(EmbeddedService):
         started after this one."""
         self.replicated.on_leader_change.append(self._leader_changed)
         self.replicated.on_failure.append(lambda error: self.fatal(error))
-        self.replicated.on_failure.append(lambda error: self.fatal(error))
         self.replicated.register(router)
         self.handlers.register(router)
         await self.replicated.start()

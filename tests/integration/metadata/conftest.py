@@ -187,7 +187,6 @@ class FakeReplicated:
         self.kv = KV()
         self.on_leader_change: list[Callable[[bool], None]] = []
         self.on_failure: list[Callable[[MoorageError], None]] = []
-        self.on_failure: list[Callable[[MoorageError], None]] = []
         self._machine = machine
         self._peers = dict(peers)
         self.failed: MoorageError | None = None
