@@ -137,7 +137,8 @@ async def test_a_channel_comes_back_with_its_peer(members: list[Member]) -> None
     assert await channel.call("add", {"n": 2}, timeout=5) == "m1"
     assert watch.ups == ["m1", "m1"]
     await channel.stop()
-    assert repr(channel.state) == "'stopped'" and channel.conn is None
+    state: str = channel.state
+    assert state == "stopped" and channel.conn is None
 
 
 async def test_a_channel_says_why_it_is_down() -> None:
