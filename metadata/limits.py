@@ -75,7 +75,7 @@ TABLE: Final = (
     Limit("Writer id", "1 to 2^63 - 1", "`Invalid`"),
     Limit("Request id of a retried command", f"`{REQUEST_PATTERN}`", "`Invalid`"),
     Limit("Finished requests remembered", f"the last {REQUESTS_KEPT}", "an older retry is a new request"),
-    Limit("Text that describes a holder (host, program)", f"{HOLDER_TEXT_MAX} characters", "`Invalid`"),
+    Limit("Text that describes a holder (host, program)", f"{HOLDER_TEXT_MAX} bytes", "`Invalid`"),
 )
 
 
@@ -152,8 +152,11 @@ def check_holder(holder: Any) -> dict[str, Any]:
         raise Invalid("holder must be a map of host, pid and program")
     host, pid, program = holder.get("host"), holder.get("pid"), holder.get("program")
     for key, text in (("host", host), ("program", program)):
-        if not isinstance(text, str) or not 1 <= len(text) <= HOLDER_TEXT_MAX or not text.isprintable():
-            raise Invalid(f"holder: {key} {_shown(text)} must be 1 to {HOLDER_TEXT_MAX} printable characters")
+        fits = isinstance(text, str) and text.isprintable() and 1 <= len(text.encode()) <= HOLDER_TEXT_MAX
+        if not fits:
+            raise Invalid(
+                f"holder: {key} {_shown(text)} must be 1 to {HOLDER_TEXT_MAX} bytes of printable text"
+            )
     if not _is_int(pid) or not 0 <= pid < 1 << 32:
         raise Invalid(f"holder: pid {_shown(pid)} must be a number from 0 to 2^32 - 1")
     return {"host": host, "pid": pid, "program": program}

@@ -88,7 +88,16 @@ def test_holder_keeps_what_is_known() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"host": ""}, {"host": "h" * 256}, {"program": "a\nb"}, {"program": 5}, {"pid": -1}, {"pid": 1 << 32}],
+    [
+        {"host": ""},
+        {"host": "h" * 256},
+        {"program": "a\nb"},
+        {"program": 5},
+        {"host": "ä" * 128},
+        {"host": "\ud800"},
+        {"pid": -1},
+        {"pid": 1 << 32},
+    ],
 )
 def test_holder_is_checked(change: dict[str, Any]) -> None:
     good = {"host": "h" * 255, "pid": (1 << 32) - 1, "program": "p" * 255}
