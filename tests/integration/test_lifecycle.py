@@ -57,6 +57,10 @@ sys.exit(run("registry", {}, lambda launch: [Probe()]))
 Launch = Callable[..., subprocess.Popen[str]]
 
 
+def slow(*values: object) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     ClusterSecret.create(tmp_path / "secret")
@@ -129,7 +133,7 @@ def test_the_ready_line(launch: Launch) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
 def test_a_signal_stops_in_order(launch: Launch, number: int) -> None:
     process = launch()
     ready(process)
@@ -179,12 +183,12 @@ def test_alive_is_not_ready(launch: Launch) -> None:
     [
         ("Invalid", Exit.CONFIGURATION),
         ("IdentityConflict", Exit.REFUSED),
-        ("AuthenticationFailed", Exit.REFUSED),
+        slow("AuthenticationFailed", Exit.REFUSED),
         ("Corrupt", Exit.CORRUPT),
-        ("VersionMismatch", Exit.CORRUPT),
-        ("CannotBind", Exit.CANNOT_BIND),
+        slow("VersionMismatch", Exit.CORRUPT),
+        slow("CannotBind", Exit.CANNOT_BIND),
         ("DeviceFailed", Exit.DEVICE_FAILED),
-        ("DeadlineExceeded", Exit.UNAVAILABLE),
+        slow("DeadlineExceeded", Exit.UNAVAILABLE),
         ("InvariantViolation", Exit.INTERNAL),
     ],
 )

@@ -90,6 +90,7 @@ async def test_names_survive_the_leader(group: Group) -> None:
     assert sorted(each["name"] for each in services) == list(NAMES)
 
 
+@pytest.mark.slow
 async def test_a_leader_that_is_told_to_stop_hands_over(group: Group) -> None:
     leader = await group.leader()
     begun = asyncio.get_running_loop().time()
@@ -98,6 +99,7 @@ async def test_a_leader_that_is_told_to_stop_hands_over(group: Group) -> None:
     assert asyncio.get_running_loop().time() - begun < 8
 
 
+@pytest.mark.slow
 async def test_without_a_majority_it_is_alive_and_not_ready(group: Group) -> None:
     for name in ("r1", "r2"):
         await group.members[name].stop(signal.SIGKILL)
@@ -133,6 +135,7 @@ async def known_addresses(group: Group, name: str) -> list[str]:
     return [each["address"] for each in described["members"]]
 
 
+@pytest.mark.slow
 async def test_all_members_move_at_once(group: Group) -> None:
     await group.claim("db")
     for member in group.members.values():
@@ -172,6 +175,7 @@ async def test_a_flipped_byte_in_the_raft_state_is_noticed(group: Group) -> None
     assert str(group.directory("r2")) in damaged.log.read_text().splitlines()[-1]
 
 
+@pytest.mark.slow
 async def test_a_peer_of_another_cluster_is_no_candidate(group: Group, launcher: Any) -> None:
     from moorage.wire.secret import ClusterSecret
 
