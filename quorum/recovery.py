@@ -182,6 +182,8 @@ class Recovery(Counting):
         peer.applied = 0 if forked else min(answer.commit, window.last)
         peer.whole = answer.whole and not answer.damaged and not forked and not forgot
         peer.fresh = answer.damaged or forked or forgot
+        if not forked and min(answer.newest.lsn, window.last) > self.commit:
+            self._advance(min(answer.newest.lsn, window.last))  # somebody knew that it is committed
         peer.base = answer.base
         if peer.fresh or match + 1 < window.first:
             self._lag(peer, fresh=peer.fresh)
@@ -292,6 +294,8 @@ class Recovery(Counting):
         if received > peer.received:
             peer.received = received
             peer.progressed = True
+            if received >= peer.next:  # it was sent before a rewind
+                peer.next = received + 1
         if durable > peer.durable:
             peer.durable = durable
         if applied > peer.applied:
@@ -414,14 +418,15 @@ class Recovery(Counting):
     def _caught_up(self, peer: Peer) -> bool:
         return peer.status is Status.STREAMING and peer.received >= self.commit - self.window_records // 8
 
-    def change_committed(self) -> None:
-        """Metadata committed it: the new configuration alone counts from now on."""
-        if self._joint_from:
-            self._settle(self.configurations[1])
+    def change_committed(self, members: Configuration) -> None:
+        """Metadata committed it: this configuration alone counts from now on. An answer that is about
+        another change is ignored."""
+        if self._joint_from and members == self.configurations[1]:
+            self._settle(members)
 
-    def change_refused(self) -> None:
-        """Metadata certainly did not and will not commit it: back to the old one."""
-        if self._wish is not None:
+    def change_refused(self, members: Configuration) -> None:
+        """Metadata certainly did not and will not commit this configuration: back to the old one."""
+        if members == self._wish:
             self._settle(self.configurations[0])
 
     def _settle(self, members: Configuration) -> None:

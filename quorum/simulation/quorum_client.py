@@ -45,7 +45,7 @@ class SimClient:
         self._adopted = False
         self._astray = False  # it was told of a commit that is lost: what it says counts no more
         self._reissued: set[int] = set()
-        self._changing = False
+        self._changing: tuple[int, ...] | None = None
         cluster.network.attach(name, self.on_message)
 
     # -- life ------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class SimClient:
         self._adopted = False
         self._astray = False
         self._reissued = {operation.number for operation, _ in self._again}
-        self._changing = False
+        self._changing = None
         self._tail = None
         self.kernel.note(f"{self.name}: attaches, epoch {grant.epoch} of {grant.members}")
         for replica in sorted(self.writer.peers):
@@ -293,7 +293,7 @@ class SimClient:
             self._send(order.replica, "copy", *fields)
             self._deadline(writer, order.replica, order.session, Status.ORDERED)
         elif isinstance(order, ConfigurationReady):
-            self._changing = True
+            self._changing = order.members
             self._commit_configuration(writer, order.members)
 
     def _deadline(self, writer: Writer, replica: int, session: int, status: Status) -> None:
@@ -338,19 +338,19 @@ class SimClient:
             self.kernel.later(rng.randint(1_000, 60_000), lambda: told(outcome), self.name)
 
         def told(outcome: str) -> None:
-            if self.writer is not writer or not self._changing:
+            if self.writer is not writer or self._changing != members:
                 return
-            self._changing = False
+            self._changing = None
             if outcome == "committed":
-                writer.change_committed()
+                writer.change_committed(members)
             elif outcome == "cancelled":
-                writer.change_refused()
+                writer.change_refused(members)
             self.turn()
 
         self.kernel.later(rng.randint(1_000, 60_000), asked)  # outlives the client
 
         def again() -> None:
-            if self._changing:
+            if self._changing == members:
                 self._commit_configuration(writer, members)
 
         self.kernel.later(200_000, again, self.name)

@@ -228,14 +228,12 @@ class SimNode:
         pull, member = self._pull, self.member
         if pull is None or member is None:
             return
-        if self._tries >= PULL_TRIES:
-            self._pull = None
+        self._tries += 1
+        if self._tries > PULL_TRIES:  # it goes on asking, and says again and again that nobody answers
             state = member.state
             self._send(
                 self._holder, "nack", state.epoch, state.epoch, member.matched, member.session, STALLED
             )
-            return
-        self._tries += 1
         self.cluster.network.send(
             self.name,
             f"r{pull.source}",
