@@ -71,7 +71,13 @@ class LmdbBase:
     def get(self, key: bytes) -> bytes | None:
         with self._env.begin(db=self._db, buffers=True) as txn:
             value = txn.get(key)
-            return None if value is None else unseal(key, value, self._where)
+            return None if value is None else self._unseal(key, value)
+
+    def _unseal(self, key: bytes, value: bytes | memoryview) -> bytes:
+        try:
+            return unseal(key, value, self._where)
+        except errors.Corrupt as error:
+            raise errors.Corrupt(f"{error}; {ADVICE}") from error
 
     def page(self, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         found: list[tuple[bytes, bytes]] = []
@@ -82,7 +88,7 @@ class LmdbBase:
                 key = bytes(cursor.key())
                 if not key.startswith(prefix):
                     break
-                found.append((key, unseal(key, cursor.value(), self._where)))
+                found.append((key, self._unseal(key, cursor.value())))
                 more = cursor.next()
         return found
 

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.025  # heartbeat 3 ticks = 75 ms; election timeout 12 to 24 ticks = 300 to 600 ms
 SETTINGS = Settings(election_ticks=12, heartbeat_ticks=3)
 COMMAND_SIZE_MAX = 512 << 10  # with its neighbours in one frame of at most 1 MiB
+WAITING_BYTES_MAX = 32 << 20
 FLUSH_TICKS = 4  # the state is stored with the next commit after 100 ms, and by itself after them
 LOG_KEEP = 2048  # entries behind the stored state, for members that were away for a moment
 LOG_SIZE_MAX = 64 << 20  # bytes of entries in memory beyond which none are kept for them
@@ -129,6 +130,8 @@ class Replicated:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
+        self._follow_lock = asyncio.Lock()
+        self._waiting_bytes = 0  # of proposals without an outcome
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ class Replicated:
         )
         # A member that has spoken in a term, or waits to be added, needs no birth.
         self._born = loaded.hard_state.term > 0 or self.name not in loaded.log.config.names
-        await self._transport.follow(self._peer_addresses())
+        await self._follow_peers()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     async def stop(self) -> None:
@@ -211,7 +214,7 @@ class Replicated:
         self._end_waiting(error)
         self._set_leads(False)
         self._idle.set()
-        self._spawn(self._transport.stop(), "stop transport")
+        self._spawn(self._follow_peers(), "stop following")
         for callback in self.on_failure:
             callback(error)
 
@@ -238,12 +241,18 @@ class Replicated:
             raise errors.LimitExceeded(
                 f"a command of {len(raw)} bytes: at most {COMMAND_SIZE_MAX} are possible"
             )
+        if self._waiting_bytes + len(raw) > WAITING_BYTES_MAX:
+            raise errors.Overloaded(f"{self._waiting_bytes} bytes of commands wait for a majority: try later")
         try:
             index, term = core.propose(raw)
         except errors.NotLeader as error:
             raise self._not_leader() from error
         self.proposals += 1
-        return await self._outcome(index, term, timeout)
+        self._waiting_bytes += len(raw)
+        try:
+            return await self._outcome(index, term, timeout)
+        finally:
+            self._waiting_bytes -= len(raw)
 
     async def _outcome(self, index: int, term: int, timeout: float) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -551,7 +560,12 @@ class Replicated:
             if name not in config.names:
                 self._transport.forget(name)
                 self._addresses.pop(name, None)
-        self._spawn(self._transport.follow(self._peer_addresses()), "follow configuration")
+        self._spawn(self._follow_peers(), "follow configuration")
+
+    async def _follow_peers(self) -> None:
+        """One at a time: an older configuration must not be followed last."""
+        async with self._follow_lock:
+            await self._transport.follow({} if self.failed is not None else self._peer_addresses())
 
     def _answer_reads(self, core: Raft) -> None:
         for context, index in core.take_reads():
