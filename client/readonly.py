@@ -114,7 +114,8 @@ class ReadOnlyGroup:
                     "host": member.link.host,
                     "device": member.link.device,
                     "replica": member.target.replica,
-                    "state": member.link.trouble() or "ok",
+                    "state": member.link.trouble() or "current",
+                    "behind": 0,
                 }
                 for member in self._members
             ],

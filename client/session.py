@@ -34,6 +34,7 @@ from moorage.wire.log_messages import pack_append
 BATCH_BYTES = 2 << 20  # data of one APPEND; a frame may carry 8 MiB, and one record at most 4
 QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps the rest
 TAIL_BYTES = 4 << 20
+CURRENT_RECORDS = 256
 CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
 
 _WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
@@ -369,6 +370,8 @@ class GroupSession:
         }
         params = {"base": list(order.base), "fresh": order.fresh, "source": where}
         await self._call(member, order.session, "node.copy", params)
+        self.writer.copy_started(order.replica, order.session)
+        self.kick()
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -400,6 +403,12 @@ class GroupSession:
         for member in self.members:
             self.shared.pool.leave(member, member.link)
 
+    def _progress(self, member: Member) -> dict[str, Any]:
+        behind = max(0, self.writer.commit - self.writer.peers[member.replica].received)
+        # Fewer records than a few messages carry are on their way: that is not being behind.
+        text = self._trouble(member) or ("current" if behind < CURRENT_RECORDS else "catches up")
+        return {"state": text, "behind": behind}
+
     def _tell(self, done: Done | None, error: BaseException | None) -> None:
         if done is None:
             return
@@ -421,7 +430,7 @@ class GroupSession:
                     "host": member.host,
                     "device": member.link.device,
                     "replica": member.replica,
-                    "state": self._trouble(member) or "ok",
+                    **self._progress(member),
                 }
                 for member in self.members
             ],

@@ -68,6 +68,7 @@ class Volume(Front):
         self._attached = attached
         self._loop = loop
         self.detached = False
+        self._over = asyncio.Event()
         self._room: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -144,6 +145,24 @@ class Volume(Front):
         finally:
             if not self.order.abandon(everything):
                 self.order.release(everything)
+
+    def close(self, error: MoorageError) -> None:
+        """The attachment is over; whoever waits in :meth:`wait_lost` hears of it."""
+        super().close(error)
+        self._over.set()
+
+    async def wait_lost(self) -> None:
+        """Wait until the attachment is over, then raise why: :class:`~moorage.errors.Fenced`,
+        :class:`~moorage.errors.AttachmentLost`, or ShuttingDown after a detach."""
+        await self._over.wait()
+        assert self.failed is not None
+        raise fresh(self.failed)
+
+    def members(self) -> list[dict[str, Any]]:
+        """One row for each replica: group, host, device, replica, ``state`` ("current" when it has all that
+        is committed, else what keeps it) and ``behind``, the records that it lacks."""
+        groups = self._attached.describe()["groups"]
+        return [{"group": group["group"], **member} for group in groups for member in group["members"]]
 
     def describe(self) -> dict[str, Any]:
         """State of the attachment: epoch, members and their health, whom operations wait for."""
