@@ -5,6 +5,9 @@ Must never: pass on a message of an instance that is not the pinned one. A membe
 comes back under its name with another instance: it has forgotten its votes, so it must not vote again.
 Invariant: a pin is durable before anything is answered to who was pinned (the shell stores ``new_pins``).
 
+A copy of a member's directory has the right instance, so that is not enough: while the process that takes
+part under a name is connected and not silent, another process of that name is refused.
+
 Birth: a member with an empty directory takes part only after *all* members that the group begins with have
 accepted its instance. Two wiped members of three can therefore never form an empty group beside the third.
 
@@ -17,6 +20,7 @@ quorum/raft_types.py, or ["birth"] (asks to be accepted), ["accepted"], ["refuse
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -32,6 +36,7 @@ from moorage.wire.secret import ClusterSecret
 
 log = logging.getLogger(__name__)
 
+SILENT_S = 2.5  # a living process is heard every second at least: its channel to us pings
 QUEUE_MAX = 8 << 20  # bytes towards one peer; beyond it messages are dropped, which Raft bears
 
 
@@ -60,6 +65,7 @@ class Transport:
         self.dropped = 0
         self.accepted_by: set[str] = set()
         self.heard_at: dict[str, str] = {}  # name -> address that the member itself named last
+        self._processes: dict[str, Connection] = {}  # name -> the connection that its process used last
         self._hello = hello
         self._secret = secret
         self._receiver = receiver
@@ -74,7 +80,8 @@ class Transport:
         for name, address in addresses.items():
             channel = self.channels.get(name)
             if channel is None:
-                channel = Channel(address, hello=self._hello, secret=self._secret)
+                refusals = _Refusals(self)
+                channel = Channel(address, hello=self._hello, secret=self._secret, endpoint=refusals)
                 self.channels[name] = channel
                 channel.start()
             else:
@@ -120,6 +127,27 @@ class Transport:
 
     # -- receiving --------------------------------------------------------------------------------
 
+    def is_twin(self, name: str, conn: Connection) -> bool:
+        """Whether another process than the one of ``conn`` lives under this name; else this one does."""
+        other = self._processes.get(name)
+        if other is not None and other.peer.instance != conn.peer.instance and not other.closed:
+            now = asyncio.get_running_loop().time()
+            if now - other.last_received < SILENT_S:
+                return True
+        self._processes[name] = conn
+        return False
+
+    def refuse_twin(self, name: str, conn: Connection) -> None:
+        first = self._processes[name]
+        where = first.peer.extra.get("address", first.address)
+        log.warning("raft %s: refused a second process of %s; the first is at %s", self.group, name, where)
+        reason = (
+            f"{self.name} hears {name} of group {self.group} from another process, at {where}: a member has"
+            " one process and one directory. Stop that one, or clear this directory and choose another name"
+        )
+        body = frame.pack([self.group, self.name, self.instance, ["refused", reason]])
+        conn.send(frame.ONEWAY, frame.RAFT, 0, body)
+
     def heard_from(self, name: str, instance: str, address: Any) -> None:
         """A verified member said where it is."""
         if not isinstance(address, str) or self.pins.get(name) != instance or name not in self.channels:
@@ -132,7 +160,7 @@ class Transport:
         if type(message) is not list or not message:
             raise errors.ProtocolError("malformed RAFT frame")
         if message[0] == "refused":
-            self._receiver.refused(name, str(message[1]))
+            self.refused(name, str(message[1]))
             return
         pinned = self.pins.get(name)
         if pinned is None:
@@ -154,6 +182,9 @@ class Transport:
         else:
             self._send(target, message)
 
+    def refused(self, by: str, reason: str) -> None:
+        self._receiver.refused(by, reason)
+
     def _refuse(self, name: str, instance: str, pinned: str) -> None:
         log.warning("raft %s: refused %s: instance %s, known is %s", self.group, name, instance, pinned)
         reason = (
@@ -161,6 +192,35 @@ class Transport:
             f" was wiped or replaced. Remove {name} from the group, clear its directory, and add it anew"
         )
         self._send(name, ["refused", reason])
+
+
+class _Refusals:
+    """What comes back on our own channels: a twin is told on the connection that it made, since the
+    address of its name is another process's."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def frame_received(
+        self,
+        conn: Connection,
+        kind: int,
+        op: int,
+        flags: int,
+        request_id: int,
+        deadline_ms: int,
+        body: memoryview,
+        payload: memoryview,
+        owned: bool,
+    ) -> None:
+        if op != frame.RAFT:
+            return
+        match frame.unpack(body):
+            case [self._transport.group, str(name), str(), ["refused", str(reason)]]:
+                self._transport.refused(name, reason)
+
+    def connection_lost(self, conn: Connection, error: errors.MoorageError) -> None:
+        pass
 
 
 class _Dispatcher:
@@ -183,9 +243,13 @@ class _Dispatcher:
         match frame.unpack(body):
             case [str(group), str(name), str(instance), message]:
                 transport = self.groups.get(group)
-                if transport is not None and name != transport.name:
-                    transport.received(name, instance, message)
-                    transport.heard_from(name, instance, conn.peer.extra.get("address"))
+                if transport is None or name == transport.name:
+                    return
+                if transport.pins.get(name) == instance and transport.is_twin(name, conn):
+                    transport.refuse_twin(name, conn)
+                    return
+                transport.received(name, instance, message)
+                transport.heard_from(name, instance, conn.peer.extra.get("address"))
             case _:
                 raise errors.ProtocolError(
                     "malformed RAFT frame: its body is [group, name, instance, message]"

@@ -159,6 +159,21 @@ async def test_a_wiped_member_is_refused_by_its_peers(group: Group) -> None:
     await group.claim("db2")
 
 
+async def test_a_clone_of_a_living_member_is_refused(group: Group) -> None:
+    """It has the right instance, and may have forgotten a vote: so it must not take part."""
+    shutil.copytree(group.directory("r1"), group.directory("clone"))
+    clone = await group.launch("r1", MOORAGE_DATA_DIR=str(group.directory("clone")), MOORAGE_PORT="0")
+    async with asyncio.timeout(20):
+        code = await clone.process.wait()
+    assert code == Exit.REFUSED, clone.log.read_text()
+    assert "another process" in clone.log.read_text().splitlines()[-1]
+    clone.ready = {}
+    for name in ("r2", "r3"):  # the original goes on: each of the others can do with it alone
+        await group.members[name].stop(signal.SIGKILL)
+        await group.claim(f"without-{name}")
+        await (await group.launch(name)).wait_ready()
+
+
 async def test_a_flipped_byte_in_the_raft_state_is_noticed(group: Group) -> None:
     await group.claim("a-name-that-stands-nowhere-else")
     (path,) = group.directory("r2").rglob("data.mdb")
