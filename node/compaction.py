@@ -131,8 +131,8 @@ class Compactor:
             view = memoryview(data)[at : at + extent.size]
             bad = first_bad_block(struct.pack(f"<{len(run.sums)}Q", *run.sums), view)
             if bad >= 0:
-                what = f"chunk {run.chunk} block {run.block + bad} in {extent.segment.name} is corrupt"
-                self._fold.damage(replica, what)
+                # It stays where it is, and its segment with it, until a read or a rewrite of it repairs it.
+                self._corrupt(replica, f"chunk {run.chunk} block {run.block + bad}", extent.segment)
                 continue
             entry = Entry(EntryKind.BLOCKS, replica.table.handle)
             entry.add_body(run.pack())
@@ -141,6 +141,10 @@ class Compactor:
             moved += extent.size
         await _all(waits)
         return moved
+
+    def _corrupt(self, replica: Replica, what: str, segment: Segment) -> None:
+        self._metrics.corrupt_blocks += 1
+        log.error("replica %d: %s in %s is corrupt", replica.info.replica, what, segment.name)
 
     async def _fetch(self, extents: list[Extent]) -> tuple[bytearray, list[int]]:
         places, size = [], 0
@@ -180,7 +184,7 @@ class Compactor:
             assert extent is not None
             data = await self._reader.fetch_all([extent], extent.size)
             if first_bad_block(record.sums, data) >= 0:
-                self._fold.damage(replica, f"pending record {record.lsn} is corrupt")
+                self._corrupt(replica, f"pending record {record.lsn}", extent.segment)
                 return 0
             entry.add_data(memoryview(data))
         await self._queue(replica, entry)

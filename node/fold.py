@@ -53,7 +53,7 @@ class Fold:
             case EntryKind.RECORDS:
                 replica.fold_records(entry.records, location)
             case EntryKind.STATE | EntryKind.RESET:
-                self._note(replica, entry.kind, entry.argument, bytes(entry.bodies[0]))
+                self._live_note(replica, entry)
             case EntryKind.BLOCKS:
                 self._blocks(
                     replica, entry.argument, unpack_runs(memoryview(b"".join(entry.bodies))), location
@@ -64,6 +64,12 @@ class Fold:
                 self._drop(replica)
         if entry.apply:
             self.apply(replica, entry.apply)
+
+    def _live_note(self, replica: Replica, entry: Entry) -> None:
+        try:
+            self._note(replica, entry.kind, entry.argument, bytes(entry.bodies[0]))
+        except Corrupt as error:  # of the index: the records are there
+            self.damage(replica, str(error))
 
     def apply(self, replica: Replica, lsn: int) -> None:
         """Into the index with what is durable up to ``lsn``."""
@@ -101,8 +107,6 @@ class Fold:
             case EntryKind.DROP:
                 self._drop(replica)
             case EntryKind.STATE | EntryKind.RESET:
-                if head.kind == EntryKind.STATE:
-                    replica.apply(self._index, head.argument)
                 self._note(replica, head.kind, head.argument, bytes(entry.body))
             case EntryKind.RECORDS if not replica.found:
                 replica.fold_records(unpack_heads(entry.body, head.records), location)
@@ -128,7 +132,7 @@ class Fold:
             self._bury(replica.table)
             replica.table = Table(handle, Tombstones())
             replica.found = ""
-        replica.fold_note(packed)
+        replica.fold_note(self._index, packed)
 
     def _drop(self, replica: Replica) -> None:
         del self.replicas[replica.info.replica]
@@ -157,7 +161,7 @@ class Fold:
             held = replica.tail.get(record.lsn)
             if held is not None and held[0].epoch == record.epoch:
                 replica.tail[record.lsn] = (held[0], location)
-                if record.lsn <= replica.state.commit:
+                if record.kind == Kind.WRITE and record.lsn <= replica.state.commit:
                     self._move_applied(replica, record, location)
             if record.kind == Kind.WRITE:
                 location += record.count * BLOCK_SIZE

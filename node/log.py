@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 FRAME_BYTES_MAX = 16 << 20  # a group commit is bounded, so that none waits long for its sync
 ENTRY_BYTES_MAX = 1 << 20  # records join one entry up to here: what a segment's end may waste
-_RECORD_SIZE_MAX = 4 << 20
 
 Queued = tuple[Replica, Entry]
 Folded = Callable[[Replica, Entry, int], None]  # (replica, entry, location of its data)
@@ -236,7 +235,22 @@ class Log:
         if error is not None:
             self._broken(taken, error)
             return
-        # no await until the last fold: `group`, `end` and the replicas' states move together
+        try:
+            self._fold_group(segment, start, size, data_at, taken)
+        except Exception as failure:
+            # Our own mistake: what memory says is not what is on disk any more. Only a restart helps.
+            log.exception("folding group commit %d failed", self.group)
+            self._broken(taken, failure)
+            return
+        if self._queue:
+            self._begin()
+        self._committed()
+        for _, entry in taken:
+            for each in entry.done:
+                each(None)
+
+    def _fold_group(self, segment: Segment, start: int, size: int, data_at: int, taken: list[Queued]) -> None:
+        """No await in here: ``group``, ``end`` and the replicas' states move together."""
         self.group += 1
         segment.end = start + size
         self._metrics.group_commit(len(taken), size)
@@ -248,16 +262,10 @@ class Log:
             self.queued_bytes -= entry.data_size
             self._fold(replica, entry, location)
             location += entry.data_size
-        if self._queue:
-            self._begin()
-        self._committed()
-        for _, entry in taken:
-            for each in entry.done:
-                each(None)
 
     def _broken(self, taken: list[Queued], error: BaseException) -> None:
         self.failed = DeviceFailed(
-            f"writing the log failed: {error}; the device is out: look at the disk, then start it empty"
+            f"writing the log failed: {error}; the device is out of use: look at the disk, then restart it"
         )
         log.critical("%s", self.failed)
         lost = [*taken, *self._queue]

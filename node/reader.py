@@ -57,26 +57,40 @@ class Reader:
     def read(self, replica: Replica, chunk: int, block: int, count: int, done: Done) -> None:
         """``count`` blocks as they are in the index now. ``done`` is called at once when the page cache has
         them, else from a thread's completion on the loop. Raises nothing: errors go to ``done``."""
-        metrics = self._metrics
-        metrics.reads += 1
-        metrics.read_bytes += count << 12
         try:
-            if count == 1 and (result := self._read_one(replica, chunk, block)) is not None:
-                done(result)
-                return
-            sums, extents = self._locate(replica, chunk, block, count)
-            if not extents:
-                done((sums, None))
-                return
-            data = bytearray(count * BLOCK_SIZE)
-            if self._now(extents, data):
-                self._verify(replica, chunk, block, sums, data)
-                done((sums, data))
-                return
+            found = self.read_now(replica, chunk, block, count)
         except MoorageError as error:
             done(error)
             return
-        self._later(replica, chunk, block, sums, extents, data, done)
+        if found is None:
+            self.read_later(replica, chunk, block, count, done)
+        else:
+            done(found)
+
+    def read_now(self, replica: Replica, chunk: int, block: int, count: int) -> Blocks | None:
+        """The blocks, or None when the page cache lacks some. Raises Corrupt."""
+        metrics = self._metrics
+        metrics.reads += 1
+        metrics.read_bytes += count << 12
+        if count == 1:
+            return self._read_one(replica, chunk, block)
+        sums, extents = self._locate(replica, chunk, block, count)
+        if not extents:
+            return sums, None
+        data = bytearray(count * BLOCK_SIZE)
+        if not self._now(extents, data):
+            return None
+        self._verify(replica, chunk, block, sums, data)
+        return sums, data
+
+    def read_later(self, replica: Replica, chunk: int, block: int, count: int, done: Done) -> None:
+        """The blocks as they are in the index now, read in a thread."""
+        try:
+            sums, extents = self._locate(replica, chunk, block, count)
+        except MoorageError as error:
+            done(error)
+            return
+        self._later(replica, chunk, block, sums, extents, bytearray(count * BLOCK_SIZE), done)
 
     def _read_one(self, replica: Replica, chunk: int, block: int) -> Blocks | None:
         """The path of a cached 4 KiB read; None when it would block."""

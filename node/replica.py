@@ -44,6 +44,7 @@ class Replica:
         "info",
         "last_entry",
         "last_queued",
+        "noted",
         "on_persisted",
         "open_entry",
         "state",
@@ -64,6 +65,7 @@ class Replica:
         self.last_entry: Entry | None = None  # the last one queued or in flight
         self.last_queued = state.last  # LSN of the last record handed over
         self.apply_target = state.commit  # LSN to apply up to once all that is queued is durable
+        self.noted = state  # the last note handed over
         self.barriers = 0  # entries under way that replace records or the state
         self.found = ""  # damage found in this life: only a fresh table ends it
         self.on_persisted: Callable[[int], None] = _nobody  # told the ticket, once per group commit
@@ -72,6 +74,7 @@ class Replica:
         """All that is known is durable: the end of a replay."""
         self.handle = self.table.handle
         self.last_queued, self.apply_target = self.state.last, self.state.commit
+        self.noted = self.state
 
     @property
     def damaged(self) -> str:
@@ -99,19 +102,24 @@ class Replica:
         for each in range(lsn + 1, self.state.last + 1):
             self.tail.pop(each, None)
 
-    def fold_note(self, packed: bytes) -> None:
-        """The member's whole state; pending records outside of it are forgotten."""
-        state = MemberState.unpack(packed)
-        if state.last != self.state.last or state.commit > self.state.commit:
-            kept = range(state.commit + 1, state.last + 1)
-            self.tail = {lsn: each for lsn, each in self.tail.items() if lsn in kept}
-            self.tail_from = state.commit + 1
+    def fold_note(self, index: Index, packed: bytes) -> None:
+        """The member's whole state: pending records outside of ``base < lsn <= last`` are forgotten, the rest
+        up to its commit LSN is applied."""
+        former, state = self.state, MemberState.unpack(packed)
+        begins = state.copy is not None and (former.copy is None or former.copy.base != state.copy.base)
+        applied = state.base if begins else former.commit
+        if begins:
+            self.tail, self.tail_from = {}, applied + 1
+        for lsn in range(state.last + 1, former.last + 1):
+            self.tail.pop(lsn, None)
         self.state = state
         state.damaged = state.damaged or self.found
-        if len(self.tail) != state.last + 1 - self.tail_from:
+        commit, state.commit = state.commit, min(applied, state.commit)
+        if set(self.tail) != set(range(self.tail_from, state.last + 1)):
             self.tail, self.tail_from, lost = {}, state.last + 1, self.tail_from
-            state.commit = state.last  # nothing pending is left to apply: it is damaged, and is copied anew
+            state.commit = state.last  # nothing is left to apply: it is damaged, and is copied anew
             raise Corrupt(f"replica {state.replica}: pending records {lost}..{state.last} are gone")
+        self.apply(index, commit)
 
     def apply(self, index: Index, lsn: int) -> bool:
         """Put durable records up to ``lsn`` into the table; whether there was any."""

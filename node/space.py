@@ -15,11 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SEGMENT_SIZE_MAX = 256 << 20
-SEGMENT_SIZE_MIN = 4 << 20
+SEGMENT_SIZE_MIN = 8 << 20  # a record of a whole chunk fits, behind others
 INDEX_SHARE = 32  # 24 bytes of 4096 is 1/170; LMDB's free pages and half-full leaves cost a few times that
 INDEX_MIN = 16 << 20
+GRANT_FIRST = 8 << 20  # what a new session gets
 GRANT_MAX = 64 << 20  # more than a writer's window: a grant never is what a fast writer waits for
-GRANT_MIN = 1 << 20  # less than that is no use: say full
+GRANT_MIN = 4 << 20  # a write of a whole chunk: less than that is no use, so the device calls itself full
 # The log spends more than records' bytes: a frame's header, entry heads, alignment, the rest of a segment.
 OVERHEAD_PER_MILLE = 1250
 
@@ -59,11 +60,3 @@ def writers_room(layout: Layout, free_slots: int, rest: int, granted: int) -> in
     the current segment; ``granted``: promised and unused."""
     bytes_free = (free_slots - layout.reserve) * layout.segment_size + rest
     return max(0, bytes_free * 1000 // OVERHEAD_PER_MILLE - granted)
-
-
-def grant_for(room: int, held: int, writers: int) -> int:
-    """What one writer's unused grant should be now; ``held``: what it is. Never less than that (it is not
-    taken back). The room is shared so that the last of it does not go to whoever asks first."""
-    share = (room + held) // max(1, writers) if writers > 1 else room + held
-    wanted = min(GRANT_MAX, share)
-    return max(held, wanted if wanted >= GRANT_MIN or wanted >= room + held else 0)

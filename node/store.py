@@ -26,18 +26,18 @@ from moorage.node.checkpointer import Checkpointer
 from moorage.node.compaction import Compactor
 from moorage.node.disk import Disk, File, RealDisk
 from moorage.node.fold import Fold
-from moorage.node.index import Index, Table
+from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK, Index, Table
 from moorage.node.lane import Lane
 from moorage.node.log import ENTRY_BYTES_MAX, Log, Segment, check_size
 from moorage.node.metrics import StoreMetrics
-from moorage.node.reader import Reader
+from moorage.node.reader import Extent, Reader
 from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import Entry, EntryKind, Run, pack_head
 from moorage.node.space import Layout, segment_size_for, writers_room
 from moorage.node.tombstones import Tombstones
-from moorage.quorum.record import Buffer, Record
+from moorage.quorum.record import BLOCK_SIZE, Buffer, Record
 from moorage.quorum.state import MemberState
-from moorage.wire.errors import DeviceFailed, MoorageError, NoReplica
+from moorage.wire.errors import Behind, DeviceFailed, MoorageError, NoReplica
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +192,11 @@ class Store:
     ) -> None:
         """Log records behind the last ones, or in place of some of those. Their buffers belong to the store
         until they are durable; then ``on_persisted(ticket)``. ``heads``: their heads as they were sent."""
+        size = sum([len(record.data) for record in records])
+        if size > ENTRY_BYTES_MAX and len(records) > 1:
+            for record in records:
+                self.append(replica, [record], ticket)
+            return
         entry = replica.open_entry
         cut = records[0].lsn <= replica.last_queued
         if entry is None or cut or entry.data_size >= ENTRY_BYTES_MAX:
@@ -204,27 +209,26 @@ class Store:
         entry.add_body(heads)
         entry.count += len(records)
         entry.records += records
-        size = 0
         for record in records:
             if record.data:
                 entry.data.append(record.data)
-                size += len(record.data)
         entry.data_size += size
         self.log.queued_bytes += size
         entry.ticket = ticket
         self.metrics.records += len(records)
         self.metrics.record_bytes += size
 
-    def note(self, replica: Replica, packed: bytes, ticket: int, fresh: bool = False) -> None:
-        """Log a member's whole state; ``fresh``: and drop its whole index, in one step."""
-        if fresh:
+    def note(self, replica: Replica, packed: bytes, ticket: int) -> None:
+        """Log a member's whole state; a copy that begins from nothing drops the index in the same step."""
+        state = MemberState.unpack(packed)
+        if state.drops_index(replica.noted):
             entry = Entry(EntryKind.RESET, self.fold.take_handle())
             replica.handle = entry.argument
         else:
-            entry = Entry(EntryKind.STATE, replica.apply_target)
+            entry = Entry(EntryKind.STATE)
         entry.add_body(packed)
         entry.ticket = ticket
-        state = MemberState.unpack(packed)
+        replica.noted = state
         replica.last_queued, replica.apply_target = state.last, state.commit
         self._put(replica, entry, barrier=True)
 
@@ -262,6 +266,46 @@ class Store:
         entry.done.append(done)
         self._put(replica, entry, barrier=False)
 
+    # -- what others copy ---------------------------------------------------------------------------
+
+    def newer_blocks(
+        self, replica: Replica, above: int, first: int, limit: int
+    ) -> tuple[list[tuple[int, int, int, int, int]], int | None]:
+        """Blocks and tombstones with an LSN above ``above`` out of up to ``limit`` pages from page ``first``
+        on: (chunk, block, location, checksum, LSN), and the page to go on with, None at the end. In one step
+        with respect to everything else: a page cannot be missed between memory and disk."""
+        assert self.index_store is not None
+        table = replica.table
+        stored = self.index_store.page_numbers(table.handle, first, 1 << 62, limit)
+        end = stored[-1] + 1 if len(stored) == limit else 1 << 62
+        numbers = sorted({*stored, *(each for each in table.pages if first <= each < end)})[:limit]
+        found = []
+        for number in numbers:
+            cells = self.index.page(table, number).cells
+            if max(cells[64:]) > above:
+                chunk, block = number // PAGES_PER_CHUNK, number % PAGES_PER_CHUNK * PAGE_BLOCKS
+                found += [
+                    (chunk, block + at, cells[at], cells[32 + at], cells[64 + at])
+                    for at in range(PAGE_BLOCKS)
+                    if cells[64 + at] > above
+                ]
+        more = len(numbers) == limit
+        return found, numbers[-1] + 1 if more else None
+
+    async def fetch_blocks(self, replica: Replica, locations: list[int]) -> bytearray:
+        """The bytes at these locations, one block each; not verified."""
+        extents: list[Extent] = []
+        for at, location in enumerate(locations):
+            last = extents[-1] if extents else None
+            found = self.reader.extent(location, at * BLOCK_SIZE, BLOCK_SIZE)
+            if found is None:
+                raise Behind(f"replica {replica.info.replica}: a block has moved meanwhile")
+            if last and last.segment is found.segment and last.offset + last.size == found.offset:
+                extents[-1] = last._replace(size=last.size + BLOCK_SIZE)
+            else:
+                extents.append(found)
+        return await self.reader.fetch_all(extents, len(locations) * BLOCK_SIZE)
+
     async def flushed(self) -> None:
         """Everything queued so far is durable, or the device has failed."""
         while not self.log.idle and self.failed is None:
@@ -294,7 +338,8 @@ class Store:
         """Bytes of records that may still be granted to writers."""
         current = self.log.current
         rest = self.layout.segment_size - current.end if current is not None else 0
-        return writers_room(self.layout, self.free_slots, rest, self.granted)
+        promised = self.granted + self.log.queued_bytes
+        return writers_room(self.layout, self.free_slots, rest, promised)
 
     @property
     def used(self) -> int:

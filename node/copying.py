@@ -1,0 +1,242 @@
+"""Copying what a member lacks from another one, node to node: both ends.
+
+Owns the pulls that run (one per member), their rate, and the scan at the source. Must never hold more than
+one batch in memory, nor log blocks before the member's note of the position that they show is queued in front
+of them. A copy may repeat, and blocks may come in any order: per block the greater LSN wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from moorage.node.member import MemberShell
+from moorage.node.segment import Run, RunKind, unpack_runs
+from moorage.node.store import Store
+from moorage.quorum.orders import Pull
+from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, Buffer, Position, first_bad_block
+from moorage.wire.connection import Connection
+from moorage.wire.errors import Behind, Corrupt, MoorageError, ProtocolError, Unavailable
+from moorage.wire.handshake import Hello
+from moorage.wire.rpc import Result
+from moorage.wire.secret import ClusterSecret
+from moorage.wire.server import connect
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES = 1 << 20  # and what the last pages give: it has to fit into a frame and into a segment
+RATE_BYTES_PER_S = 200 << 20  # leaves the disk and the loop to the records that stream in meanwhile
+CALL_S = 10.0
+RETRY_S = 0.25
+TRIES = 4  # then the writer is told that this source is no good
+PAGES_PER_TURN = 8
+BLOCKS_MAX = 20_000  # tombstones of blocks: a frame's body is bounded
+_RANGES_MAX = 10_000
+
+START = [0, 0]  # a cursor: [0, tombstone] then [1, page]
+
+
+@dataclass
+class Batch:
+    runs: list[Run]
+    data: bytearray
+    cursor: list[int] | None  # where to go on; None at the end
+
+
+class Copier:
+    def __init__(self, store: Store, hello: Hello, secret: ClusterSecret) -> None:
+        self._store = store
+        self._hello = hello
+        self._secret = secret
+        self._tasks: dict[MemberShell, asyncio.Task[None]] = {}
+        self._cursors: dict[MemberShell, list[int]] = {}
+        self.pulled_bytes = 0
+
+    # -- the member that lacks something -----------------------------------------------------------
+
+    def begin(self, member: MemberShell, pull: Pull) -> None:
+        """Start, in place of a former pull of this member."""
+        former = self._tasks.pop(member, None)
+        if former is not None:
+            former.cancel()
+        if not pull.resume:
+            self._cursors.pop(member, None)
+        name = f"pull {member.replica.info.replica:x}"
+        task = self._tasks[member] = asyncio.create_task(self._run(member, pull), name=name)
+        task.add_done_callback(lambda done: self._ended(member, done))
+
+    def end(self, member: MemberShell) -> None:
+        task = self._tasks.pop(member, None)
+        if task is not None:
+            task.cancel()
+        self._cursors.pop(member, None)
+
+    def _ended(self, member: MemberShell, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(member) is task:
+            del self._tasks[member]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("copy of replica %d ended", member.replica.info.replica, exc_info=error)
+
+    async def stop(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run(self, member: MemberShell, pull: Pull) -> None:
+        identity = member.replica.info.replica
+        log.info("replica %d copies what is above LSN %d from %s", identity, pull.above, pull.source)
+        for attempt in range(TRIES):
+            if attempt:
+                await asyncio.sleep(RETRY_S)
+            try:
+                if await self._pull_all(member, pull):
+                    log.info("replica %d has copied all", identity)
+                return
+            except MoorageError as error:
+                log.warning("copy of replica %d from %s: %s", identity, pull.source, error)
+        member.stalled()
+
+    async def _pull_all(self, member: MemberShell, pull: Pull) -> bool:
+        source = pull.source
+        conn = await connect(source["address"], hello=self._hello, secret=self._secret, timeout=CALL_S)
+        try:
+            if conn.peer.extra.get("device") != source["device"]:
+                raise Unavailable(f"{source['address']} is not device {source['device']}")
+            cursor: list[int] | None = self._cursors.get(member, START)
+            while cursor is not None:
+                started = asyncio.get_running_loop().time()
+                cursor, size = await self._pull_one(member, pull, conn, cursor)
+                if cursor is None and size < 0:
+                    return False
+                self._cursors[member] = cursor or START
+                took = asyncio.get_running_loop().time() - started
+                await asyncio.sleep(max(0.0, size / RATE_BYTES_PER_S - took))
+        finally:
+            conn.close()
+        self._cursors.pop(member, None)
+        member.core.copied(pull.number)
+        member.drain()
+        return True
+
+    async def _pull_one(
+        self, member: MemberShell, pull: Pull, conn: Connection, cursor: list[int]
+    ) -> tuple[list[int] | None, int]:
+        """One batch: (next cursor, bytes), or (None, -1) when this pull is over."""
+        params = {
+            "replica": pull.source["replica"],
+            "base": pull.base.lsn,
+            "above": pull.above,
+            "cursor": cursor,
+            "max_bytes": BATCH_BYTES,
+        }
+        answer, payload = await conn.call("node.pull", params, timeout=CALL_S)
+        runs, position, following = _parse(answer, payload)
+        if not member.core.pulled(pull.number, position):
+            return None, -1
+        member.drain()
+        if runs:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def logged(error: MoorageError | None) -> None:
+                if not done.done():
+                    done.set_result(None) if error is None else done.set_exception(error)
+
+            self._store.merge(member.replica, runs, [payload], logged)
+            await done
+        self.pulled_bytes += len(payload)
+        return following, len(payload)
+
+    # -- the member that has it ------------------------------------------------------------------------
+
+    async def serve(self, member: MemberShell, params: dict[str, Any]) -> Result:
+        """``node.pull``: blocks newer than ``above``, from ``cursor`` on, and the position they show."""
+        base, above = int(params["base"]), int(params["above"])
+        max_bytes = min(int(params["max_bytes"]), BATCH_BYTES)
+        if member.core.may_pull(base) is None or member.replica.state.commit < base:
+            raise Behind(f"replica {member.replica.info.replica} has not applied {base}")
+        batch = await self._batch(member, above, list(params["cursor"]), max_bytes)
+        # Asked after the blocks were read: they show nothing newer than this.
+        position = member.core.may_pull(base)
+        if position is None:
+            raise Behind(f"replica {member.replica.info.replica} is not whole any more")
+        body = b"".join(run.pack() for run in batch.runs)
+        return Result([body, list(position), batch.cursor], [batch.data] if batch.data else [])
+
+    async def _batch(self, member: MemberShell, above: int, cursor: list[int], max_bytes: int) -> Batch:
+        phase, number = cursor
+        if phase == 0:
+            ranges = list(member.replica.table.tombstones)
+            runs = [
+                Run(RunKind.CHUNKS, first, end - first, (lsn,), ())
+                for first, end, lsn in ranges[number : number + _RANGES_MAX]
+                if lsn > above
+            ]
+            more = number + _RANGES_MAX < len(ranges)
+            return Batch(runs, bytearray(), [0, number + _RANGES_MAX] if more else [1, 0])
+        return await self._pages(member, above, number, max_bytes)
+
+    async def _pages(self, member: MemberShell, above: int, number: int, max_bytes: int) -> Batch:
+        """Blocks of pages from ``number`` on, until there is enough of them."""
+        found: list[tuple[int, int, int, int, int]] = []  # chunk, block, location, sum, LSN
+        following: int | None = number
+        size = 0
+        while following is not None and size < max_bytes and len(found) < BLOCKS_MAX:
+            blocks, following = self._store.newer_blocks(member.replica, above, following, PAGES_PER_TURN)
+            found += blocks
+            size += sum(BLOCK_SIZE for each in blocks if each[2])
+            await asyncio.sleep(0)
+        runs, locations = _to_runs(found)
+        data = await self._store.fetch_blocks(member.replica, locations)
+        sums = b"".join(each.to_bytes(8, "little") for run in runs for each in run.sums)
+        bad = first_bad_block(sums, data)
+        if bad >= 0:
+            raise Corrupt(f"replica {member.replica.info.replica}: a block to copy is corrupt", place=bad)
+        return Batch(runs, data, None if following is None else [1, following])
+
+
+def _to_runs(found: list[tuple[int, int, int, int, int]]) -> tuple[list[Run], list[int]]:
+    """Consecutive blocks of a kind become one run; the locations of those with data, in order."""
+    runs: list[Run] = []
+    locations = []
+    at = 0
+    while at < len(found):
+        chunk, block, location, _, _ = found[at]
+        end = at
+        while (
+            end < len(found)
+            and found[end][:2] == (chunk, block + end - at)
+            and bool(found[end][2]) == bool(location)
+        ):
+            end += 1
+        part = found[at:end]
+        lsns = tuple(each[4] for each in part)
+        if location:
+            runs.append(Run(RunKind.DATA, chunk, block, lsns, tuple(each[3] for each in part)))
+            locations += [each[2] for each in part]
+        else:
+            runs.append(Run(RunKind.ZERO, chunk, block, lsns, ()))
+        at = end
+    return runs, locations
+
+
+def _parse(answer: Any, payload: memoryview) -> tuple[list[Run], Position, list[int] | None]:
+    """Check what a source sent: a hostile or broken peer ends the copy, not the node."""
+    try:
+        body, (epoch, lsn), cursor = answer
+        runs: list[Run] = unpack_runs(memoryview(body))
+        sums: list[Buffer] = []
+        for run in runs:
+            if run.kind != RunKind.CHUNKS and run.block + len(run.lsns) > BLOCKS_PER_CHUNK:
+                raise ValueError("blocks outside of their chunk")
+            sums += [each.to_bytes(8, "little") for each in run.sums]
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"an answer to node.pull makes no sense: {error}") from None
+    if len(sums) * BLOCK_SIZE != len(payload):
+        raise ProtocolError(f"{len(payload)} bytes for {len(sums)} blocks in an answer to node.pull")
+    if first_bad_block(b"".join(sums), payload) >= 0:
+        raise Corrupt("a copied block does not match its checksum")
+    return runs, Position(epoch, lsn), cursor

@@ -1,0 +1,421 @@
+"""What a node answers: the methods ``node.*`` and the hot ops APPEND, READ and HEARTBEAT.
+
+Owns checking what peers say (capabilities, ranges, checksums) before a member hears of it. Must never let an
+error of one request touch another one, nor answer anything for a replica that this device does not hold other
+than NoReplica: it counts as dead, never as empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from moorage.node.copying import Copier
+from moorage.node.member import MemberShell
+from moorage.node.reader import Blocks
+from moorage.node.replica import ReplicaInfo
+from moorage.node.segment import pack_head
+from moorage.node.sessions import Sessions
+from moorage.node.store import Store
+from moorage.quorum import member as outcomes
+from moorage.quorum.lease import LEASE_MS
+from moorage.quorum.record import (
+    BLOCKS_PER_CHUNK,
+    EPOCH_MAX,
+    LSN_MAX,
+    Position,
+    decode_batch,
+    first_bad_block,
+)
+from moorage.wire.capability import verify
+from moorage.wire.connection import Connection
+from moorage.wire.errors import (
+    Behind,
+    Damaged,
+    Denied,
+    DeviceFailed,
+    Fenced,
+    Invalid,
+    MoorageError,
+    NoReplica,
+    ProtocolError,
+    Stale,
+)
+from moorage.wire.frame import APPEND, HEARTBEAT, NACK, ONEWAY, READ
+from moorage.wire.log_messages import (
+    APPEND_SIZE,
+    HOLES,
+    pack_heartbeat_reply,
+    pack_nack,
+    pack_read_reply,
+    unpack_append,
+    unpack_heartbeat,
+    unpack_read,
+)
+from moorage.wire.rpc import CallContext, Result, Router
+from moorage.wire.secret import ClusterSecret
+
+log = logging.getLogger(__name__)
+
+TAIL_BYTES_MAX = 4 << 20
+_ORDERERS = ("metadata", "host")
+
+
+class Handlers:
+    def __init__(
+        self,
+        store: Store,
+        sessions: Sessions,
+        copier: Copier,
+        secret: ClusterSecret,
+        describe: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._members = sessions.members
+        self._copier = copier
+        self._secret = secret
+        self._describe = describe
+        self._creating: dict[int, asyncio.Future[None]] = {}
+
+    def register(self, router: Router) -> None:
+        for name, method in (
+            ("describe", self.describe),
+            ("create_replica", self.create_replica),
+            ("drop_replica", self.drop_replica),
+            ("list_replicas", self.list_replicas),
+            ("seal", self.seal),
+            ("tail", self.tail),
+            ("release", self.release),
+            ("copy", self.copy),
+            ("pull", self.pull),
+        ):
+            router.method(f"node.{name}", method)
+        router.op(APPEND, self.append)
+        router.op(READ, self.read)
+        router.op(HEARTBEAT, self.heartbeat)
+        router.on_connection_lost(self._sessions.connection_lost)
+
+    # -- hot ops ------------------------------------------------------------------------------------
+
+    def append(
+        self,
+        conn: Connection,
+        kind: int,
+        flags: int,
+        request_id: int,
+        deadline_ms: int,
+        body: memoryview,
+        payload: memoryview,
+        owned: bool,
+    ) -> None:
+        replica, writer, epoch, prev_epoch, prev_lsn, commit, session, count = unpack_append(body)
+        member = self._members.get(replica)
+        if member is None or member.conn is not conn or self._store.failed is not None:
+            self._refuse(conn, member, replica, epoch, session)
+            return
+        records = []
+        heads = b""
+        if count:
+            heads = bytes(body[APPEND_SIZE:])
+            records = decode_batch(heads, payload if owned else bytes(payload))
+            if len(records) != count:
+                raise ProtocolError(f"an APPEND of {len(records)} records says {count}")
+            for record in records:
+                if record.data and first_bad_block(record.sums, record.data) >= 0:
+                    raise ProtocolError(f"record {record.lsn} does not match its checksums: sent again")
+        code = member.core.append(writer, epoch, session, prev_epoch, prev_lsn, commit, flags, records)
+        if code:
+            member.nack(conn, epoch, session, code)
+            member.drain()
+            return
+        member.drain(records, heads)
+        member.accepted()
+
+    def _refuse(
+        self, conn: Connection, member: MemberShell | None, replica: int, epoch: int, session: int
+    ) -> None:
+        """No session of this connection: the writer seals anew, and is told then what is wrong."""
+        if member is None:
+            code, promised, matched = outcomes.NO_SESSION, 0, 0
+        else:
+            state = member.core.state
+            promised, matched = state.epoch, member.core.matched
+            code = outcomes.FENCED if epoch < promised else outcomes.NO_SESSION
+        conn.send(ONEWAY, NACK, 0, pack_nack(replica, epoch, promised, matched, session, code))
+
+    def read(
+        self,
+        conn: Connection,
+        kind: int,
+        flags: int,
+        request_id: int,
+        deadline_ms: int,
+        body: memoryview,
+        payload: memoryview,
+        owned: bool,
+    ) -> None:
+        replica, epoch, lsn, chunk, block, count = unpack_read(body)
+        member = self._members.get(replica)
+        if member is None:
+            raise NoReplica(f"this device has no replica {replica}", replica=replica)
+        if not count or block + count > BLOCKS_PER_CHUNK:
+            raise Invalid(f"blocks {block}..{block + count} are not inside of a chunk")
+        self._read(member, conn, request_id, (epoch, lsn, chunk, block, count))
+
+    def _read(
+        self, member: MemberShell, conn: Connection, request_id: int, what: tuple[int, int, int, int, int]
+    ) -> None:
+        epoch, lsn, chunk, block, count = what
+        code = member.core.may_read(epoch, lsn)
+        if code:
+            raise _refusal(member, code, lsn)
+        if member.gone:
+            raise NoReplica("the replica was dropped meanwhile")
+        member.drain()
+        replica = member.replica
+        if lsn > replica.state.commit:
+            if self._store.failed is not None:
+                raise self._store.failed
+            # Committed, but not synced here yet: it will be with one of the next group commits.
+            member.park(lsn, lambda: self._read_again(member, conn, request_id, what))
+            return
+        reader = self._store.reader
+        found = reader.read_now(replica, chunk, block, count)
+        if found is not None:
+            _answer(conn, request_id, replica.state.commit, count, found)
+            return
+        applied = replica.state.commit
+
+        def done(result: Blocks | MoorageError) -> None:
+            if isinstance(result, MoorageError):
+                conn.reply_error(request_id, READ, result)
+            else:
+                _answer(conn, request_id, applied, count, result)
+
+        reader.read_later(replica, chunk, block, count, done)
+
+    def _read_again(
+        self, member: MemberShell, conn: Connection, request_id: int, what: tuple[int, int, int, int, int]
+    ) -> None:
+        if conn.closed:
+            return
+        try:
+            self._read(member, conn, request_id, what)
+        except MoorageError as error:
+            conn.reply_error(request_id, READ, error)
+
+    def heartbeat(
+        self,
+        conn: Connection,
+        kind: int,
+        flags: int,
+        request_id: int,
+        deadline_ms: int,
+        body: memoryview,
+        payload: memoryview,
+        owned: bool,
+    ) -> None:
+        sent = unpack_heartbeat(body)
+        self._sessions.renew(conn)
+        conn.reply(request_id, HEARTBEAT, pack_heartbeat_reply(sent, LEASE_MS))
+
+    # -- sessions -------------------------------------------------------------------------------------
+
+    async def seal(self, context: CallContext, params: dict[str, Any]) -> Any:
+        self._require_device()
+        epoch, writer = _number(params, "epoch", EPOCH_MAX), _number(params, "writer", LSN_MAX)
+        session = _number(params, "session", (1 << 32) - 1)
+        member = self._sessions.find(_number(params, "replica", LSN_MAX))
+        self._check_capability(member, epoch, writer, params.get("capability"))
+        lease = self._sessions.lease(context.conn)
+        answer = await member.seal(context.conn, session, epoch, writer, lease)
+        return answer.pack()
+
+    def _check_capability(self, member: MemberShell, epoch: int, writer: int, signed: Any) -> None:
+        """Its expiry bounds the first use only: who was promised an epoch goes on with it."""
+        if not isinstance(signed, bytes):
+            raise Denied("a SEAL needs a capability: attach the volume")
+        state = member.core.state
+        known = (epoch, writer) == (state.epoch, state.writer)
+        capability = verify(self._secret, signed, 0 if known else time.time_ns() // 1_000_000)
+        if capability.rights != "rw":
+            raise Denied("the capability is for reading only: attach the volume for writing")
+        if (capability.epoch, capability.writer) != (epoch, writer) or (
+            state.replica not in capability.replicas
+        ):
+            raise Denied(f"the capability is not for replica {state.replica} under epoch {epoch}")
+
+    async def tail(self, context: CallContext, params: dict[str, Any]) -> Any:
+        """``from_lsn..to_lsn`` as far as ``max_bytes`` goes: the heads, and the data as payload."""
+        member = self._in_session(params)
+        first, last = _number(params, "from_lsn", LSN_MAX), _number(params, "to_lsn", LSN_MAX)
+        size = min(_number(params, "max_bytes", 1 << 31), TAIL_BYTES_MAX)
+        # What was accepted is answered from the log, so it has to be there.
+        while member.replica.state.last < min(last, member.core.state.last) and not member.gone:
+            self._require_device()
+            await self._store.flushed()
+        if first < member.replica.tail_from:
+            raise Stale(
+                f"records below {member.replica.tail_from} are not kept", kept=member.replica.tail_from
+            )
+        records = await self._store.reader.records(member.replica, first, last, size)
+        heads = b"".join(pack_head(record) for record in records)
+        return Result(heads, [record.data for record in records if record.data])
+
+    def _in_session(self, params: dict[str, Any]) -> MemberShell:
+        member = self._sessions.find(_number(params, "replica", LSN_MAX))
+        session, epoch = params.get("session", -1), params.get("epoch", -1)
+        if not member.core.sealed_by(session, epoch, params.get("writer", -1)):
+            promised = member.core.state.epoch
+            if epoch < promised:
+                raise Fenced(f"epoch {promised} has been promised", promised=promised)
+            raise Stale("this session is over: seal anew")
+        return member
+
+    async def release(self, context: CallContext, params: dict[str, Any]) -> Any:
+        member = self._sessions.find(_number(params, "replica", LSN_MAX))
+        member.release(_number(params, "epoch", EPOCH_MAX), _number(params, "writer", LSN_MAX))
+        return {}
+
+    async def copy(self, context: CallContext, params: dict[str, Any]) -> Any:
+        self._require_device()
+        member = self._sessions.find(_number(params, "replica", LSN_MAX))
+        source = params.get("source")
+        match source:
+            case {"address": str(), "device": str(), "replica": int()}:
+                pass
+            case _:
+                raise Invalid("source: use {address, device, replica}")
+        match params.get("base"):
+            case [int(base_epoch), int(base_lsn)]:
+                base = Position(base_epoch, base_lsn)
+            case _:
+                raise Invalid("base: use [epoch, LSN]")
+        session = _number(params, "session", (1 << 32) - 1)
+        epoch, writer = _number(params, "epoch", EPOCH_MAX), _number(params, "writer", LSN_MAX)
+        member.core.copy(session, epoch, writer, source, base, bool(params.get("fresh")))
+        member.drain()
+        member.send_ack()
+        return {}
+
+    async def pull(self, context: CallContext, params: dict[str, Any]) -> Any:
+        if context.peer.service not in ("node", "host"):
+            raise Denied("only a node may pull")
+        member = self._sessions.find(_number(params, "replica", LSN_MAX))
+        member.drain()
+        try:
+            return await self._copier.serve(member, params)
+        except (KeyError, ValueError, TypeError) as error:
+            raise Invalid(f"node.pull: {error!r}") from None
+
+    # -- replicas -------------------------------------------------------------------------------------
+
+    async def create_replica(self, context: CallContext, params: dict[str, Any]) -> Any:
+        _require_orderer(context)
+        self._require_device()
+        info = ReplicaInfo(
+            replica=_number(params, "replica", LSN_MAX),
+            volume=_number(params, "volume", LSN_MAX),
+            group=_number(params, "group", 1 << 31),
+            durability="writeback" if params.get("durability") == "writeback" else "sync",
+            members=_number(params, "members", 63),
+        )
+        if info.replica not in self._members:
+            waiting = self._creating.get(info.replica)
+            if waiting is None:
+                waiting = self._creating[info.replica] = self._create(info)
+            await asyncio.shield(waiting)
+        return {}
+
+    def _create(self, info: ReplicaInfo) -> asyncio.Future[None]:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: MoorageError | None) -> None:
+            del self._creating[info.replica]
+            if error is None:
+                self._sessions.created(self._store.replica(info.replica))
+                log.info("replica %d of volume %d created", info.replica, info.volume)
+            if not waiting.done():
+                waiting.set_result(None) if error is None else waiting.set_exception(error)
+
+        self._store.create(info, done)
+        return waiting
+
+    async def drop_replica(self, context: CallContext, params: dict[str, Any]) -> Any:
+        _require_orderer(context)
+        self._require_device()
+        identity = _number(params, "replica", LSN_MAX)
+        self._sessions.find(identity)
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: MoorageError | None) -> None:
+            if not waiting.done():
+                waiting.set_result(None) if error is None else waiting.set_exception(error)
+
+        # From here on it serves nobody, whatever becomes of this call.
+        self._sessions.dropped(identity)
+        self._store.drop(identity, done)
+        await waiting
+        log.info("replica %d dropped", identity)
+        return {}
+
+    async def list_replicas(self, context: CallContext, params: dict[str, Any]) -> Any:
+        return [_row(member) for _, member in sorted(self._members.items())]
+
+    async def describe(self, context: CallContext, params: dict[str, Any]) -> Any:
+        return self._describe()
+
+    def _require_device(self) -> None:
+        if self._store.failed is not None:
+            raise DeviceFailed(str(self._store.failed))
+
+
+def _answer(conn: Connection, request_id: int, applied: int, count: int, found: Blocks) -> None:
+    sums, data = found
+    body = pack_read_reply(applied, count, sums)
+    if data is None:
+        conn.reply(request_id, READ, body, (), HOLES)
+    else:
+        conn.reply(request_id, READ, body, (data,))
+
+
+def _refusal(member: MemberShell, code: int, lsn: int) -> MoorageError:
+    state = member.core.state
+    if state.damaged:
+        return Damaged(f"replica {state.replica} is damaged: {state.damaged}")
+    if code == outcomes.FENCED:
+        return Fenced(f"epoch {state.epoch} has been promised", promised=state.epoch)
+    if code == outcomes.BEHIND:
+        return Behind(f"replica {state.replica} cannot show LSN {lsn} yet", applied=state.commit)
+    return Stale("no session of this epoch here: seal anew")
+
+
+def _row(member: MemberShell) -> dict[str, Any]:
+    info, state = member.replica.info, member.core.state
+    return {
+        "replica": info.replica,
+        "volume": info.volume,
+        "group": info.group,
+        "durability": info.durability,
+        "epoch": state.epoch,
+        "last": state.last,
+        "commit": state.commit,
+        "whole": member.core.whole,
+        "damaged": state.damaged,
+    }
+
+
+def _require_orderer(context: CallContext) -> None:
+    if context.peer.service not in _ORDERERS:
+        raise Denied("replicas are created and dropped by metadata's order only")
+
+
+def _number(params: dict[str, Any], name: str, limit: int) -> int:
+    value = params.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+        raise Invalid(f"{name}: use a number from 0 to {limit}")
+    return value

@@ -1,0 +1,88 @@
+"""The members of a device and the connections that talk to them.
+
+Owns: replica id -> member, connection -> read lease, and what happens when either goes. Must never answer a
+heartbeat on a connection before the NACK of a member that was sealed away from it: members send that first.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from moorage.node.copying import Copier
+from moorage.node.member import MemberShell, boot_ms
+from moorage.node.replica import Replica
+from moorage.node.store import Store
+from moorage.quorum.lease import GrantedLease
+from moorage.wire.connection import Connection
+from moorage.wire.errors import DeviceFailed, MoorageError, NoReplica
+
+log = logging.getLogger(__name__)
+
+
+class Sessions:
+    def __init__(self, store: Store, copier: Copier) -> None:
+        self.store = store
+        self._copier = copier
+        self.members: dict[int, MemberShell] = {}
+        self._leases: dict[Connection, GrantedLease] = {}
+        store.on_damage = self._damaged
+
+    def load(self) -> None:
+        """Members for what the store found at its start."""
+        for identity, replica in self.store.replicas.items():
+            self._enter(identity, MemberShell(self.store, replica, created=False))
+
+    def created(self, replica: Replica) -> None:
+        self._enter(replica.info.replica, MemberShell(self.store, replica, created=True))
+
+    def _enter(self, identity: int, member: MemberShell) -> None:
+        member.on_pull = self._copier.begin
+        self.members[identity] = member
+
+    def dropped(self, identity: int) -> None:
+        member = self.members.pop(identity, None)
+        if member is not None:
+            self._copier.end(member)
+            member.dropped()
+
+    def find(self, identity: int) -> MemberShell:
+        found = self.members.get(identity)
+        if found is None:
+            raise NoReplica(f"this device has no replica {identity}", replica=identity)
+        return found
+
+    # -- connections ------------------------------------------------------------------------------------
+
+    def lease(self, conn: Connection) -> GrantedLease:
+        found = self._leases.get(conn)
+        if found is None:
+            found = self._leases[conn] = GrantedLease()
+        return found
+
+    def renew(self, conn: Connection) -> None:
+        """A heartbeat: the reply to it is the promise."""
+        lease = self._leases.get(conn)
+        if lease is not None:
+            lease.renew(boot_ms())
+
+    def connection_lost(self, conn: Connection, error: MoorageError) -> None:
+        if self._leases.pop(conn, None) is None:
+            return
+        for member in self.members.values():
+            member.connection_lost(conn)
+
+    # -- the device ---------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        for member in self.members.values():
+            if member.conn is not None:
+                member.regrant()
+
+    def _damaged(self, replica: Replica, what: str) -> None:
+        member = self.members.get(replica.info.replica)
+        if member is not None and member.replica is replica and not member.core.state.damaged:
+            member.damage(what)
+
+    def failed(self, error: DeviceFailed) -> None:
+        for member in list(self.members.values()):
+            member.fail(error)
