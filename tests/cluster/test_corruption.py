@@ -37,7 +37,7 @@ def find_bytes(directory: Path, pattern: str, needle: bytes) -> list[tuple[Path,
 
 
 async def test_a_flipped_byte_of_data_is_read_from_another_replica_and_repaired(
-    local: LocalCluster, cluster: moorage.Cluster, until: Until
+    local: LocalCluster, cluster: moorage.Cluster, until: Until, read_from: Until
 ) -> None:
     needle = b"a block that rots " * 200
     await cluster.create_volume("rot", size=16 * MIB, replicas=3)
@@ -57,14 +57,14 @@ async def test_a_flipped_byte_of_data_is_read_from_another_replica_and_repaired(
 
         async def repaired() -> bool:
             # Each member alone must give the right bytes again.
-            return all([await _reads_well(volume, host.name, needle) for host in local.hosts])
+            return all([await _reads_well(read_from, volume, host.name, needle) for host in local.hosts])
 
         await until(repaired, "every replica is repaired")
 
 
-async def _reads_well(volume: Any, host: str, needle: bytes) -> bool:
+async def _reads_well(read_from: Until, volume: Any, host: str, needle: bytes) -> bool:
     try:
-        return bytes(await volume.read_from(host, 0, 4096)) == needle[:4096]
+        return await read_from(volume, host, 0, 4096) == needle[:4096]
     except moorage.errors.MoorageError:
         return False
 
