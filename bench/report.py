@@ -113,4 +113,8 @@ def _costs(one: Measurement) -> list[str]:
     latency = [f"{one.latency_us[name]:,.0f}" for name in ("p50", "p95", "p99", "max")]
     servers = sum(one.server_cpu_s.values()) if one.server_cpu_s else None
     spent = [one.client_cpu_s, one.load_cpu_s, servers]
-    return latency + ["-" if used is None else f"{one.cpu_us_per_operation(used):,.1f}" for used in spent]
+    return latency + ["-" if used is None else _short(one.cpu_us_per_operation(used)) for used in spent]
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
