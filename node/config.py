@@ -9,7 +9,7 @@ from pathlib import Path
 from moorage.wire.errors import Invalid
 from moorage.wire.secret import ClusterSecret
 
-CAPACITY_MIN = 256 << 20
+CAPACITY_MIN = 64 << 20
 
 
 @dataclass(frozen=True)

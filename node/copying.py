@@ -52,7 +52,6 @@ class Copier:
         self._secret = secret
         self._tasks: dict[MemberShell, asyncio.Task[None]] = {}
         self._cursors: dict[MemberShell, list[int]] = {}
-        self.pulled_bytes = 0
 
     # -- the member that lacks something -----------------------------------------------------------
 
@@ -147,7 +146,7 @@ class Copier:
 
             self._store.merge(member.replica, runs, [payload], logged)
             await done
-        self.pulled_bytes += len(payload)
+        self._store.metrics.copied_bytes += len(payload)
         return following, len(payload)
 
     # -- the member that has it ------------------------------------------------------------------------

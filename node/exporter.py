@@ -22,7 +22,7 @@ class StoreCollector(Collector):
             return
         for name, value in store.metrics.as_dict().items():
             words = name.replace("_", " ")
-            yield CounterMetricFamily(f"moorage_store_{name}", f"{words} since the start", value=value)
+            yield CounterMetricFamily(f"moorage_node_{name}", f"{words} since the start", value=value)
         gauges = {
             "capacity_bytes": store.config.capacity,
             "used_bytes": store.used,
@@ -37,4 +37,4 @@ class StoreCollector(Collector):
             "failed": int(store.failed is not None),
         }
         for name, number in gauges.items():
-            yield GaugeMetricFamily(f"moorage_store_{name}", f"{name.replace('_', ' ')} now", value=number)
+            yield GaugeMetricFamily(f"moorage_node_{name}", f"{name.replace('_', ' ')} now", value=number)

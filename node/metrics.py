@@ -23,6 +23,7 @@ class StoreMetrics:
     checkpoint_pages: int = 0
     compacted_segments: int = 0
     compacted_bytes: int = 0
+    copied_bytes: int = 0  # pulled from other nodes
 
     def group_commit(self, entries: int, size: int) -> None:
         self.group_commits += 1

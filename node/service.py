@@ -188,7 +188,7 @@ class NodeService(EmbeddedService):
         async def describe(params: dict[str, Any]) -> Any:
             return self.describe()
 
-        return [Route("GET", "/v1/node", describe)]
+        return [Route("GET", "node.describe", describe)]
 
     def register_metrics(self, registry: CollectorRegistry) -> None:
         registry.register(self._collector)

@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SEGMENT_SIZE_MAX = 256 << 20
-SEGMENT_SIZE_MIN = 8 << 20  # a record of a whole chunk fits, behind others
+SEGMENT_SIZE_MIN = 6 << 20  # an entry of 1 MiB that a record of a whole chunk has joined fits
 INDEX_SHARE = 32  # 24 bytes of 4096 is 1/170; LMDB's free pages and half-full leaves cost a few times that
-INDEX_MIN = 16 << 20
+INDEX_MIN = 8 << 20
 GRANT_FIRST = 8 << 20  # what a new session gets
 GRANT_MAX = 64 << 20  # more than a writer's window: a grant never is what a fast writer waits for
 GRANT_MIN = 4 << 20  # a write of a whole chunk: less than that is no use, so the device calls itself full
@@ -27,7 +27,9 @@ OVERHEAD_PER_MILLE = 1250
 
 def segment_size_for(capacity: int) -> int:
     """About 64 segments, so that a reserve of a few is a few per cent."""
-    size = SEGMENT_SIZE_MIN
+    if capacity < 64 * (8 << 20):
+        return SEGMENT_SIZE_MIN
+    size = 8 << 20
     while size < SEGMENT_SIZE_MAX and size * 64 < capacity:
         size *= 2
     return size

@@ -16,6 +16,7 @@ import secrets
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from moorage.node.config import CAPACITY_MIN
 from moorage.node.space import segment_size_for
 from moorage.service import identity
 from moorage.wire.errors import Corrupt, IdentityConflict, Invalid
@@ -131,6 +132,6 @@ def _fresh(directory: Path, capacity: int | None) -> Fields:
     if capacity is None:
         found = os.statvfs(directory)
         capacity = found.f_bavail * found.f_frsize * _FREE_SHARE // 100
-        if capacity < (256 << 20):
+        if capacity < CAPACITY_MIN:
             raise Invalid(f"{directory}: the file system has only {capacity >> 20} MiB to give: make room")
     return Fields(secrets.token_hex(16), "", "", 0, segment_size_for(capacity), capacity)
