@@ -222,10 +222,9 @@ class Leadership:
         goes on from its index (else it would need the next snapshot when it has this one)."""
         needed = self.core.log.last_index
         for progress in self.progress.values():
-            if self._heard(progress) and progress.flow is Flow.REPLICATE:
-                needed = min(needed, progress.match)
-            elif self._heard(progress) and progress.snapshot is not None:
-                needed = min(needed, progress.snapshot.index)
+            if self._heard(progress):
+                snapshot = progress.snapshot
+                needed = min(needed, progress.match if snapshot is None else snapshot.index)
         return needed
 
     # -- acknowledgements -------------------------------------------------------------------------
