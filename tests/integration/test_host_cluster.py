@@ -153,6 +153,7 @@ async def test_a_killed_host_is_seen_and_comes_back_elsewhere(cluster: Cluster) 
     assert (await cluster.metadata.call("metadata.create_volume", volume, timeout=20))["state"] == "ready"
 
 
+@pytest.mark.slow
 async def test_a_frozen_host_is_silent_and_is_itself_when_thawed(cluster: Cluster) -> None:
     before = await cluster.up()
     victim = cluster.local.host("h2")
@@ -164,6 +165,7 @@ async def test_a_frozen_host_is_silent_and_is_itself_when_thawed(cluster: Cluste
     assert after["devices"][device]["token"] == before["devices"][device]["token"]
 
 
+@pytest.mark.slow
 async def test_all_are_killed_at_once_and_come_back(cluster: Cluster) -> None:
     before = await cluster.up()
     for _ in range(2):
@@ -185,7 +187,7 @@ async def ended(host: LocalHost) -> tuple[int, str]:
     return code, host.log.read_text().splitlines()[-1]
 
 
-@pytest.mark.parametrize("service", ["node", "host"])
+@pytest.mark.parametrize("service", ["node", pytest.param("host", marks=pytest.mark.slow)])
 async def test_a_cloned_directory_is_refused(
     cluster: Cluster, launcher: Any, tmp_path: Path, service: str
 ) -> None:
@@ -212,6 +214,7 @@ async def test_a_cloned_directory_is_refused(
     assert after["devices"][device]["token"] == before["devices"][device]["token"], "the original goes on"
 
 
+@pytest.mark.slow
 async def test_a_restored_device_directory_is_refused_for_good(cluster: Cluster, tmp_path: Path) -> None:
     """An old copy of the device alone, put back in place of what the device is now."""
     await cluster.up()
@@ -231,6 +234,7 @@ async def test_a_restored_device_directory_is_refused_for_good(cluster: Cluster,
         assert "empty directory" in line
 
 
+@pytest.mark.slow
 async def test_a_wiped_registry_member_is_refused_by_its_peers(cluster: Cluster) -> None:
     await cluster.up()
     victim = cluster.local.host("h2")
@@ -242,7 +246,7 @@ async def test_a_wiped_registry_member_is_refused_by_its_peers(cluster: Cluster)
     await cluster.up(count=2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 async def test_a_host_without_a_majority_stops_within_seconds(cluster: Cluster, number: int) -> None:
     await cluster.up()
     await cluster.local.host("h1").kill()
