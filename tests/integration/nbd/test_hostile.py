@@ -344,6 +344,25 @@ def test_flags_reach_the_device(play_uvloop: Play) -> None:
     ]
 
 
+def test_the_largest_request_and_one_byte_more(play_uvloop: Play) -> None:
+    device = MemoryDevice(33 * MIB)
+    largest = p.PAYLOAD_SIZE_MAX
+
+    async def scenario(bench: Bench) -> None:
+        client = await bench.client()
+        client.send(p.CMD_WRITE, 1, largest, data=b"L" * largest)
+        assert await client.simple_reply() == (0, 1, b"")
+        client.send(p.CMD_READ, 1, largest)
+        assert await client.simple_reply(largest) == (0, 1, b"L" * largest)
+        client.send(p.CMD_WRITE, 0, largest + 1, data=bytes(largest + 1))
+        client.send(p.CMD_READ, 0, largest + 1, cookie=2)
+        assert [await client.simple_reply() for _ in range(2)] == [(errno.EINVAL, n, b"") for n in (1, 2)]
+        await client.close()
+
+    play_uvloop(scenario, {"vol": device})
+    device.close()
+
+
 def test_disconnect_answers_what_is_in_flight(play: Play) -> None:
     device = HeldDevice(MIB)
 
