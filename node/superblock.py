@@ -23,8 +23,8 @@ from moorage.wire.errors import Corrupt, IdentityConflict, Invalid
 
 FILE = "superblock"
 KIND = "device"
-# Heartbeats reserved at once: one small write in so many. A clone of a running device's directory remembers so
-# many more than were sent, and goes unnoticed until the original has been heard that much longer: so few.
+# Heartbeats reserved at once: one small write in so many. A clone of a running device's directory remembers
+# so many more than were sent, and goes unnoticed until the original has been heard that much longer: so few.
 COUNT_STEP = 10
 _FREE_SHARE = 90  # per cent of what the file system has free, when nobody said how much to use
 

@@ -47,6 +47,10 @@ async def test_each_service_as_its_own_process(launcher: Any) -> None:
     assert view["hosts"]["h1"]["labels"] == {"rack": "r1"}
     assert view["groups"] == ["m1"]
     assert (await launcher.get(metadata, "/readyz"))[0] == 200
+    for service, path in ((metadata, "/v1/metadata.list_volumes"), (node, "/v1/node.describe")):
+        assert (await launcher.get(service, path))[0] == 200, path
+        status, metrics = await launcher.get(service, "/metrics")
+        assert status == 200 and f"moorage_{service.ready['service']}_" in metrics
 
     assert await node.stop(signal.SIGKILL) == -signal.SIGKILL
     node = await launcher.start("node", MOORAGE_CAPACITY="1G", MOORAGE_LABELS="rack=r1", **where)
