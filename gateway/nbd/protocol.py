@@ -201,13 +201,3 @@ def error_number(error: BaseException) -> int:
         if isinstance(error, kind):
             return number
     return errno.EIO
-
-
-def structured_error(cookie: int, number: int, message: str) -> bytes:
-    """An ERROR chunk that ends its reply and carries a sentence for a person."""
-    text = message.encode(errors="replace")[:STRING_SIZE_MAX]
-    size = 6 + len(text)
-    header = ERROR_CHUNK.pack(
-        STRUCTURED_REPLY_MAGIC, REPLY_FLAG_DONE, CHUNK_ERROR, cookie, size, number, len(text)
-    )
-    return header + text

@@ -1,6 +1,6 @@
 """The NBD server: listeners, connections, and their end.
 
-Owns: listening sockets (and the unix socket's file), every connection from accept to close, graceful stop.
+Owns: every connection from accept to close, graceful stop.
 Never: decides about data; that is :mod:`moorage.gateway.nbd.transmission`, one object per connection.
 
 Invariants: after ``stop`` returns there is no listener, no connection and no socket file of this server; each
@@ -12,22 +12,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 from moorage.client.device import BlockDevice
 from moorage.gateway.nbd.buffers import BufferPool
+from moorage.gateway.nbd.listener import Listener
 from moorage.gateway.nbd.negotiation import Negotiation
 from moorage.gateway.nbd.transmission import Limits, Transmission
-from moorage.wire import errors
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_RECEIVE_SIZE = 16 * 1024
-BACKLOG = 64
 
 
 class NbdServer:
@@ -41,7 +37,7 @@ class NbdServer:
         self._exports = exports
         self._limits = limits or Limits()
         self._pool = BufferPool(self._limits.pooled_bytes_max)
-        self._listeners: list[_Listener] = []
+        self._listeners: list[Listener] = []
         self._handshakes: set[_Handshake] = set()
         self._transmissions: set[Transmission] = set()
         self._idle = asyncio.Event()
@@ -59,7 +55,7 @@ class NbdServer:
         A unix socket gets mode 0600; a left-over socket file is replaced, unless somebody listens on it.
         Raises ``Invalid`` for a bad address, ``CannotConnect`` when it cannot be bound.
         """
-        listener = _Listener(address)
+        listener = Listener(address)
         await listener.start(lambda: _Handshake(self))
         self._listeners.append(listener)
         log.info("nbd server listens on %s, exports: %s", listener.address, ", ".join(sorted(self._exports)))
@@ -193,115 +189,6 @@ class _Handshake(asyncio.BufferedProtocol):
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-
-
-class _Listener:
-    """One listening socket, and the file of a unix one."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._server: asyncio.AbstractServer | None = None
-        self._file: tuple[str, int, int] | None = None  # path, device and inode of our socket file
-
-    async def start(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
-        loop = asyncio.get_running_loop()
-        scheme, _, rest = self.address.partition(":")
-        if scheme == "unix" and rest:
-            sock = _listen_unix(rest)
-            status = os.stat(rest)
-            self._file = (rest, status.st_dev, status.st_ino)
-            self._server = await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
-        elif scheme == "tcp":
-            host, port = _host_and_port(self.address, rest)
-            sock = await _listen_tcp(self.address, host, port)
-            shown = f"[{host}]" if ":" in host else host
-            self.address = f"tcp:{shown}:{sock.getsockname()[1]}"
-            self._server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
-        else:
-            raise errors.Invalid(f"bad NBD address {self.address!r}: use unix:PATH or tcp:HOST:PORT")
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        if self._file is not None:
-            _unlink_ours(*self._file)
-
-
-def _listen_unix(path: str) -> socket.socket:
-    """A listening socket of mode 0600: the mode is set between bind and listen, when nobody can connect
-    yet.
-    """
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.bind(path)
-        os.chmod(path, 0o600)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise errors.CannotConnect(f"cannot listen on unix:{path}: {error.strerror or error}") from error
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket file that nobody listens on; refuse anything else that is in the way."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise errors.CannotConnect(f"cannot listen on unix:{path}: {error.strerror}") from error
-    if not stat.S_ISSOCK(mode):
-        raise errors.Invalid(f"{path} exists and is not a socket; choose another path or remove it")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: somebody does listen
-        except OSError as error:
-            raise errors.CannotConnect(f"cannot listen on unix:{path}: {error.strerror}") from error
-    raise errors.Busy(f"another process listens on unix:{path}; stop it or choose another path")
-
-
-def _unlink_ours(path: str, device: int, inode: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        status = os.lstat(path)
-        if (status.st_dev, status.st_ino) == (device, inode):
-            os.unlink(path)
-
-
-def _host_and_port(address: str, rest: str) -> tuple[str, int]:
-    host, _, port = rest.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise errors.Invalid(f"bad NBD address {address!r}: use tcp:HOST:PORT, with a port from 0 to 65535")
-    return host, int(port)
-
-
-async def _listen_tcp(address: str, host: str, port: int) -> socket.socket:
-    try:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, number, _, where = found[0]
-        sock = socket.socket(family, kind, number)
-    except OSError as error:
-        raise errors.CannotConnect(f"cannot listen on {address}: {error.strerror or error}") from error
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted sockets inherit it
-        sock.bind(where)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise errors.CannotConnect(f"cannot listen on {address}: {error.strerror or error}") from error
-    return sock
 
 
 def _peer_name(transport: asyncio.Transport) -> str:

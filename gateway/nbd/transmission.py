@@ -29,6 +29,7 @@ from moorage.client.device import BlockDevice
 from moorage.gateway.nbd import protocol as p
 from moorage.gateway.nbd.buffers import POOLED_SIZE_MIN, BufferPool, SentBuffers
 from moorage.gateway.nbd.negotiation import Agreement
+from moorage.gateway.nbd.replies import out_of_bounds, shortest_reply, status_reply, structured_error
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,6 @@ RECEIVE_SIZE = 256 * 1024
 
 INLINE_SIZE_MAX = 32 * 1024
 """Payloads up to this are copied out of the receive buffer (2 us at the bound); larger ones get their own."""
-
-EXTENTS_MAX = 16 * 1024
-"""In one block status reply; a client asks again for the rest, as the specification lets us expect."""
-
-ZERO_SCAN_MIN = 4096
-_ZEROES = memoryview(bytes(p.PAYLOAD_SIZE_MAX))  # never written, so the kernel backs it by its one zero page
 
 _unpack_request = p.REQUEST.unpack_from
 _pack_simple = p.SIMPLE_REPLY.pack
@@ -94,24 +89,10 @@ class _Read:
         if error is not None:
             connection.report(self.cookie, error)
         elif connection.structured and not self.reply[-1]:
-            connection.replies.append(_shortest_reply(self.reply))
+            connection.replies.append(shortest_reply(self.reply))
         else:
             connection.replies.append(self.reply)
         connection.completed(len(self.reply))
-
-
-def _shortest_reply(reply: bytearray) -> bytes | bytearray:
-    """The reply itself, or a hole of the same range when all its data is zero.
-
-    The comparison stops at the first byte that differs, so data pays next to nothing for it; and for a
-    megabyte of zeroes it is several times cheaper than to send them.
-    """
-    start = p.DATA_CHUNK.size
-    size = len(reply) - start
-    if size < ZERO_SCAN_MIN or not reply.startswith(_ZEROES[:size], start):
-        return reply
-    magic, flags, _, cookie, _, offset = p.DATA_CHUNK.unpack_from(reply)
-    return p.HOLE_CHUNK.pack(magic, flags, p.CHUNK_OFFSET_HOLE, cookie, 12, offset, size)
 
 
 class Transmission(asyncio.BufferedProtocol):
@@ -379,7 +360,7 @@ class Transmission(asyncio.BufferedProtocol):
             return errno.EPERM, "the export is read-only"
         if offset + length > self._device.size:
             number = errno.ENOSPC if command == p.CMD_WRITE_ZEROES else errno.EINVAL
-            return number, _out_of_bounds(offset, length, self._device.size)
+            return number, out_of_bounds(offset, length, self._device.size)
         return None
 
     # -- block status --------------------------------------------------------------------------------
@@ -395,7 +376,7 @@ class Transmission(asyncio.BufferedProtocol):
     async def _block_status(self, request: _Command, only_one: bool, offset: int, length: int) -> None:
         try:
             extents = await self._device.block_status(offset, length)
-            self.replies.append(_status_reply(request.cookie, extents, length, only_one))
+            self.replies.append(status_reply(request.cookie, extents, length, only_one))
         except asyncio.CancelledError:
             pass  # only ``connection_lost`` cancels: nobody is left to be answered
         except Exception as error:
@@ -432,7 +413,7 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _error_reply(self, cookie: int, number: int, message: str) -> bytes:
         if self.structured:
-            return p.structured_error(cookie, number, message)
+            return structured_error(cookie, number, message)
         return _pack_simple(p.SIMPLE_REPLY_MAGIC, number, cookie)
 
     def _refuse_read(self, bad_flags: int, cookie: int, offset: int, length: int) -> None:
@@ -441,7 +422,7 @@ class Transmission(asyncio.BufferedProtocol):
         elif length > p.PAYLOAD_SIZE_MAX:
             self._refuse(cookie, errno.EINVAL, f"a read of {length} bytes is over {p.PAYLOAD_SIZE_MAX}")
         elif offset + length > self._device.size:
-            self._refuse(cookie, errno.EINVAL, _out_of_bounds(offset, length, self._device.size))
+            self._refuse(cookie, errno.EINVAL, out_of_bounds(offset, length, self._device.size))
         elif self.structured:  # of no bytes: nothing to carry, and a data chunk must not be empty
             self.replies.append(
                 p.CHUNK.pack(p.STRUCTURED_REPLY_MAGIC, p.REPLY_FLAG_DONE, p.CHUNK_NONE, cookie, 0)
@@ -466,7 +447,7 @@ class Transmission(asyncio.BufferedProtocol):
         elif length > p.PAYLOAD_SIZE_MAX:
             refusal = errno.EINVAL, f"a write of {length} bytes is over {p.PAYLOAD_SIZE_MAX}"
         else:
-            refusal = errno.ENOSPC, _out_of_bounds(offset, length, self._device.size)
+            refusal = errno.ENOSPC, out_of_bounds(offset, length, self._device.size)
         self._refusal = self._error_reply(cookie, *refusal)
 
     def _flush_soon(self) -> None:
@@ -537,33 +518,3 @@ class Transmission(asyncio.BufferedProtocol):
         if self._count == 0 and not self._drained:
             self._drained = True
             self._on_drained(self)
-
-
-def _out_of_bounds(offset: int, length: int, size: int) -> str:
-    return f"offset {offset} + length {length} is beyond the end of the device ({size})"
-
-
-def _status_reply(cookie: int, extents: list[tuple[int, bool]], length: int, only_one: bool) -> bytes:
-    """One chunk with the extents, neighbours of one state merged, clipped to what was asked for."""
-    merged: list[tuple[int, int]] = []
-    left = length
-    for size, is_hole in extents:
-        if len(merged) > EXTENTS_MAX:
-            break
-        size = min(size, left)
-        left -= size
-        state = p.STATE_HOLE | p.STATE_ZERO if is_hole else 0
-        if size and merged and merged[-1][1] == state:
-            merged[-1] = (merged[-1][0] + size, state)
-        elif size:
-            merged.append((size, state))
-    del merged[1 if only_one else EXTENTS_MAX :]
-    header = p.STATUS_CHUNK.pack(
-        p.STRUCTURED_REPLY_MAGIC,
-        p.REPLY_FLAG_DONE,
-        p.CHUNK_BLOCK_STATUS,
-        cookie,
-        4 + 8 * len(merged),
-        p.CONTEXT_ALLOCATION_ID,
-    )
-    return header + b"".join(p.EXTENT.pack(*extent) for extent in merged)

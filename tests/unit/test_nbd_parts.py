@@ -17,7 +17,7 @@ from moorage.gateway.memory import MemoryDevice
 from moorage.gateway.nbd import NbdServer
 from moorage.gateway.nbd import protocol as p
 from moorage.gateway.nbd.buffers import POOLED_SIZE_MIN, BufferPool, SentBuffers
-from moorage.gateway.nbd.transmission import EXTENTS_MAX, _status_reply
+from moorage.gateway.nbd.replies import EXTENTS_MAX, status_reply, structured_error
 from moorage.wire import errors
 
 NUMBERS = {
@@ -40,7 +40,7 @@ def test_foreign_errors_are_eio(error: BaseException) -> None:
 
 
 def test_structured_error_clips_its_message() -> None:
-    chunk = p.structured_error(7, errno.EIO, "ü" * 9000)
+    chunk = structured_error(7, errno.EIO, "ü" * 9000)
     size = p.CHUNK.unpack_from(chunk)[4]
     assert size == len(chunk) - p.CHUNK.size == 6 + p.STRING_SIZE_MAX
 
@@ -79,13 +79,13 @@ def extents_of(reply: bytes) -> list[tuple[int, int]]:
 
 def test_extents_are_merged_and_clipped() -> None:
     given = [(4096, True), (0, False), (4096, True), (8192, False), (1 << 40, True)]
-    assert extents_of(_status_reply(1, given, 20000, False)) == [(8192, 3), (8192, 0), (3616, 3)]
-    assert extents_of(_status_reply(1, given, 20000, True)) == [(8192, 3)]
+    assert extents_of(status_reply(1, given, 20000, False)) == [(8192, 3), (8192, 0), (3616, 3)]
+    assert extents_of(status_reply(1, given, 20000, True)) == [(8192, 3)]
 
 
 def test_extents_are_bounded() -> None:
     given = [(1, bool(i % 2)) for i in range(EXTENTS_MAX + 10)]
-    assert extents_of(_status_reply(1, given, 1 << 20, False)) == [
+    assert extents_of(status_reply(1, given, 1 << 20, False)) == [
         (1, 3 if hole else 0) for _, hole in given[:EXTENTS_MAX]
     ]
 
