@@ -110,7 +110,8 @@ def _node(launch: Launch, directory: Path, registry: str) -> EmbeddedService:
 def _peers(launch: Launch) -> dict[str, str]:
     """The first members of a group. The own address is what this process listens on, also when --peers
     says another."""
-    return {**launch.settings.peers, launch.settings.name: launch.address}
+    others = {name: where for name, where in launch.settings.peers.items() if name != launch.settings.name}
+    return others if launch.settings.join else {**others, launch.settings.name: launch.address}
 
 
 def _command(service: str, build: Build, help_text: str) -> click.Command:

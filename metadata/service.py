@@ -163,7 +163,7 @@ class MetadataService(EmbeddedService):
         return [
             Route("POST" if verb == "POST" else "GET", f"metadata.{name}", partial(methods[name], None))
             for verb, name in calls
-        ]
+        ] + self.replicated.routes()
 
     def register_metrics(self, registry: CollectorRegistry) -> None:
         registry.register(_Metrics(self))

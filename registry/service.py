@@ -108,6 +108,9 @@ class RegistryService(EmbeddedService):
             return []
         if self.group.is_leader:
             return ["catching up with what its group has committed"]
+        if not self.group.status()["born"]:
+            members = ", ".join(f"{each['name']} at {each['address']}" for each in self.group.members)
+            return [f"a new group begins when all of its first members are up: {members}"]
         members = ", ".join(f"{each['name']} at {each['address']}" for each in self.group.members)
         return [f"no leader: a majority of {members} must be up and reach each other"]
 
@@ -117,6 +120,7 @@ class RegistryService(EmbeddedService):
             Route("GET", "registry.describe", lambda params: handlers.describe(None, params)),
             Route("GET", "registry.view", lambda params: handlers.view(None, params)),
             Route("GET", "registry.status", lambda params: handlers.status(None, params)),
+            *self.group.routes(),
         ]
 
     def register_metrics(self, registry: CollectorRegistry) -> None:

@@ -35,6 +35,7 @@ class Settings:
     port: int
     http_port: int
     peers: dict[str, str]
+    join: bool
     registry: str | None  # always there for those who have the option
     group: str
     capacity: int | None
@@ -53,9 +54,11 @@ class Settings:
             raise Invalid(
                 f"--bind {self.bind} is every address: say with --advertise HOST which one others shall use"
             )
-        if self.peers and self.name not in self.peers:
+        if self.join and not set(self.peers) - {self.name}:
+            raise Invalid("--join needs --peers: say NAME=HOST:PORT,... of the group's other members")
+        if self.peers and self.name not in self.peers and not self.join:
             raise Invalid(f"--peers does not name this member: add {self.name}=HOST:PORT, or correct --name")
-        if self.peers and len(self.peers) not in (1, 3, 5):
+        if self.peers and len(self.peers) not in (1, 3, 5) and not self.join:
             raise Invalid(f"--peers names {len(self.peers)} members: a Raft group starts with 1, 3 or 5")
         if self.port and self.port == self.http_port:
             raise Invalid(f"--port and --http-port are both {self.port}: give each its own")

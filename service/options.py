@@ -113,6 +113,12 @@ def parse_spec(text: str) -> str:
     return text
 
 
+def parse_bool(text: str) -> bool:
+    if text.lower() not in ("yes", "no"):
+        raise Invalid("use yes or no")
+    return text.lower() == "yes"
+
+
 def parse_level(text: str) -> str:
     if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise Invalid("use DEBUG, INFO, WARNING or ERROR")
@@ -177,6 +183,10 @@ OPTIONS: tuple[Option, ...] = (
         "peers", "NAME=HOST:PORT,...", parse_peers, "", _REGISTRY | _METADATA,
         "First members of the Raft group, this one included; used only while --data-dir is empty."
         " Default: this one alone.",
+    ),
+    Option(
+        "join", "yes|no", parse_bool, "no", _REGISTRY | _METADATA,
+        "This member is to be added to a group that exists already; --peers names the others.",
     ),
     Option(
         "registry", "SPEC", parse_spec, None, frozenset({"metadata", "node"}),

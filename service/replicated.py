@@ -34,6 +34,7 @@ from moorage.quorum.raft_types import (
     Snapshot,
 )
 from moorage.service import raft_transport
+from moorage.service.embed import Route
 from moorage.service.kv import KV
 from moorage.service.raft_storage import LmdbBase, RaftStorage, SnapshotReader, Work
 from moorage.service.raft_transport import Transport
@@ -392,20 +393,30 @@ class Replicated:
         router.method(prefix + "remove_member", self._rpc_remove)
         router.method(prefix + "set_address", self._rpc_set_address)
 
-    async def _rpc_status(self, context: CallContext, params: dict[str, Any]) -> Any:
+    def routes(self) -> list[Route]:
+        """The same for the JSON API: what an operator needs to replace a member."""
+        prefix = f"raft.{self.group}."
+        return [
+            Route("GET", prefix + "status", partial(self._rpc_status, None)),
+            Route("POST", prefix + "add_member", partial(self._rpc_add, None)),
+            Route("POST", prefix + "promote", partial(self._rpc_promote, None)),
+            Route("POST", prefix + "remove_member", partial(self._rpc_remove, None)),
+        ]
+
+    async def _rpc_status(self, context: CallContext | None, params: dict[str, Any]) -> Any:
         return self.status()
 
-    async def _rpc_add(self, context: CallContext, params: dict[str, Any]) -> Any:
+    async def _rpc_add(self, context: CallContext | None, params: dict[str, Any]) -> Any:
         await self.change_members(lambda config: config.put(Member(params["name"], params["address"], False)))
         return {}
 
-    async def _rpc_promote(self, context: CallContext, params: dict[str, Any]) -> Any:
+    async def _rpc_promote(self, context: CallContext | None, params: dict[str, Any]) -> Any:
         await self.change_members(
             lambda config: config.put(_known(config, params["name"])._replace(voter=True))
         )
         return {}
 
-    async def _rpc_remove(self, context: CallContext, params: dict[str, Any]) -> Any:
+    async def _rpc_remove(self, context: CallContext | None, params: dict[str, Any]) -> Any:
         await self.change_members(lambda config: config.drop(_known(config, params["name"]).name))
         return {}
 

@@ -93,6 +93,14 @@ class Launcher:
         ):
             return answer.status, await (answer.text() if path == "/metrics" else answer.json())
 
+    async def post(self, service: Service, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.post(f"http://{service.ready['http']}{path}", json=body) as answer,
+        ):
+            return answer.status, await answer.json()
+
     async def close(self) -> None:
         for service in self._all:
             await service.stop(signal.SIGKILL)

@@ -159,6 +159,27 @@ async def test_a_wiped_member_is_refused_by_its_peers(group: Group) -> None:
     await group.claim("db2")
 
 
+@pytest.mark.slow
+async def test_a_wiped_member_is_replaced(group: Group) -> None:
+    """As docs/launch.md says: remove, clear, add, start with --join, promote."""
+    await group.claim("db")
+    await group.members["r2"].stop(signal.SIGKILL)
+    shutil.rmtree(group.directory("r2"))
+    where = f"{group.members['r1'].ready['address'].partition(':')[0]}:{group.ports['r2']}"
+    leader = group.members[await group.leader()]
+    assert await group.launcher.post(leader, "/v1/raft.registry.remove_member", {"name": "r2"}) == (200, {})
+    added = {"name": "r2", "address": where}
+    assert await group.launcher.post(leader, "/v1/raft.registry.add_member", added) == (200, {})
+    peers = ",".join(each for each in group.peers.split(",") if not each.startswith("r2="))
+    joined = await group.launch("r2", MOORAGE_JOIN="yes", MOORAGE_PEERS=peers)
+    await joined.wait_ready()
+    assert await group.launcher.post(leader, "/v1/raft.registry.promote", {"name": "r2"}) == (200, {})
+    other = next(name for name in NAMES if name != "r2" and group.members[name] is not leader)
+    await group.members[other].stop(signal.SIGKILL)
+    assert await group.locate("db") == {"group": "m1", "kind": "volume"}
+    await group.claim("with-the-new-member")
+
+
 async def test_a_clone_of_a_living_member_is_refused(group: Group) -> None:
     """It has the right instance, and may have forgotten a vote: so it must not take part."""
     shutil.copytree(group.directory("r1"), group.directory("clone"))

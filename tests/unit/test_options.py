@@ -97,6 +97,9 @@ def test_the_default_name_is_the_machines() -> None:
         ({"MOORAGE_PEERS": "h1=10.0.0.1"}, "HOST:PORT"),
         ({"MOORAGE_PEERS": "h2=10.0.0.1:7"}, "does not name this member: add h1="),
         ({"MOORAGE_PEERS": "h1=a:7,h2=b:7"}, "1, 3 or 5"),
+        ({"MOORAGE_JOIN": "maybe"}, "yes or no"),
+        ({"MOORAGE_JOIN": "yes"}, "--join needs --peers"),
+        ({"MOORAGE_JOIN": "yes", "MOORAGE_PEERS": "h1=a:7"}, "--join needs --peers"),
         ({"MOORAGE_REGISTRY": "nonsense"}, "MOORAGE_REGISTRY 'nonsense': bad address"),
         ({"MOORAGE_REGISTRY": "srv:"}, "srv:NAME"),
         ({"MOORAGE_LOG_LEVEL": "loud"}, "DEBUG, INFO"),
@@ -142,6 +145,11 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(Invalid, match="number of bytes"):
         parse_size(text)
+
+
+def test_a_member_that_joins_names_the_others() -> None:
+    assert load(MOORAGE_JOIN="yes", MOORAGE_PEERS="h2=a:7,h3=b:7").join
+    assert not load(MOORAGE_JOIN="no", MOORAGE_PEERS="h1=a:7").join
 
 
 def test_misspelt_variables_are_told() -> None:
