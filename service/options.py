@@ -185,8 +185,8 @@ OPTIONS: tuple[Option, ...] = (
         " Default: this one alone.",
     ),
     Option(
-        "join", "yes|no", parse_bool, "no", _REGISTRY | _METADATA,
-        "This member is to be added to a group that exists already; --peers names the others.",
+        "join", "BOOL", parse_bool, "no", _REGISTRY | _METADATA,
+        "yes: this member is to be added to a group that exists; --peers names the others.",
     ),
     Option(
         "registry", "SPEC", parse_spec, None, frozenset({"metadata", "node"}),
