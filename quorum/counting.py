@@ -11,7 +11,7 @@ from collections import deque
 from enum import IntEnum
 from typing import Any
 
-from moorage.quorum.lease import HELD_MS
+from moorage.quorum.lease import LEASE_MS, held_ms
 from moorage.quorum.majority import Configuration, reached_by_majority
 from moorage.quorum.orders import Order
 from moorage.quorum.peer import Peer, Status
@@ -50,6 +50,7 @@ class Counting:
         window_bytes: int = WINDOW_BYTES,
         window_records: int = WINDOW_RECORDS,
         read_map_chunks: int = READ_MAP_CHUNKS,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         self.epoch = epoch
         self.writer = writer
@@ -71,6 +72,7 @@ class Counting:
         self._done: list[Any] = []
         self._flushes: deque[tuple[int, Any]] = deque()
         self._flush_to = 0  # LSN that members are asked to make durable (writeback)
+        self._held_ms = held_ms(lease_ms)
         self._now_ms = 0
         self._set_configurations([members])
 
@@ -190,7 +192,7 @@ class Counting:
             return
         # a damaged member counts in no seal's majority, so its promise protects nothing
         if peer.whole or (peer.answer is not None and not peer.answer.damaged):
-            peer.lease_until_ms = max(peer.lease_until_ms, sent_ms + HELD_MS)
+            peer.lease_until_ms = max(peer.lease_until_ms, sent_ms + self._held_ms)
 
     def reads_until_ms(self) -> int:
         """Until when reads may be handed to the application: a majority's read leases run so long. Check

@@ -11,8 +11,13 @@ from __future__ import annotations
 
 LEASE_MS = 1000
 DRIFT_PER_MILLE = 20
-HELD_MS = LEASE_MS - LEASE_MS * DRIFT_PER_MILLE // 1000  # what the holder counts with
+
 HEARTBEAT_MS = 250  # three heartbeats may be lost before reads wait
+
+
+def held_ms(lease_ms: int) -> int:
+    """How long the holder counts on a lease, from when it sent the heartbeat."""
+    return lease_ms - lease_ms * DRIFT_PER_MILLE // 1000
 
 
 class GrantedLease:
@@ -23,11 +28,12 @@ class GrantedLease:
     heartbeat there: order on the connection is what tells the holder that this member no longer counts.
     """
 
-    __slots__ = ("until_ms",)
+    __slots__ = ("lease_ms", "until_ms")
 
-    def __init__(self) -> None:
+    def __init__(self, lease_ms: int = LEASE_MS) -> None:
+        self.lease_ms = lease_ms
         self.until_ms = 0
 
     def renew(self, now_ms: int) -> None:
         """A heartbeat arrived: the reply to it is the promise."""
-        self.until_ms = now_ms + LEASE_MS
+        self.until_ms = now_ms + self.lease_ms

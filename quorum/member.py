@@ -95,6 +95,7 @@ class Member:
         now_ms: int,
         tail_from: Callable[[], int],
         restarted: bool = True,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         state.validate()
         self.state = state
@@ -121,7 +122,7 @@ class Member:
         self._lease: GrantedLease | None = None  # of the session answered last
         self._lease_until_ms = 0  # of earlier connections of the same holder
         self._holder: tuple[int, int] | None = None
-        self._held_until_ms = now_ms + LEASE_MS if restarted and state.epoch else 0
+        self._held_until_ms = now_ms + lease_ms if restarted and state.epoch else 0
 
     # -- seal and read lease ---------------------------------------------------------------------------
 

@@ -17,9 +17,7 @@ from moorage.wire.errors import DeadlineExceeded, Fenced, NoReplica, Stale
 if TYPE_CHECKING:
     from moorage.quorum.simulation.quorum_cluster import Grant, QuorumCluster
 
-CALL_US = 250_000  # how long a call waits for its answer
 READ_US = 60_000
-HEARTBEAT_US = 120_000
 
 Wish = tuple[int, int, int, int]  # kind, chunk, block, count of a record
 
@@ -88,6 +86,7 @@ class SimClient:
             sync=cluster.sync,
             window_records=cluster.window_records,
             read_map_chunks=rng.choice((1, 2, 100)),
+            lease_ms=cluster.lease_ms,
         )
         self._committed = 0
         self._adopted = False
@@ -102,7 +101,7 @@ class SimClient:
             self.writer.change(grant.wish)
         life = self.writer
         self._every(TICK_MS * 1000, life, self._tick)
-        self._every(HEARTBEAT_US, life, self._heartbeat)
+        self._every(cluster.lease_ms * 250, life, self._heartbeat)
         if not self.repairer:
             self._work(life)
         self.turn()
@@ -307,7 +306,7 @@ class SimClient:
                 writer.refused(replica, session, DeadlineExceeded("no answer"))
                 self.turn()
 
-        self.kernel.later(CALL_US, late, self.name)
+        self.kernel.later(self.cluster.call_us, late, self.name)
 
     def _ask_tail(self) -> None:
         writer = self.writer
@@ -323,7 +322,7 @@ class SimClient:
                 writer.refused(order.replica, order.session, DeadlineExceeded("no tail"))
                 self.turn()
 
-        self.kernel.later(CALL_US, late, self.name)
+        self.kernel.later(self.cluster.call_us, late, self.name)
 
     def _commit_configuration(self, writer: Writer, members: tuple[int, ...]) -> None:
         """Compare-and-set at metadata; the answer may be lost: then ask again, and stay joint meanwhile."""
@@ -462,6 +461,8 @@ class SimClient:
     def _submit(self, writer: Writer, operation: Operation, wish: Wish) -> int:
         kind, chunk, block, count = wish
         mark = operation.number.to_bytes(8, "little")
+        if kind != Kind.WRITE:
+            self.cluster.zeroes.add(operation.number)
         sums, data = (b"", mark) if kind == Kind.WRITE else (mark, b"")
         return writer.submit(kind, chunk, block, count, sums, data, operation.number)
 

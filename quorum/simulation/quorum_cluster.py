@@ -20,9 +20,24 @@ from moorage.quorum.simulation.quorum_node import SimNode
 from moorage.quorum.writer import Phase, Writer
 from moorage.wire.errors import AttachmentLost, invariant
 
-STORM_US = 2_500_000  # how long faults last
 SETTLE_US = 9_000_000  # how long everything may take to be well again
 CLIENTS = ("c1", "c2", "m")
+BREEZE = Plan(every_us=(20_000, 300_000), down_max=99)
+STORM = Plan(
+    every_us=(2_000, 60_000),
+    down_us=(1_000, 150_000),
+    down_max=99,
+    weights={
+        "crash": 6,
+        "pause": 4,
+        "isolate": 2,
+        "split": 2,
+        "one_way": 3,
+        "heal": 9,
+        "weather": 3,
+        "blackout": 1,
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +98,17 @@ class QuorumCluster:
         self.batch_bytes = rng.choice((1, 24, 1 << 20))
         self.pace_us = rng.choice((2_000, 6_000, 20_000))
         self.small = rng.random() < 0.15  # devices that fill up
+        self.stormy = rng.random() < 0.6  # everything follows so closely that rare orders meet
+        if self.stormy:
+            self.pace_us = rng.choice((600, 1_500, 4_000))
+        self.lease_ms = rng.choice((20, 20, 60, 60, 1000)) if self.stormy else 1000
+        self.call_us = rng.choice((20_000, 80_000)) if self.stormy else 250_000  # a call waits so long
+        self.storm_us = 1_200_000 if self.stormy else 2_500_000  # how long faults last
         self.network = Network(self.kernel)
         self.observer = Observer(self.sync)
         self.healed = self.finished = False
         self.writes = self.reads = self.refusals = self.takeovers = self.changes = self.copies = 0
+        self.zeroes: set[int] = set()  # operations that discard
         self._numbers = 0
         self._replicas = 0
         self.nodes: dict[int, SimNode] = {}
@@ -96,7 +118,7 @@ class QuorumCluster:
         for name, client in self.clients.items():
             processes[name] = Hooks(client.crash, client.restart)
         self.nemesis = Nemesis(
-            self.kernel, self.network, processes, STORM_US, Plan(every_us=(20_000, 300_000), down_max=99)
+            self.kernel, self.network, processes, self.storm_us, STORM if self.stormy else BREEZE
         )
         self.clients["c1"].attach()
         self._schedule_management()
@@ -117,7 +139,8 @@ class QuorumCluster:
     # -- what people and metadata do ---------------------------------------------------------------------
 
     def _schedule_management(self) -> None:
-        self.kernel.later(self.kernel.rng.randint(20_000, 250_000), self._manage)
+        span_us = (4_000, 60_000) if self.stormy else (20_000, 250_000)
+        self.kernel.later(self.kernel.rng.randint(*span_us), self._manage)
 
     def _manage(self) -> None:
         if self.nemesis.healed:
@@ -220,7 +243,7 @@ class QuorumCluster:
             self.clients["c1"].detach()
             self.clients["c1"].attach()
         self._tell(holder)
-        if self.kernel.now_us > STORM_US + 500_000:
+        if self.kernel.now_us > self.storm_us + 500_000:
             self.finished = True
         self.kernel.later(100_000, self._manage)
 
@@ -264,7 +287,7 @@ class QuorumCluster:
 
     def run(self) -> str:
         """The whole history; its trace hash. Raises Violation."""
-        well = self.kernel.run(STORM_US + SETTLE_US, self.is_well)
+        well = self.kernel.run(self.storm_us + SETTLE_US, self.is_well)
         try:
             if not well:
                 writer = self.clients[self.metadata.holder].writer

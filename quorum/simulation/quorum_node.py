@@ -58,6 +58,7 @@ class SimNode:
             now_ms=self.kernel.now_ms,
             tail_from=self.store.tail_from,
             restarted=restarted,
+            lease_ms=self.cluster.lease_ms,
         )
         self._former = state.clone()
         self.cluster.network.attach(self.name, self.on_message)
@@ -134,7 +135,7 @@ class SimNode:
 
     def _on_seal(self, member: Member, source: str, session: int, epoch: int, writer: int) -> None:
         try:
-            if member.seal(session, epoch, writer, self.kernel.now_ms, GrantedLease()):
+            if member.seal(session, epoch, writer, self.kernel.now_ms, GrantedLease(self.cluster.lease_ms)):
                 self._holder = source
                 self._acked = (0, 0, 0)
         except Fenced:
