@@ -90,8 +90,9 @@ class Index:
         return page
 
     def _evict(self) -> None:
-        """Second chance: a page used since the last look stays for one more round."""
-        for _ in range(8):
+        """Second chance: a page used since the last look stays for one more round. A few per fetch; never as
+        far as the newest, which is about to be used."""
+        for _ in range(min(8, len(self._ring) - 1)):
             page = self._ring.popleft()
             if not page.table.alive:
                 continue

@@ -1,0 +1,249 @@
+"""What a start makes of the log: the table, and every flipped byte of the last two group commits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from moorage.node.fold import Fold
+from moorage.node.index import Index
+from moorage.node.memory_disk import MemoryDisk
+from moorage.node.recovery import TABLE, Chain, Cursor, Found, Place, Verdict, judge
+from moorage.node.replay import Replay, catalogue
+from moorage.node.segment import (
+    FIRST_FRAME,
+    Entry,
+    EntryKind,
+    SegmentHeader,
+    build_frame,
+    pack_head,
+    pack_segment_header,
+)
+from moorage.quorum.record import Kind, Record, block_sums
+
+DEVICE = b"d" * 16
+SIZE = 128 << 10
+
+
+def test_each_place_matches_exactly_one_row() -> None:
+    for place in itertools.starmap(Place, itertools.product(Found, (True, False), (True, False))):
+        rows = [
+            row
+            for row in TABLE
+            if all(want is None or want == got for want, got in zip(row[:3], place, strict=True))
+        ]
+        assert len(rows) == 1, place
+        assert judge(place) is rows[0][3]
+
+
+def test_nothing_that_was_acknowledged_is_a_torn_tail() -> None:
+    for found in Found:
+        assert judge(Place(found, False, True)) is not Verdict.TORN_TAIL
+
+
+class Writer:
+    """Writes segments as the log does, by hand."""
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        self.disk = disk
+        self.group = 0
+        self.number = 0
+        self.end = 0
+        self.frames: list[tuple[str, int, int]] = []  # file, offset, size
+        self.name = ""
+
+    def segment(self, number: int, ended: int | None = None) -> None:
+        previous, end = self.number, self.end if ended is None else ended
+        self.name = f"{number:08d}.seg"
+        self.number, self.end = number, FIRST_FRAME
+        file = self.disk.create(self.name, SIZE)
+        header = SegmentHeader(number, self.group + 1, previous, end, DEVICE)
+        file.pwritev([pack_segment_header(header)], 0)
+
+    def frame(self, *entries: tuple[int, Entry]) -> None:
+        self.group += 1
+        buffers, size, _ = build_frame(self.number, self.group, list(entries))
+        self.disk.open(self.name).pwritev(buffers, self.end)
+        self.frames.append((self.name, self.end, size))
+        self.end += size
+
+
+def create(replica: int) -> tuple[int, Entry]:
+    import msgpack
+
+    entry = Entry(EntryKind.CREATE, replica)
+    entry.add_body(msgpack.packb([replica, 1, 0, "sync", 3]))
+    return replica, entry
+
+
+def write(replica: int, lsn: int, blocks: int = 1) -> tuple[int, Entry]:
+    data = bytes([lsn]) * 4096 * blocks
+    record = Record(1, lsn, Kind.WRITE, 0, lsn, blocks, block_sums(data), data)
+    entry = Entry(EntryKind.RECORDS)
+    entry.add_body(pack_head(record))
+    entry.add_data(data)
+    entry.count = 1
+    return replica, entry
+
+
+class Outcome:
+    def __init__(self, disk: MemoryDisk) -> None:
+        self.found = catalogue(disk, DEVICE, {}, 0)
+        first = min(self.found.headers)
+        replay = Replay(self.found, Cursor(first, self.found.starts[first], 1), SIZE)
+        self.fold = Fold(Index(lambda handle, number: None, 64))
+        self.all_damaged = False
+        self.entries_damaged: set[int] = set()
+        self.verdicts: list[Verdict] = []
+        while steps := replay.batch():
+            for step in steps:
+                self.verdicts.append(step.verdict)
+                self.all_damaged |= step.verdict is Verdict.DAMAGED_ALL
+                for entry in step.entries if step.verdict is not Verdict.TORN_TAIL else []:
+                    if entry.whole:
+                        self.fold.parsed(entry, 0)
+                    else:
+                        self.entries_damaged.add(entry.head.replica)
+        self.end = replay.end
+
+    def last(self, replica: int) -> int:
+        return self.fold.replicas[replica].state.last
+
+
+def log_of_four(disk: MemoryDisk) -> Writer:
+    writer = Writer(disk)
+    writer.segment(2)
+    writer.frame(create(1), create(2))
+    writer.frame(write(1, 1), write(2, 1))
+    writer.frame(write(1, 2, blocks=2), write(2, 2))
+    writer.frame(write(1, 3), write(2, 3))
+    return writer
+
+
+def flipped(disk: MemoryDisk, name: str, offset: int) -> Callable[[], None]:
+    """Flip a byte; call what is returned to flip it back."""
+    file = disk.files[name]
+    file.now[offset] ^= 0x20
+
+    def back() -> None:
+        file.now[offset] ^= 0x20
+
+    return back
+
+
+def test_a_whole_log_is_read_whole() -> None:
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    outcome = Outcome(disk)
+    assert outcome.verdicts == [Verdict.KEEP] * 4 + [Verdict.TORN_TAIL]
+    assert outcome.end == Cursor(2, writer.end, 5)
+    assert (outcome.last(1), outcome.last(2)) == (3, 3)
+
+
+def test_every_flipped_byte_of_the_last_group_commit_only_shortens_the_log() -> None:
+    disk = MemoryDisk()
+    name, offset, size = log_of_four(disk).frames[3]
+    for at in range(offset, offset + size):
+        back = flipped(disk, name, at)
+        outcome = Outcome(disk)
+        assert not outcome.all_damaged and not outcome.entries_damaged
+        assert (outcome.last(1), outcome.last(2)) in ((2, 2), (3, 3)), at
+        if (outcome.last(1), outcome.last(2)) == (3, 3):
+            assert at >= offset + size - 511, "only the padding may change without a word"
+        back()
+
+
+def test_every_flipped_byte_of_an_earlier_group_commit_is_reported() -> None:
+    disk = MemoryDisk()
+    name, offset, size = log_of_four(disk).frames[2]
+    seen = set()
+    for at in range(offset, offset + size):
+        back = flipped(disk, name, at)
+        outcome = Outcome(disk)
+        if outcome.all_damaged:
+            seen.add("all")
+        elif outcome.entries_damaged:
+            assert len(outcome.entries_damaged) == 1, "damage of one entry is its replica's alone"
+            seen |= {f"replica {each}" for each in outcome.entries_damaged}
+        else:
+            assert at >= offset + size - 511 and outcome.last(1) == outcome.last(2) == 3, at
+        back()
+    assert seen == {"all", "replica 1", "replica 2"}
+
+
+def test_a_flipped_byte_before_a_later_segment_is_reported() -> None:
+    """The proof of a later group is in the next segment only."""
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    name, offset, _ = writer.frames[3]
+    writer.segment(3)
+    writer.frame(write(1, 4))
+    flipped(disk, name, offset + 70)
+    assert Outcome(disk).all_damaged
+
+
+def test_a_life_ends_where_the_next_one_says() -> None:
+    """Behind a torn tail lie bytes that would parse: they were never acknowledged, and stay gone."""
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    end = writer.frames[2][1]  # recovery kept two groups; the third was torn then, and reads whole now
+    writer.group = 2
+    writer.segment(5, ended=end)
+    writer.frame(write(1, 2), write(2, 2))
+    outcome = Outcome(disk)
+    assert outcome.verdicts == [Verdict.KEEP] * 3 + [Verdict.TORN_TAIL]
+    assert (outcome.last(1), outcome.last(2)) == (2, 2)
+    assert outcome.end.segment == 5
+
+
+def test_stale_frames_of_a_former_life_of_the_file_do_not_parse() -> None:
+    disk = MemoryDisk()
+    old = Writer(disk)
+    old.segment(2)
+    old.frame(create(1), create(2))
+    old.frame(write(1, 1))
+    old.frame(write(1, 2))
+    new = Writer(disk)
+    new.number, new.name, new.end = 9, old.name, FIRST_FRAME
+    disk.open(old.name).pwritev([pack_segment_header(SegmentHeader(9, 1, 0, 0, DEVICE))], 0)
+    new.frame(create(1), create(2))  # of the same length: the old second frame begins right behind it
+    outcome = Outcome(disk)
+    assert outcome.verdicts == [Verdict.KEEP, Verdict.TORN_TAIL]
+    assert outcome.last(1) == 0
+
+
+@pytest.mark.parametrize("at", [0, 8, 16, 30, 56])
+def test_a_damaged_segment_header_loses_nothing(at: int) -> None:
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    writer.segment(3)
+    writer.frame(write(1, 4))
+    writer.frame(write(1, 5))
+    flipped(disk, writer.name, at)
+    outcome = Outcome(disk)
+    assert not outcome.all_damaged
+    assert outcome.last(1) == 5
+    assert outcome.found.notes
+
+
+def test_a_torn_first_group_of_a_segment_is_a_torn_tail() -> None:
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    writer.segment(3)
+    writer.frame(write(1, 4))
+    for at in (0, writer.frames[-1][1] + 10):  # both the header and the frame
+        flipped(disk, writer.name, at)
+    outcome = Outcome(disk)
+    assert not outcome.all_damaged
+    assert outcome.last(1) == 3
+
+
+def test_followers() -> None:
+    headers = [SegmentHeader(2, 1, 0, 0, DEVICE), SegmentHeader(4, 3, 2, 900, DEVICE)]
+    chain = Chain({each.number: each for each in headers})
+    assert chain.follower(2) == headers[1]
+    assert chain.follower(4) is None
+    assert chain.next_after(1) == headers[0]
+    assert chain.next_after(4) is None
