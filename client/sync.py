@@ -200,7 +200,10 @@ class Volume:
         self._loop.run(self._volume.detach(timeout))
 
     def describe(self) -> dict[str, Any]:
-        return self._volume.describe()
+        async def describe() -> dict[str, Any]:  # on the loop: it asks its clock
+            return self._volume.describe()
+
+        return self._loop.run(describe())
 
     def __enter__(self) -> Volume:
         return self
