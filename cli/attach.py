@@ -44,9 +44,10 @@ def attach(
     async def run() -> None:
         import moorage
 
-        async with await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected:
-            async with asyncio.timeout(timeout):
-                volume = await connected.attach(name, read_only=read_only, force=force)
+        async with await moorage.connect(
+            cluster, registry=registry, secret_file=secret_file, timeout=timeout
+        ) as connected:
+            volume = await connected.attach(name, read_only=read_only, force=force, timeout=timeout)
             async with volume:
                 await _serve(volume, address, as_json)
 

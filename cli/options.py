@@ -18,6 +18,7 @@ from moorage.service.exits import exit_code
 from moorage.wire.errors import DeadlineExceeded, Invalid, MoorageError
 
 P = ParamSpec("P")
+GRACE_S = 1.0
 
 
 class SizeType(click.ParamType[int]):
@@ -78,9 +79,10 @@ def cluster_command(
             import moorage
 
             try:
-                async with asyncio.timeout(timeout):
+                # The library's own deadlines say whom they waited for; this one only makes sure of an end.
+                async with asyncio.timeout(timeout + GRACE_S):
                     async with await moorage.connect(
-                        cluster, registry=registry, secret_file=secret_file
+                        cluster, registry=registry, secret_file=secret_file, timeout=timeout
                     ) as connected:
                         await body(connected, as_json, *args, **kwargs)
             except TimeoutError:

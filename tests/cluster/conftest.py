@@ -86,7 +86,9 @@ async def _read_from(volume: moorage.Volume, host: str, offset: int, length: int
     for member in hidden:
         member.target.__class__ = _Hidden
     try:
-        return await volume.read(offset, length)
+        # A bad block is repaired from the others, which are hidden meanwhile: do not wait for that.
+        async with asyncio.timeout(0.5):
+            return await volume.read(offset, length)
     finally:
         for member in hidden:
             member.target.__class__ = Target

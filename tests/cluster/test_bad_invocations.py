@@ -51,7 +51,7 @@ OFFLINE: list[tuple[str, int, str]] = [
     ("volume list", 3, "MOORAGE_REGISTRY"),
     ("status --registry 127.0.0.1:1", 3, "MOORAGE_SECRET_FILE"),
     ("status --registry 127.0.0.1:1 --secret-file {tmp}/none", 3, "{tmp}/none"),
-    ("status --registry 127.0.0.1:1 --secret-file {tmp}/open", 3, "0600"),
+    ("status --registry 127.0.0.1:1 --secret-file {tmp}/open", 3, "chmod 600"),
     ("status --registry 127.0.0.1:1 --secret-file {tmp}/garbage", 3, "{tmp}/garbage"),
     ("status --registry nonsense --secret-file {tmp}/secret", 3, "nonsense"),
     ("status --registry 127.0.0.1:notaport --secret-file {tmp}/secret", 3, "notaport"),
