@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -102,8 +103,15 @@ class Launcher:
             return answer.status, await answer.json()
 
     async def close(self) -> None:
+        """All are killed before one is waited for: what goes wrong with one leaves no other behind."""
         for service in self._all:
-            await service.stop(signal.SIGKILL)
+            if service.process.returncode is None:
+                service.process.kill()
+        for service in self._all:
+            assert service.process.stdout is not None
+            with contextlib.suppress(RuntimeError):  # a test that failed while it was reading
+                await service.process.stdout.read()
+            await service.process.wait()
 
 
 @pytest.fixture
