@@ -103,6 +103,7 @@ class Observer:
         self.tainted: dict[int, tuple[int, int]] = {}  # replica: (first lost LSN in its index, since epoch)
         self.known: dict[Position, tuple[tuple[int, int, int, int, int], int]] = {}
         self.acknowledged: dict[int, Position] = {}  # replica: greatest durable position that it vouched for
+        self.promised: dict[int, int] = {}  # replica: greatest epoch that it answered a SEAL of
         self.operations: dict[int, Operation] = {}
         self.generation = 0
         self.initial: dict[int, int] = {}
@@ -212,6 +213,17 @@ class Observer:
 
     def acks(self, replica: int, position: Position) -> None:
         self.acknowledged[replica] = max(self.acknowledged.get(replica, position), position)
+
+    def promises(self, replica: int, epoch: int) -> None:
+        """It has answered a SEAL of this epoch."""
+        self.promised[replica] = max(self.promised.get(replica, 0), epoch)
+
+    def remembers(self, replica: int, epoch: int) -> None:
+        """It has restarted, and knows of this promise."""
+        known = self.promised.get(replica, 0)
+        invariant(
+            epoch >= known, "Fencing: a promise is forgotten", replica=replica, epoch=epoch, known=known
+        )
 
     def votes(self, replica: int, vote: Position) -> None:
         """A SEAL is answered: never below what was acknowledged as durable."""

@@ -412,13 +412,16 @@ class SimClient:
         self.kernel.later(rng.randint(500, self.cluster.pace_us), again, self.name)
 
     def _issue(self, writer: Writer) -> None:
-        """One more operation, unless as many are under way as the application has at once."""
-        if len(self._open) + len(self._waiting) + len(self._reads) + len(self._values) >= self.depth:
-            return
+        """One more operation, unless as many reads or writes are under way as the application has at once."""
         if self._again:
             return
         rng = self.kernel.rng
-        if rng.random() < 0.4:
+        reads = rng.random() < 0.4
+        if (
+            len(self._reads) + len(self._values) if reads else len(self._open) + len(self._waiting)
+        ) >= self.depth:
+            return
+        if reads:
             block = rng.randrange(BLOCKS * CHUNKS)
             operation = self.cluster.begin("read", (block,))
             self._reads[operation.number] = (operation, 0)

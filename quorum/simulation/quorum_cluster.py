@@ -104,6 +104,7 @@ class QuorumCluster:
         self.lease_ms = rng.choice((20, 20, 60, 60, 1000)) if self.stormy else 1000
         self.call_us = rng.choice((20_000, 80_000)) if self.stormy else 250_000  # a call waits so long
         self.storm_us = 1_200_000 if self.stormy else 2_500_000  # how long faults last
+        self.disk_us = rng.choice(((200, 2_000), (1_000, 30_000)))
         self.network = Network(self.kernel)
         self.observer = Observer(self.sync)
         self.healed = self.finished = False
@@ -162,7 +163,7 @@ class QuorumCluster:
             self._wish_change()
         elif roll < 0.31:
             self._cancel_change()
-        elif roll < 0.35:
+        elif roll < 0.36:
             self._rot()
         self._schedule_management()
 

@@ -34,7 +34,7 @@ class SimNode:
         self.replica = replica
         self.name = f"r{replica}"
         self.capacity = capacity
-        self.store = SimStore(self.kernel, self.name, replica)
+        self.store = SimStore(self.kernel, self.name, replica, cluster.disk_us)
         self.member: Member | None = None
         self.dropped = False
         self.rotten = False  # a fault to come: the next restart finds acknowledged records missing
@@ -79,6 +79,7 @@ class SimNode:
             self._rot()
         state = self.store.replay()
         self.cluster.observer.restarted(self.replica, state.newest.lsn)
+        self.cluster.observer.remembers(self.replica, state.epoch)
         self._hold()
         self._start(state, restarted=True)
         if self.rotten and self.member is not None:
@@ -369,6 +370,7 @@ class SimNode:
         found = member.take_seal_answer(self.kernel.now_ms)
         if found is not None:
             session, answer = found
+            self.cluster.observer.promises(self.replica, answer.epoch)
             if not answer.damaged:
                 self.cluster.observer.votes(self.replica, answer.vote)
             self._send(self._holder, "sealed", session, answer)

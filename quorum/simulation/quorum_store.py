@@ -40,8 +40,8 @@ def identity(record: Record) -> tuple[int, int, int, int, int]:
 class SimStore:
     """See the module. ``pending``: records that are not applied; ``recent``: applied ones still at hand."""
 
-    def __init__(self, kernel: Kernel, owner: str, replica: int) -> None:
-        self.journal = Journal(kernel, owner)
+    def __init__(self, kernel: Kernel, owner: str, replica: int, latency_us: tuple[int, int]) -> None:
+        self.journal = Journal(kernel, owner, latency_us)
         self.journal.replace([("checkpoint", MemberState(replica).pack(), {}, [])])
         self.index: Index = {}
         self.pending: dict[int, Record] = {}
