@@ -128,6 +128,11 @@ class Raft:
         """A snapshot is about to replace the state: what the state machine holds is of the past."""
         return self._install is not None
 
+    @property
+    def stored_term(self) -> int:
+        """The term that is durable; nothing of a later one has left this member."""
+        return self._stored_state.term
+
     # -- inputs -----------------------------------------------------------------------------------
 
     def tick(self) -> None:

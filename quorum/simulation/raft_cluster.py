@@ -277,7 +277,7 @@ class RaftCluster:
         self.reads_done = 0
         self.quiet = False
         self.changes = 0
-        self._seen_log: dict[str, tuple[int, int, int]] = {}
+        self._seen_log: dict[str, tuple[int, int, int, int]] = {}
         self._seen_commit: dict[str, int] = {}
         self._contexts = 0
         self._commands = 0
@@ -408,12 +408,17 @@ class RaftCluster:
     def _check_log(self, member: SimMember, core: Raft) -> None:
         """Log matching: an (index, term) names one entry, and one term before it."""
         log = core.log
-        seen = (log.base_index, log.last_index, log.last_term)
+        # A lone voter may crash, and lead the same term again, before that term is stored: what it had in it
+        # never left its memory.
+        told = core.stored_term
+        seen = (log.base_index, log.last_index, log.last_term, told)
         if self._seen_log.get(member.name) == seen:
             return
         self._seen_log[member.name] = seen
         previous = log.base_term
         for entry in log.entries:
+            if entry.term > told:
+                break
             found = (previous, entry.kind, entry.data)
             if self.entry_of.setdefault((entry.index, entry.term), found) != found:
                 self._fail(f"log matching: {member.name} has another entry {entry}")
