@@ -237,16 +237,24 @@ class Index:
 
     def find(self, table: Table, chunk: int, block: int, count: int) -> Iterator[tuple[int, int, int]]:
         """(location, checksum, LSN) of each block; location 0 reads as zeroes."""
-        done = 0
-        while done < count:
-            first = block + done
-            page = self.page(table, chunk * PAGES_PER_CHUNK + first // PAGE_BLOCKS)
-            cells, at = page.cells, first & _MASK
-            part = min(count - done, PAGE_BLOCKS - at)
+        for cells, at, part in self.parts(table, chunk, block, count):
             yield from zip(
                 cells[at : at + part],
                 cells[PAGE_BLOCKS + at : PAGE_BLOCKS + at + part],
                 cells[_LSN + at : _LSN + at + part],
                 strict=True,
             )
+
+    def parts(
+        self, table: Table, chunk: int, block: int, count: int
+    ) -> Iterator[tuple[array[int], int, int]]:
+        """The same by page: (its cells, first one, how many). Locations are ``cells[at : at + part]``,
+        checksums ``PAGE_BLOCKS`` further; a hole has 0 in both."""
+        done = 0
+        while done < count:
+            first = block + done
+            page = self.page(table, chunk * PAGES_PER_CHUNK + first // PAGE_BLOCKS)
+            at = first & _MASK
+            part = min(count - done, PAGE_BLOCKS - at)
+            yield page.cells, at, part
             done += part

@@ -8,6 +8,7 @@ the loop.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -113,21 +114,18 @@ class Reader:
     def _locate(self, replica: Replica, chunk: int, block: int, count: int) -> tuple[bytes, list[Extent]]:
         """Checksums, and the pieces that lie together in a file."""
         sums: list[bytes] = []
-        extents: list[Extent] = []
-        start = size = begin = 0
+        pieces: list[list[int]] = []  # location, place in the result, size
         at = 0
-        for location, check, _ in self._index.find(replica.table, chunk, block, count):
-            sums.append(check.to_bytes(8, "little") if location else _NO_SUM)
-            if size and location != start + size:
-                extents.append(self._extent(replica, chunk, block, start, begin, size))
-                size = 0
-            if location:
-                if not size:
-                    start, begin = location, at
-                size += BLOCK_SIZE
-            at += BLOCK_SIZE
-        if size:
-            extents.append(self._extent(replica, chunk, block, start, begin, size))
+        for cells, first, part in self._index.parts(replica.table, chunk, block, count):
+            sums.append(cells[PAGE_BLOCKS + first : PAGE_BLOCKS + first + part].tobytes())
+            for location, size in _pieces(cells[first : first + part]):
+                last = pieces[-1] if pieces else None
+                if location and last and last[0] + last[2] == location and last[1] + last[2] == at:
+                    last[2] += size
+                elif location:
+                    pieces.append([location, at, size])
+                at += size
+        extents = [self._extent(replica, chunk, block, *piece) for piece in pieces]
         return b"".join(sums), extents
 
     def _extent(self, replica: Replica, chunk: int, block: int, location: int, at: int, size: int) -> Extent:
@@ -274,6 +272,14 @@ class Reader:
             chunk=chunk,
             block=block,
         )
+
+
+def _pieces(locations: array[int]) -> list[tuple[int, int]]:
+    """(location, bytes) of what lies together; location 0: a hole. Mostly one piece: one comparison."""
+    first, count = locations[0], len(locations)
+    if locations == array("Q", range(first, first + count * BLOCK_SIZE, BLOCK_SIZE)) and first:
+        return [(first, count * BLOCK_SIZE)]
+    return [(location, BLOCK_SIZE) for location in locations]
 
 
 def _first_bad_beside_holes(sums: bytes, view: memoryview) -> int:

@@ -109,6 +109,9 @@ class Replica:
         begins = state.copy is not None and (former.copy is None or former.copy.base != state.copy.base)
         applied = state.base if begins else former.commit
         if begins:
+            # The copy brings what is above ``above``: up to there the index must be complete. Live, that was
+            # applied when it became durable; a replay learns only here that those records are committed.
+            self.apply(index, state.copy.above if state.copy is not None else 0)
             self.tail, self.tail_from = {}, applied + 1
         for lsn in range(state.last + 1, former.last + 1):
             self.tail.pop(lsn, None)
