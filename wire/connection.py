@@ -231,7 +231,7 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         out = self._out
-        if not out or self._paused or self._transport is None:
+        if not out or self._paused or self._transport is None or self._transport.is_closing():
             return
         self._out_size = 0
         self._transport.writelines(out)
@@ -277,7 +277,8 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         self.closed = self._stopped = True
         if self._transport is None:
             return
-        self._transport.writelines(self._out)
+        if not self._transport.is_closing():  # uvloop raises then; the peer is gone, connection_lost follows
+            self._transport.writelines(self._out)
         self._out.clear()
         self._out_size = 0
         self._transport.close()
