@@ -31,6 +31,7 @@ class Peer:
         "applied",
         "avoided",
         "base",
+        "blocked_ms",
         "commit_sent",
         "durable",
         "flush_sent",
@@ -74,6 +75,7 @@ class Peer:
         self.retry_ms = 0
         self.limit_base = self.limit_end = 0
         self.full = False
+        self.blocked_ms = 0  # since when it is full and owed a record; 0: it is not
         self.lease_until_ms = 0
         self.base: Position = ZERO_POSITION  # of its copy
         self.source = 0  # replica that it is copied from; 0: none

@@ -24,6 +24,7 @@ from moorage.wire.errors import (
 )
 
 RETRY_MS = 200  # a refused member is sealed again after this
+BLOCKED_MS = 5_000  # a full member gets a copy after this, if the others have room
 PROBE_MS = 100  # a member that owes acknowledgements is asked how far it is
 
 
@@ -372,6 +373,9 @@ class Recovery(Counting):
         if peer.next < self.window.first:
             self._lag(peer, fresh=False)
             return
+        if self._is_blocked(peer, now_ms):
+            self._lag(peer, fresh=False)
+            return
         owes = (
             (peer.durable if self.sync else peer.received) < peer.next - 1
             or peer.durable < min(self._flush_to, peer.received)
@@ -385,6 +389,17 @@ class Recovery(Counting):
         if owes and now_ms - peer.progressed_ms >= PROBE_MS:
             peer.notice = True
             peer.flush_sent = 0
+
+    def _is_blocked(self, peer: Peer, now_ms: int) -> bool:
+        """A full member cannot get at the discards behind the write that it has no room for. Once others have
+        room again it is copied to, which skips both."""
+        entry = self.window.entries.get(peer.next)
+        if not peer.full or entry is None or entry.end <= peer.limit_end:
+            peer.blocked_ms = 0
+            return False
+        peer.blocked_ms = peer.blocked_ms or now_ms
+        others = [other for other in self.peers.values() if other is not peer]
+        return now_ms - peer.blocked_ms >= BLOCKED_MS and not any(other.full for other in others)
 
     # -- membership change -----------------------------------------------------------------------------
 

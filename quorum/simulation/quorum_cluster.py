@@ -165,7 +165,21 @@ class QuorumCluster:
             self._cancel_change()
         elif roll < 0.36:
             self._rot()
+        elif roll < 0.44:
+            self._strand(holder.name)
         self._schedule_management()
+
+    def _strand(self, name: str) -> None:
+        """Leave the holder alone with a minority of the members, and let another take over: a zombie."""
+        rng = self.kernel.rng
+        members = [f"r{replica}" for replica in self.metadata.members]
+        minority = rng.sample(members, (len(members) - 1) // 2)
+        others = [other for other in (*CLIENTS, *members) if other not in (name, *minority)]
+        self.kernel.note(f"strands {name} with {minority}")
+        self.network.split([name, *minority], others)
+        up = [other for other in CLIENTS if other != name and other not in self.nemesis.down]
+        if up:
+            self._take_over(rng.choice(up))
 
     def _take_over(self, name: str) -> None:
         self.takeovers += 1

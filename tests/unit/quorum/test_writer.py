@@ -360,6 +360,22 @@ def test_a_member_behind_the_window_is_copied() -> None:
     assert writer.take_done() == ["a"] and 3 in writer.readable()
 
 
+def test_a_full_member_does_not_stay_behind_for_ever() -> None:
+    writer = make()
+    for replica in (1, 2, 3):
+        writer.sealed(replica, 1, answer(space_limit=ROOM if replica < 3 else 100, full=replica == 3))
+    send_all(writer)
+    for replica in (1, 2, 3):
+        ack(writer, replica, 1, applied=1, limit=0, flags=WHOLE | (FULL if replica == 3 else 0))
+    write(writer)
+    assert send_all(writer) == {1: [2], 2: [2]}
+    writer.tick(1000)
+    writer.tick(4000)
+    assert writer.peers[3].status is Status.STREAMING
+    writer.tick(6000)
+    assert writer.peers[3].status is not Status.STREAMING
+
+
 def test_the_source_of_a_copy_may_change() -> None:
     writer = lagging()
     writer.tick(10)
