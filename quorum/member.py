@@ -136,8 +136,9 @@ class Member:
         """
         state = self.state
         if epoch < state.epoch or (epoch == state.epoch and writer != state.writer):
+            whom = "to another writer" if epoch == state.epoch else f"and refuses {epoch}"
             raise Fenced(
-                f"replica {state.replica} has promised epoch {state.epoch}, not {epoch}", promised=state.epoch
+                f"replica {state.replica} has promised epoch {state.epoch} {whom}", promised=state.epoch
             )
         if epoch > state.epoch:
             self._promise(epoch, writer)
