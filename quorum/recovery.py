@@ -328,6 +328,8 @@ class Recovery(Counting):
         if epoch != self.epoch or peer is None:
             return
         if code == FENCED:
+            if promised <= self.epoch and session != peer.session:
+                return  # it serves a later session of this very writer
             self._end(
                 Fenced(f"replica {replica} has promised epoch {promised} to another", promised=promised)
             )

@@ -253,6 +253,15 @@ def test_fenced() -> None:
     assert writer.take_unfinished() == ["a"]
 
 
+def test_a_former_session_that_is_refused_does_not_end_the_writer() -> None:
+    writer = serving()
+    writer.connected(2)
+    writer.nack(2, EPOCH, EPOCH, 1, 1, FENCED)
+    assert writer.ended is None
+    writer.nack(2, EPOCH, EPOCH, 1, 2, FENCED)
+    assert isinstance(writer.ended, Fenced), "another writer in the same epoch"
+
+
 def test_window_is_bounded() -> None:
     writer = serving(window_records=8)
     while write(writer) > 0:
