@@ -60,7 +60,11 @@ class Checkpointer:
             replicas = self._replicas()
             tombstones = self._changed_tombstones(each.table for each in self._fold.replicas.values())
             pages = list(self._index.dirty)
-            kept = [each for each in self._log.segments.values() if each.number not in freed]
+            kept = [
+                each
+                for each in self._log.segments.values()
+                if each.number not in freed and each.number <= segment
+            ]
             meta = Meta(
                 segment,
                 offset,

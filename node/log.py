@@ -85,6 +85,7 @@ class Log:
         self.current: Segment | None = None
         self.group = 0  # number of the last durable group commit
         self.last_number = 0  # of a segment
+        self._durable_segment: Segment | None = None  # in which the last durable group commit is
         self._previous = 0
         self._previous_end = 0
         self._queue: deque[Queued] = deque()
@@ -118,10 +119,11 @@ class Log:
         return not self._queue and not self._busy
 
     def end(self) -> tuple[int, int, int]:
-        """(segment, offset, group) where the next group commit goes: where a replay from now would begin."""
-        if self.current is None:
+        """(segment, offset, group) behind the last durable group commit: where a replay from now would begin.
+        The current segment is not it while its first group is under way: a crash may lose its header."""
+        if self._durable_segment is None:
             violated("the log has no segment yet")
-        return self.current.number, self.current.end, self.group + 1
+        return self._durable_segment.number, self._durable_segment.end, self.group + 1
 
     def room(self) -> int:
         """Bytes in free segments and in the rest of the current one."""
@@ -253,6 +255,7 @@ class Log:
         """No await in here: ``group``, ``end`` and the replicas' states move together."""
         self.group += 1
         segment.end = start + size
+        self._durable_segment = segment
         self._metrics.group_commit(len(taken), size)
         self.written_bytes += size
         location = segment.number << OFFSET_BITS | (start + data_at)

@@ -77,7 +77,10 @@ class Harness:
         report = await self.store.open()
         assert not report.damaged, report
         for identity, model in list(self.models.items()):
-            self.recovered(model, self.store.replica(identity))
+            replica = self.store.replica(identity)
+            self.recovered(model, replica)
+            await self.check(model)  # what it shows fits what it says that it has applied
+            self.store.apply(replica, model.commit)
 
     def recovered(self, model: Model, replica: Replica) -> None:
         """Nothing durable is missing, nothing is there that was never handed over."""
@@ -105,7 +108,6 @@ class Harness:
         model.durable = state.last
         model.commit = min(common, state.last)
         replica.on_persisted = lambda ticket: self.persisted(model, ticket)
-        self.store.apply(replica, model.commit)
 
     def persisted(self, model: Model, ticket: int) -> None:
         model.durable = max(model.durable, model.tickets.get(ticket, 0))
