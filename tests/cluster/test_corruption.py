@@ -39,7 +39,7 @@ def find_bytes(directory: Path, pattern: str, needle: bytes) -> list[tuple[Path,
 async def test_a_flipped_byte_of_data_is_read_from_another_replica_and_repaired(
     local: LocalCluster, cluster: moorage.Cluster, until: Until, read_from: Until
 ) -> None:
-    needle = b"a block that rots " * 200
+    needle = b"a block that rots " * 300
     await cluster.create_volume("rot", size=16 * MIB, replicas=3)
     async with await cluster.attach("rot") as volume:
         await volume.write(0, needle.ljust(MIB, b"."))
