@@ -368,7 +368,12 @@ class GroupSession:
             "device": source.link.device,
             "replica": source.replica,
         }
-        params = {"base": list(order.base), "fresh": order.fresh, "source": where}
+        params = {
+            "base": list(order.base),
+            "history": order.history,
+            "fresh": order.fresh,
+            "source": where,
+        }
         await self._call(member, order.session, "node.copy", params)
         self.writer.copy_started(order.replica, order.session)
         self.kick()

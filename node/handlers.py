@@ -297,7 +297,8 @@ class Handlers:
                 raise Invalid("base: use [epoch, LSN]")
         session = _number(params, "session", (1 << 32) - 1)
         epoch, writer = _number(params, "epoch", EPOCH_MAX), _number(params, "writer", LSN_MAX)
-        member.core.copy(session, epoch, writer, source, base, bool(params.get("fresh")))
+        fresh, history = bool(params.get("fresh")), params.get("history", ())
+        member.core.copy(session, epoch, writer, source, base, fresh, history)
         member.drain()
         member.send_ack()
         return {}
@@ -349,6 +350,8 @@ class Handlers:
         _require_orderer(context)
         self._require_device()
         identity = _number(params, "replica", LSN_MAX)
+        if identity in self._creating:
+            await asyncio.shield(self._creating[identity])
         self._sessions.find(identity)
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -14,7 +14,7 @@ from moorage.wire.errors import violated
 History = list[tuple[int, int]]
 
 UNKNOWN = 0
-KEPT = 64  # entries kept below the commit LSN: one for each attachment that left a record
+KEPT = 256  # entries kept below the commit LSN: one for each attachment that left a record
 
 
 def epoch_at(history: History, lsn: int) -> int:

@@ -22,7 +22,7 @@ all tickets up to t.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from moorage.quorum import history as epochs
 from moorage.quorum.lease import LEASE_MS, GrantedLease
@@ -425,12 +425,20 @@ class Member:
     # -- copy: a member that is too far behind ---------------------------------------------------------
 
     def copy(
-        self, session: int, epoch: int, writer: int, source: object, base: Position, fresh: bool
+        self,
+        session: int,
+        epoch: int,
+        writer: int,
+        source: object,
+        base: Position,
+        fresh: bool,
+        history: Sequence[Sequence[int]] = (),
     ) -> None:
         """Become a copy: forget the log, begin it anew behind ``base``, and pull what is missing from
         ``source``. The order for the base that it has already resumes (perhaps with another source). It
-        begins a new session: what was acknowledged before is not confused with what comes.
-        Raises :class:`Stale` for an old session, or a base that is not ahead."""
+        begins a new session: what was acknowledged before is not confused with what comes. ``history``:
+        epochs of the log up to the base. Raises :class:`Stale` for an old session, or a base that is not
+        ahead."""
         state = self.state
         if (epoch, writer) != (state.epoch, state.writer) or not self._answered or session <= self.session:
             raise Stale("the session of this copy is over")
@@ -438,7 +446,7 @@ class Member:
         if not resume:
             if not fresh and base.lsn <= state.commit:
                 raise Stale("the base of a copy must be ahead of the replica", commit=state.commit)
-            self._begin_copy(base, fresh)
+            self._begin_copy(base, fresh, history)
         self.session = session
         self.space_limit -= self.charged
         self.charged = 0
@@ -448,14 +456,18 @@ class Member:
             self._pull += 1
             self._effects.append(Pull(self._pull, source, base, copy.above, fresh, resume))
 
-    def _begin_copy(self, base: Position, fresh: bool) -> None:
+    def _begin_copy(self, base: Position, fresh: bool, history: Sequence[Sequence[int]]) -> None:
         if self.state.commit > self._applied:
             self._apply()
         state = self.state
         above = state.copy.above if state.copy is not None else state.commit
         until = base if fresh or state.newest.lsn < base.lsn else state.newest
         state.copy = CopyState(base, 0 if fresh else above, until, state.vote)
-        state.history = [(base.epoch, base.lsn)]
+        known = [(e, first) for e, first in history]
+        if epochs.position_at(known, base.lsn) == base:
+            state.history = known
+        else:
+            state.history = [(base.epoch, base.lsn)]
         state.commit = state.last = self.matched = self._applied = base.lsn
         self.whole = False
         self._whole_ticket = 0

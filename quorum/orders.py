@@ -152,13 +152,15 @@ class ReadTail:
 @dataclass(frozen=True, slots=True)
 class CopyOrder:
     """Send ``copy`` to this member: success goes to ``writer.copy_started``, an error to ``writer.refused``.
-    ``session`` is the new session that it begins. ``source`` is a replica id: the shell adds its address."""
+    ``session`` is the new session that it begins. ``source`` is a replica id: the shell adds its address.
+    ``history``: epochs of the log up to the base, which the copy must know to compare logs later."""
 
     replica: int
     session: int
     source: int
     base: Position
     fresh: bool
+    history: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,7 +288,15 @@ class SimClient:
             self._tail = (order, order.from_lsn)
             self._ask_tail()
         elif isinstance(order, CopyOrder):
-            fields = (order.session, writer.epoch, writer.writer, order.source, order.base, order.fresh)
+            fields = (
+                order.session,
+                writer.epoch,
+                writer.writer,
+                order.source,
+                order.base,
+                order.fresh,
+                order.history,
+            )
             self._send(order.replica, "copy", *fields)
             self._deadline(writer, order.replica, order.session, Status.ORDERED)
         elif isinstance(order, ConfigurationReady):

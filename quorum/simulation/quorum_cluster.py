@@ -167,6 +167,8 @@ class QuorumCluster:
             self._rot()
         elif roll < 0.44:
             self._strand(holder.name)
+        elif roll < 0.50 and not self.sync:
+            self._power_loss(holder.name)
         self._schedule_management()
 
     def _strand(self, name: str) -> None:
@@ -180,6 +182,16 @@ class QuorumCluster:
         up = [other for other in CLIENTS if other != name and other not in self.nemesis.down]
         if up:
             self._take_over(rng.choice(up))
+
+    def _power_loss(self, name: str) -> None:
+        """Holder and members forget what was not synced, all but one, which nobody hears for a while."""
+        members = [f"r{replica}" for replica in self.metadata.members]
+        survivor = self.kernel.rng.choice(members)
+        self.kernel.note(f"power loss for {name} and all but {survivor}")
+        self.network.isolate(survivor, [*members, *CLIENTS])
+        for victim in (name, *members):
+            if victim != survivor and victim not in self.nemesis.down:
+                self.nemesis.crash_one(victim)
 
     def _take_over(self, name: str) -> None:
         self.takeovers += 1

@@ -215,9 +215,10 @@ class SimNode:
         copy_from: int,
         base: Position,
         fresh: bool,
+        history: tuple[tuple[int, int], ...],
     ) -> None:
         try:
-            member.copy(session, epoch, writer, copy_from, base, fresh)
+            member.copy(session, epoch, writer, copy_from, base, fresh, history)
         except Stale:
             self._send(source, "no_copy", epoch, session)
             return
