@@ -61,7 +61,7 @@ class MemberShell:
     def drain(self, records: list[Record] | None = None, heads: bytes | None = None) -> None:
         """Give the core's effects to the store. ``heads`` are those of ``records``, as they were sent."""
         effects = self.core.take_effects()
-        if not effects:
+        if not effects or self.store.failed is not None:
             return
         store, replica = self.store, self.replica
         for effect in effects:
@@ -96,7 +96,7 @@ class MemberShell:
 
     def accepted(self) -> None:
         """Records were accepted: in writeback mode say so, once per loop turn."""
-        if self.core.room < self._grant_target // 2:
+        if self.core.room < self._low_water():
             self.grant()
         else:
             self._account(self.core.room)
@@ -135,13 +135,17 @@ class MemberShell:
         """Promise room for more records. An eager writer is promised more each time, up to ``GRANT_MAX``:
         idle ones must not sit on what others need."""
         core = self.core
-        if core.charged and core.room < self._grant_target // 2:
+        if core.charged and core.room < self._low_water():
             self._grant_target = min(2 * self._grant_target, GRANT_MAX)
         held = core.room
         wanted = min(self._grant_target, held + self.store.room())
         full = wanted < GRANT_MIN
         core.grant(max(held, 0 if full else wanted), full)
         self._account(core.room)
+
+    def _low_water(self) -> int:
+        """Above this no more is promised: so it has to be enough for any one record."""
+        return self._grant_target * 3 // 4
 
     def _account(self, room: int) -> None:
         self.store.granted += room - self._accounted
@@ -150,7 +154,7 @@ class MemberShell:
     def regrant(self) -> None:
         """From time to time: space may have come back."""
         core = self.core
-        if self.conn is not None and (core.full or core.room < self._grant_target // 2):
+        if self.conn is not None and (core.full or core.room < self._low_water()):
             self.grant()
             self.send_ack()
 
@@ -204,6 +208,9 @@ class MemberShell:
 
     def release(self, epoch: int, writer: int) -> None:
         self.core.release(epoch, writer)
+        if (epoch, writer) == (self.core.state.epoch, self.core.state.writer):
+            self.conn = None  # a detach: what it was promised is free for others
+            self._account(0)
         self._try_seal_answer()
 
     def _end_seal(self, error: MoorageError) -> None:

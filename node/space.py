@@ -20,7 +20,7 @@ INDEX_SHARE = 32  # 24 bytes of 4096 is 1/170; LMDB's free pages and half-full l
 INDEX_MIN = 8 << 20
 GRANT_FIRST = 8 << 20  # what a new session gets
 GRANT_MAX = 64 << 20  # more than a writer's window: a grant never is what a fast writer waits for
-GRANT_MIN = 4 << 20  # a write of a whole chunk: less than that is no use, so the device calls itself full
+GRANT_MIN = 5 << 20  # a record of a whole chunk: less than that is no use, so the device calls itself full
 # The log spends more than records' bytes: a frame's header, entry heads, alignment, the rest of a segment.
 OVERHEAD_PER_MILLE = 1250
 

@@ -42,6 +42,7 @@ from moorage.wire.errors import Behind, DeviceFailed, MoorageError, NoReplica
 log = logging.getLogger(__name__)
 
 READY_SEGMENTS = 3  # allocated ahead: at full speed one lasts longer than it takes to allocate the next
+EXTRA_SEGMENTS = 2  # past the capacity, when nothing else lets compaction go on
 FREE_LOW = 2  # compaction needs somewhere to write
 UPKEEP_SECONDS = 0.1
 UPKEEP_RETRY_SECONDS = 2.0
@@ -349,6 +350,9 @@ class Store:
     async def allocate(self) -> None:
         """Have a few segments ready: a group commit never waits for an allocation."""
         while len(self.log.free) < READY_SEGMENTS and len(self.all_files) < self.layout.slots:
+            self.log.add_free(await self.allocate_one())
+        if self.log.stalled and len(self.all_files) < self.layout.slots + EXTRA_SEGMENTS:
+            log.warning("the reserve is used up: one segment more than the capacity allows")
             self.log.add_free(await self.allocate_one())
 
     async def allocate_one(self) -> Segment:
