@@ -456,8 +456,8 @@ class RaftCluster:
 
     def _check_leader(self, member: SimMember, core: Raft) -> None:
         """Election safety, leader completeness, one configuration change at a time."""
-        if not core.is_leader:
-            return
+        if not core.is_leader or core.stored_term < core.term:
+            return  # see _check_log: a lone voter leads nobody before its term is stored
         first = core.term not in self.leader_of
         if self.leader_of.setdefault(core.term, core.name) != core.name:
             self._fail(f"two leaders in term {core.term}: {core.name}, {self.leader_of[core.term]}")

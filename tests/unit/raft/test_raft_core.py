@@ -182,6 +182,23 @@ def test_a_leader_counts_its_own_disk_only_when_stored() -> None:
     assert raft.commit == index
 
 
+def test_entries_of_old_terms_are_not_committed_by_counting() -> None:
+    """Raft section 5.4.2, figure 8: such an entry may still be replaced, although a majority holds it."""
+    entries = [Entry(1, 1, COMMAND, b"old")]
+    raft = Raft("a", Log(Snapshot(0, 0, config("a", "b", "c")), entries), Random(1), HardState(3, None))
+    raft.step("b", VoteRequest(4, 0, 0, False, False))
+    raft.step("b", TimeoutNow(4))
+    store(raft)
+    raft.step("c", VoteReply(5, False, True))
+    store(raft)
+    assert raft.is_leader and raft.log.last_index == 2
+    raft.step("b", AppendReply(5, True, 1, 0, 0, 0))
+    raft.step("c", AppendReply(5, True, 1, 0, 0, 0))
+    assert raft.commit == 0
+    raft.step("b", AppendReply(5, True, 2, 0, 0, 0))
+    assert raft.commit == 2
+
+
 def test_an_acknowledgement_waits_for_the_disk() -> None:
     raft = core()
     entry = Entry(1, 1, COMMAND, b"x")
