@@ -107,10 +107,6 @@ class Checkpointer:
         for handle, (version, _) in tombstones.items():
             self._tombstones[handle] = version
 
-    def stored_tombstones(self, handle: int, version: int) -> None:
-        """What a start read is what is stored."""
-        self._tombstones[handle] = version
-
     def _trim_tails(self, segment: int) -> None:
         """Applied records in older segments are not kept for others: their segments may go."""
         for replica in self._fold.replicas.values():

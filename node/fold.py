@@ -15,7 +15,7 @@ import msgpack
 from moorage.node.index import Index, Table
 from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import Entry, EntryKind, ParsedEntry, Run, RunKind, unpack_heads, unpack_runs
-from moorage.node.tombstones import Tombstones
+from moorage.node.tombstones import Range, Tombstones
 from moorage.quorum.record import BLOCK_SIZE, Kind, Record
 from moorage.quorum.state import MemberState
 from moorage.wire.errors import Corrupt
@@ -30,8 +30,11 @@ class Fold:
         self.next_handle = 1
         self.changed: set[int] = set()  # replicas to store with the next checkpoint, and those gone
         self.dead: dict[int, set[int]] = {}  # handles to sweep: page numbers already accounted for
-        self.replaying = False
+        self.stored_tombstones: dict[int, list[Range]] = {}  # during a start: handle -> what LMDB has
         self.on_damage: Callable[[Replica, str], None] = _ignore
+
+    def new_table(self, handle: int) -> Table:
+        return Table(handle, Tombstones(self.stored_tombstones.get(handle)))
 
     def take_handle(self) -> int:
         handle = self.next_handle
@@ -121,7 +124,7 @@ class Fold:
         if identity in self.replicas:
             return
         info = ReplicaInfo(*msgpack.unpackb(body))
-        self.replicas[identity] = Replica(info, Table(handle, Tombstones()), MemberState(identity))
+        self.replicas[identity] = Replica(info, self.new_table(handle), MemberState(identity))
         self.changed.add(identity)
 
     # -- kinds ----------------------------------------------------------------------------------------
@@ -130,7 +133,7 @@ class Fold:
         if kind == EntryKind.RESET:
             self.next_handle = max(self.next_handle, handle + 1)
             self._bury(replica.table)
-            replica.table = Table(handle, Tombstones())
+            replica.table = self.new_table(handle)
             replica.found = ""
         replica.fold_note(self._index, packed)
 

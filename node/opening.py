@@ -52,6 +52,7 @@ class Opening:
         self._fold = store.fold
         self._report = Report()
         self._seen: dict[int, int] = {}  # handle -> greatest LSN in its stored index
+        self._bad_pages: dict[int, int] = {}  # handle -> a page that does not match its checksum
 
     async def run(self) -> Report:
         store, report = self._store, self._report
@@ -88,18 +89,16 @@ class Opening:
     async def _load_checkpoint(self, index_store: IndexStore, meta: Meta) -> None:
         fold = self._fold
         fold.next_handle = meta.next_handle
-        tombstones = await self._lane.run(index_store.tombstones)
-        stored = await self._lane.run(lambda: list(index_store.replicas()))
-        handles: dict[int, Replica] = {}
-        for identity, packed in stored:
-            replica = self._unpack(identity, packed, tombstones)
-            fold.replicas[identity] = replica
-            handles[replica.table.handle] = replica
-            self._store.checkpointer.stored_tombstones(replica.table.handle, replica.table.tombstones.version)
-            self._seen[replica.table.handle] = max((lsn for _, _, lsn in replica.table.tombstones), default=0)
-        await self._count_live(index_store, handles)
+        # A crash in the middle of a checkpoint leaves pages and tombstones also of tables whose replicas only
+        # the log knows: they are matched after the replay.
+        fold.stored_tombstones = await self._lane.run(index_store.tombstones)
+        for handle, ranges in fold.stored_tombstones.items():
+            self._seen[handle] = max(lsn for _, _, lsn in ranges)
+        for identity, packed in await self._lane.run(lambda: list(index_store.replicas())):
+            fold.replicas[identity] = self._unpack(identity, packed)
+        await self._count_live(index_store)
 
-    def _unpack(self, identity: int, packed: Any, tombstones: dict[int, Any]) -> Replica:
+    def _unpack(self, identity: int, packed: Any) -> Replica:
         if packed is None:  # its entry is damaged: all that is known is that it was here
             replica = Replica(
                 ReplicaInfo(identity, 0, 0, "sync", 0), Table(0, Tombstones()), MemberState(identity)
@@ -107,9 +106,7 @@ class Opening:
             replica.damage(f"the index entry of replica {identity} does not match its checksum")
             return replica
         info, handle, state, pending = packed
-        replica = Replica(
-            ReplicaInfo(*info), Table(handle, Tombstones(tombstones.get(handle))), MemberState.unpack(state)
-        )
+        replica = Replica(ReplicaInfo(*info), self._fold.new_table(handle), MemberState.unpack(state))
         replica.tail_from = replica.state.commit + 1
         for head, location in pending:
             record, _, _ = decode_head(head)
@@ -117,21 +114,19 @@ class Opening:
         replica.validate()
         return replica
 
-    async def _count_live(self, index_store: IndexStore, handles: dict[int, Replica]) -> None:
+    async def _count_live(self, index_store: IndexStore) -> None:
         """Read every stored page once: checksums, and how much of each segment is alive."""
         handle = number = 0
         while True:
             pages = await self._lane.run(partial(index_store.pages, handle, number, _SCAN_PAGES, whole=True))
             for page in pages:
-                replica = handles.get(page.handle)
-                if replica is None:
-                    self._fold.dead.setdefault(page.handle, set())
-                elif page.cells is None:
-                    self._fold.damage(replica, f"index page {page.number} does not match its checksum")
-                if page.cells is not None:
+                self._seen.setdefault(page.handle, 0)
+                if page.cells is None:
+                    self._bad_pages[page.handle] = page.number
+                else:
                     self._count(page.cells)
                     lsn = max(memoryview(page.cells)[512:].cast("Q"))
-                    self._seen[page.handle] = max(self._seen.get(page.handle, 0), lsn)
+                    self._seen[page.handle] = max(self._seen[page.handle], lsn)
             if len(pages) < _SCAN_PAGES:
                 return
             handle, number = pages[-1].handle, pages[-1].number + 1
@@ -148,6 +143,7 @@ class Opening:
         """Walk the log behind the checkpoint; returns its end."""
         at = self._first(found, meta, fresh)
         if at is None:
+            self._catch_up()
             return Cursor(0, FIRST_FRAME, meta.group)
         replay = Replay(found, at, self._store.layout.segment_size)
         while steps := await self._lane.run(replay.batch):
@@ -172,10 +168,19 @@ class Opening:
     def _catch_up(self) -> None:
         """A crash in the middle of a checkpoint leaves pages that are newer than the replicas' states. What
         is in an index had been applied: so it is committed, and the log has all of it."""
-        for replica in self._fold.replicas.values():
+        fold = self._fold
+        fold.stored_tombstones = {}
+        for replica in fold.replicas.values():
+            handle = replica.table.handle
+            if handle in self._bad_pages:
+                number = self._bad_pages[handle]
+                fold.damage(replica, f"index page {number} does not match its checksum")
             if replica.state.copy is None and not replica.damaged:
-                self._fold.apply(replica, self._seen.get(replica.table.handle, 0))
+                fold.apply(replica, self._seen.get(handle, 0))
             replica.settle()
+        known = {replica.table.handle for replica in fold.replicas.values()}
+        for handle in self._seen.keys() - known:
+            fold.dead.setdefault(handle, set())
 
     def _step(self, step: Step) -> None:
         match step.verdict:

@@ -370,3 +370,18 @@ async def test_newer_blocks_come_from_memory_and_disk(rig: Rig) -> None:
             assert lsn > mark and (chunk, number) not in found
             found[chunk, number] = bytes(data[at * BLOCK_SIZE : (at + 1) * BLOCK_SIZE])
     assert found == expected
+
+
+async def test_half_a_checkpoint_of_a_replica_that_only_the_log_knows(rig: Rig) -> None:
+    """Its pages and tombstones are in the index already, its description is not: they are not garbage."""
+    await rig.write(0, 3, block(1))
+    await rig.write(2, 3, block(2))
+    await rig.discard(0, 1)
+    await rig.store.checkpointer._store_pages(list(rig.store.index.dirty))
+    await rig.store.close(checkpoint=False)
+    assert not (await rig.open()).damaged
+    await rig.store.checkpoint()  # sweeps what belongs to nobody
+    await rig.reopen()
+    assert (await rig.read(2, 3))[1] == block(2)
+    assert (await rig.read(0, 3))[1] is None
+    assert rig.store.replica(1).state.commit == 3
