@@ -231,7 +231,7 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         out = self._out
-        if not out or self._paused or self._transport is None or self._transport.is_closing():
+        if not out or self._paused or self._transport is None:
             return
         self._out_size = 0
         self._transport.writelines(out)
@@ -277,12 +277,19 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         self.closed = self._stopped = True
         if self._transport is None:
             return
-        if not self._transport.is_closing():  # uvloop raises then; the peer is gone, connection_lost follows
+        try:
             self._transport.writelines(self._out)
+        except RuntimeError:  # uvloop, when a connect was cancelled: closed behind our back, and nobody told
+            self._loop.call_soon(self._gone)
+            return
         self._out.clear()
         self._out_size = 0
         self._transport.close()
         self._abort_timer = self._loop.call_later(LAST_WORDS_S, self._transport.abort)
+
+    def _gone(self) -> None:
+        if not self._lost.done():
+            self.connection_lost(None)
 
     async def wait_closed(self) -> None:
         await asyncio.shield(self._lost)
