@@ -371,6 +371,7 @@ class GroupSession:
         params = {
             "base": list(order.base),
             "history": order.history,
+            "floor": list(order.floor),
             "fresh": order.fresh,
             "source": where,
         }

@@ -298,7 +298,8 @@ class Handlers:
         session = _number(params, "session", (1 << 32) - 1)
         epoch, writer = _number(params, "epoch", EPOCH_MAX), _number(params, "writer", LSN_MAX)
         fresh, history = bool(params.get("fresh")), params.get("history", ())
-        member.core.copy(session, epoch, writer, source, base, fresh, history)
+        floor = Position(*params.get("floor", (0, 0)))
+        member.core.copy(session, epoch, writer, source, base, fresh, history, floor)
         member.drain()
         member.send_ack()
         return {}

@@ -261,6 +261,8 @@ class Member:
             self.matched = end
         if commit > state.commit:
             self._advance(commit)
+        if state.copy is not None:
+            self._maybe_whole()  # the log may have reached the floor
         if flags & FLUSH and not self.sync:
             self._sync()
         return OK
@@ -323,8 +325,6 @@ class Member:
             return
         state.commit = commit
         epochs.trim(state.history, commit)
-        if state.copy is not None:
-            self._maybe_whole()
 
     # -- durability ----------------------------------------------------------------------------------
 
@@ -433,12 +433,13 @@ class Member:
         base: Position,
         fresh: bool,
         history: Sequence[Sequence[int]] = (),
+        floor: Position = ZERO_POSITION,
     ) -> None:
         """Become a copy: forget the log, begin it anew behind ``base``, and pull what is missing from
         ``source``. The order for the base that it has already resumes (perhaps with another source). It
         begins a new session: what was acknowledged before is not confused with what comes. ``history``:
-        epochs of the log up to the base. Raises :class:`Stale` for an old session, or a base that is not
-        ahead."""
+        epochs of the log up to the base. ``floor``: position that its new log must reach before it is whole.
+        Raises :class:`Stale` for an old session, or a base that is not ahead."""
         state = self.state
         if (epoch, writer) != (state.epoch, state.writer) or not self._answered or session <= self.session:
             raise Stale("the session of this copy is over")
@@ -446,7 +447,7 @@ class Member:
         if not resume:
             if not fresh and base.lsn <= state.commit:
                 raise Stale("the base of a copy must be ahead of the replica", commit=state.commit)
-            self._begin_copy(base, fresh, history)
+            self._begin_copy(base, fresh, history, floor)
         self.session = session
         self.space_limit -= self.charged
         self.charged = 0
@@ -456,13 +457,18 @@ class Member:
             self._pull += 1
             self._effects.append(Pull(self._pull, source, base, copy.above, fresh, resume))
 
-    def _begin_copy(self, base: Position, fresh: bool, history: Sequence[Sequence[int]]) -> None:
+    def _begin_copy(
+        self, base: Position, fresh: bool, history: Sequence[Sequence[int]], floor: Position
+    ) -> None:
         if self.state.commit > self._applied:
             self._apply()
         state = self.state
         above = state.copy.above if state.copy is not None else state.commit
         until = base if fresh or state.newest.lsn < base.lsn else state.newest
-        state.copy = CopyState(base, 0 if fresh else above, until, state.vote)
+        if state.copy is not None:
+            floor = max(floor, state.copy.floor)
+        floor = max(floor, state.vote)
+        state.copy = CopyState(base, 0 if fresh else above, until, state.vote, floor)
         known = [(e, first) for e, first in history]
         if epochs.position_at(known, base.lsn) == base:
             state.history = known
@@ -507,6 +513,8 @@ class Member:
         state = self.state
         copy = state.copy
         if copy is None or not copy.copied or state.commit < copy.until.lsn:
+            return
+        if state.position < copy.floor:
             return
         if self._forked():
             self._dirty = True

@@ -153,7 +153,8 @@ class ReadTail:
 class CopyOrder:
     """Send ``copy`` to this member: success goes to ``writer.copy_started``, an error to ``writer.refused``.
     ``session`` is the new session that it begins. ``source`` is a replica id: the shell adds its address.
-    ``history``: epochs of the log up to the base, which the copy must know to compare logs later."""
+    ``history``: epochs of the log up to the base, which the copy must know to compare logs later.
+    ``floor``: position that its log must reach before it is whole."""
 
     replica: int
     session: int
@@ -161,6 +162,7 @@ class CopyOrder:
     base: Position
     fresh: bool
     history: tuple[tuple[int, int], ...]
+    floor: Position
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class Peer:
         self.base: Position = ZERO_POSITION  # of its copy
         self.source = 0  # replica that it is copied from; 0: none
         self.avoided = 0  # a source that failed it
-        self.floor = 0  # base of a fresh copy: not below this LSN
+        self.floor = ZERO_POSITION  # what a member that needs a fresh copy may have acknowledged
         self.fresh = False  # its copy must begin with an empty index
 
     @property

@@ -215,7 +215,7 @@ class Recovery(Counting):
         peer.fresh = fresh
         if fresh:
             # it may have acknowledged anything up to here, and will answer seals with its new log when whole
-            peer.floor = self.window.last
+            peer.floor = self.window.position_at(self.window.last)
         peer.source = 0
         if not base_known:
             peer.base = ZERO_POSITION
@@ -246,7 +246,7 @@ class Recovery(Counting):
         the window still reaches, keeps its base."""
         window = self.window
         keep = peer.base.lsn > 0 and peer.received + 1 >= window.first and not peer.fresh
-        needed = peer.base.lsn if keep else max(window.first - 1, peer.floor if peer.fresh else 0)
+        needed = peer.base.lsn if keep else window.first - 1
         sources = [
             other
             for other in self.peers.values()
@@ -255,20 +255,20 @@ class Recovery(Counting):
         if not sources:
             return
         source = max(sources, key=lambda other: (other.replica != peer.avoided, other.applied, other.replica))
-        base = peer.base if keep else window.position_at(min(source.applied, self.commit))
-        if not base.lsn or (not keep and peer.answer is not None and base < peer.answer.vote):
-            return  # its vote must not fall
         if not keep:
-            peer.base = base
+            peer.base = window.position_at(min(source.applied, self.commit))
             peer.received = peer.durable = 0
+        if not peer.base.lsn:
+            return
         peer.progressed_ms = self._now_ms
         peer.source = source.replica
         peer.session += 1
         peer.status = Status.ORDERED
         history = tuple(entry for entry in window.history if 0 < entry[1] <= peer.base.lsn)
-        self._orders.append(
-            CopyOrder(peer.replica, peer.session, source.replica, peer.base, peer.fresh, history)
+        order = CopyOrder(
+            peer.replica, peer.session, source.replica, peer.base, peer.fresh, history, peer.floor
         )
+        self._orders.append(order)
 
     def copy_started(self, replica: int, session: int) -> None:
         """The member took the CopyOrder: records behind its base follow."""

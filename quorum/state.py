@@ -33,18 +33,27 @@ class CopyState:
 
     ``base``: its log begins behind this committed position, which every source has applied.
     ``old``: the position that it had before, which is what it answers to a SEAL.
-    ``copied``: everything above ``above`` was copied; once ``until`` is applied too, it is whole again.
+    ``floor``: what it may have acknowledged: when whole it answers with its new log, which must not be lower.
+    ``copied``: everything above ``above`` was copied; once ``until`` is applied too, and the log has reached
+    the floor, it is whole again.
     """
 
-    __slots__ = ("above", "base", "copied", "old", "until")
+    __slots__ = ("above", "base", "copied", "floor", "old", "until")
 
     def __init__(
-        self, base: Position, above: int, until: Position, old: Position, copied: bool = False
+        self,
+        base: Position,
+        above: int,
+        until: Position,
+        old: Position,
+        floor: Position = ZERO_POSITION,
+        copied: bool = False,
     ) -> None:
         self.base = base
         self.above = above
         self.until = until
         self.old = old
+        self.floor = floor
         self.copied = copied
 
     def __repr__(self) -> str:
@@ -123,7 +132,10 @@ class MemberState:
 
     def pack(self) -> bytes:
         copy = self.copy
-        packed_copy = copy and [list(copy.base), copy.above, list(copy.until), list(copy.old), copy.copied]
+        packed_copy = None
+        if copy is not None:
+            ends = [list(copy.base), list(copy.until), list(copy.old), list(copy.floor)]
+            packed_copy = [ends, copy.above, copy.copied]
         history = [list(entry) for entry in self.history]
         fields = [VERSION, self.replica, self.epoch, self.writer, history, self.commit, self.last]
         packed: bytes = msgpack.packb([*fields, packed_copy, self.damaged])
@@ -169,5 +181,5 @@ class MemberState:
 def _unpack_copy(packed: list[Any] | None) -> CopyState | None:
     if packed is None:
         return None
-    base, above, until, old, copied = packed
-    return CopyState(Position(*base), above, Position(*until), Position(*old), copied)
+    (base, until, old, floor), above, copied = packed
+    return CopyState(Position(*base), above, Position(*until), Position(*old), Position(*floor), copied)

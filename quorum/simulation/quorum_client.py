@@ -246,9 +246,11 @@ class SimClient:
         if writer.phase < Phase.BARRIER:
             return
         if not self._adopted:
+            if not self.cluster.sync and writer.phase is not Phase.SERVING:
+                return  # until its barrier is committed another may choose another log, with more or less
             self._adopted = True
             observer.adopts(writer.epoch, writer.barrier, window.history)
-            self._committed = writer.commit
+            self._committed = max(window.first - 1, min(writer.commit, observer.last_committed))
         for lsn in range(self._committed + 1, writer.commit + 1):
             record = window.entries[lsn]
             if observer.commits(writer.epoch, record):
@@ -296,6 +298,7 @@ class SimClient:
                 order.base,
                 order.fresh,
                 order.history,
+                order.floor,
             )
             self._send(order.replica, "copy", *fields)
             self._deadline(writer, order.replica, order.session, Status.ORDERED)

@@ -216,9 +216,10 @@ class SimNode:
         base: Position,
         fresh: bool,
         history: tuple[tuple[int, int], ...],
+        floor: Position,
     ) -> None:
         try:
-            member.copy(session, epoch, writer, copy_from, base, fresh, history)
+            member.copy(session, epoch, writer, copy_from, base, fresh, history, floor)
         except Stale:
             self._send(source, "no_copy", epoch, session)
             return

@@ -408,8 +408,8 @@ def whole_while_copying(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hazard 25: a replica that is a mix counts and serves."""
     real = Member._begin_copy
 
-    def begin(self: Member, base: Position, fresh: bool, history: Any) -> None:
-        real(self, base, fresh, history)
+    def begin(self: Member, base: Position, *rest: Any) -> None:
+        real(self, base, *rest)
         self.whole = True
 
     monkeypatch.setattr(Member, "_begin_copy", begin)

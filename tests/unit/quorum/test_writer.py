@@ -353,7 +353,9 @@ def test_a_member_behind_the_window_is_copied() -> None:
     writer = lagging()
     assert writer.peers[3].status is Status.LAGGING and send_all(writer) == {}
     writer.tick(10)
-    assert writer.take_orders() == [CopyOrder(3, 3, 2, Position(EPOCH, 21), False, ((EPOCH, 1),))]
+    assert writer.take_orders() == [
+        CopyOrder(3, 3, 2, Position(EPOCH, 21), False, ((EPOCH, 1),), ZERO_POSITION)
+    ]
     writer.copy_started(3, 2)
     assert 3 not in send_all(writer), "an old session"
     writer.copy_started(3, 3)
@@ -392,7 +394,9 @@ def test_the_source_of_a_copy_may_change() -> None:
     writer.copy_started(3, 3)
     writer.nack(3, EPOCH, EPOCH, 21, 3, STALLED)
     writer.tick(20)
-    assert writer.take_orders() == [CopyOrder(3, 4, 1, Position(EPOCH, 21), False, ((EPOCH, 1),))]
+    assert writer.take_orders() == [
+        CopyOrder(3, 4, 1, Position(EPOCH, 21), False, ((EPOCH, 1),), ZERO_POSITION)
+    ]
 
 
 def test_damaged_and_forked_members_begin_anew() -> None:
