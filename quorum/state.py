@@ -5,9 +5,10 @@ it is whole, whether it is damaged.
 checkpoint. Two things change it durably, and the store logs both, in the order in which it gets them:
 
 * records (``Append``): on replay, call ``replay_record`` for each, in the order of the log;
-* notes (``Note``): the whole packed state; on replay it *replaces* the state (``unpack``); pending records
-  outside of ``base < lsn <= last`` are forgotten, and the rest up to ``commit`` is applied; first, when
-  ``drops_index`` says so, the index is dropped.
+* notes (``Note``): the whole packed state; on replay it *replaces* the state (``unpack``). If it begins a
+  copy, pending records up to ``copy.above`` are applied first (live, they were), unless ``drops_index`` says
+  that the index is dropped; then pending records outside of ``base < lsn <= last`` are forgotten, and the
+  rest up to ``commit`` is applied.
 
 Invariants (``validate``): commit <= last; the history covers every LSN from the commit LSN to the last;
 a copy's base is at or below the commit LSN.

@@ -139,6 +139,8 @@ class SimStore:
             self._merge(item[1])
         else:
             noted = MemberState.unpack(item[1])
+            if noted.copy is not None:
+                self.apply(min(noted.copy.above, state.last))  # what a copy builds on was applied
             self._take_note(noted, state)
             state = noted
             self.apply(state.commit)
