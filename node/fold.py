@@ -31,6 +31,7 @@ class Fold:
         self.changed: set[int] = set()  # replicas to store with the next checkpoint, and those gone
         self.dead: dict[int, set[int]] = {}  # handles to sweep: page numbers already accounted for
         self.stored_tombstones: dict[int, list[Range]] = {}  # during a start: handle -> what LMDB has
+        self.seen: dict[int, int] = {}  # during a start: handle -> greatest LSN that had been in its index
         self.on_damage: Callable[[Replica, str], None] = _ignore
 
     def new_table(self, handle: int) -> Table:
@@ -115,9 +116,15 @@ class Fold:
                 replica.fold_records(unpack_heads(entry.body, head.records), location)
                 replica.apply(self._index, head.argument)
             case EntryKind.BLOCKS:
-                self._blocks(replica, head.argument, unpack_runs(entry.body), location)
+                runs = unpack_runs(entry.body)
+                self._blocks(replica, head.argument, runs, location)
+                if replica.state.copy is None:  # compaction moves what was applied
+                    self.note_seen(head.argument, max((max(run.lsns) for run in runs), default=0))
             case EntryKind.PENDING if not replica.found:
                 self._moved(replica, unpack_heads(entry.body, head.records), location)
+
+    def note_seen(self, handle: int, lsn: int) -> None:
+        self.seen[handle] = max(self.seen.get(handle, 0), lsn)
 
     def _create(self, identity: int, handle: int, body: memoryview) -> None:
         self.next_handle = max(self.next_handle, handle + 1)

@@ -51,7 +51,6 @@ class Opening:
         self._lane = lane
         self._fold = store.fold
         self._report = Report()
-        self._seen: dict[int, int] = {}  # handle -> greatest LSN in its stored index
         self._bad_pages: dict[int, int] = {}  # handle -> a page that does not match its checksum
 
     async def run(self) -> Report:
@@ -93,7 +92,7 @@ class Opening:
         # the log knows: they are matched after the replay.
         fold.stored_tombstones = await self._lane.run(index_store.tombstones)
         for handle, ranges in fold.stored_tombstones.items():
-            self._seen[handle] = max(lsn for _, _, lsn in ranges)
+            fold.note_seen(handle, max(lsn for _, _, lsn in ranges))
         for identity, packed in await self._lane.run(lambda: list(index_store.replicas())):
             fold.replicas[identity] = self._unpack(identity, packed)
         await self._count_live(index_store)
@@ -120,13 +119,12 @@ class Opening:
         while True:
             pages = await self._lane.run(partial(index_store.pages, handle, number, _SCAN_PAGES, whole=True))
             for page in pages:
-                self._seen.setdefault(page.handle, 0)
+                self._fold.note_seen(page.handle, 0)
                 if page.cells is None:
                     self._bad_pages[page.handle] = page.number
                 else:
                     self._count(page.cells)
-                    lsn = max(memoryview(page.cells)[512:].cast("Q"))
-                    self._seen[page.handle] = max(self._seen[page.handle], lsn)
+                    self._fold.note_seen(page.handle, max(memoryview(page.cells)[512:].cast("Q")))
             if len(pages) < _SCAN_PAGES:
                 return
             handle, number = pages[-1].handle, pages[-1].number + 1
@@ -166,8 +164,9 @@ class Opening:
         return Cursor(meta.segment, meta.offset, meta.group)
 
     def _catch_up(self) -> None:
-        """A crash in the middle of a checkpoint leaves pages that are newer than the replicas' states. What
-        is in an index had been applied: so it is committed, and the log has all of it."""
+        """A crash in the middle of a checkpoint leaves pages that are newer than the replicas' states, and a
+        replay meets moved blocks before it knows that they are committed. What is in an index had been
+        applied: so it is committed, and the log has all of it."""
         fold = self._fold
         fold.stored_tombstones = {}
         for replica in fold.replicas.values():
@@ -176,11 +175,12 @@ class Opening:
                 number = self._bad_pages[handle]
                 fold.damage(replica, f"index page {number} does not match its checksum")
             if replica.state.copy is None and not replica.damaged:
-                fold.apply(replica, self._seen.get(handle, 0))
+                fold.apply(replica, fold.seen.get(handle, 0))
             replica.settle()
         known = {replica.table.handle for replica in fold.replicas.values()}
-        for handle in self._seen.keys() - known:
+        for handle in fold.seen.keys() - known:
             fold.dead.setdefault(handle, set())
+        fold.seen = {}
 
     def _step(self, step: Step) -> None:
         match step.verdict:

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "node": {"wire", "quorum", "service"},
     "client": {"wire", "quorum"},
     "gateway": {"wire", "client"},
-    "bench": {"wire", "client", "gateway"},
+    "bench": {"wire", "client", "gateway", "quorum", "node"},
     "cli": set(ROOMS),
 }
 

@@ -297,7 +297,7 @@ async def history(directory: Path, seed: int, steps: int) -> None:
     await harness.store.close()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 async def test_histories(tmp_path: Path, seed: int) -> None:
     await history(tmp_path, seed, 150)
 
