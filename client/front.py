@@ -345,11 +345,45 @@ class Front:
                 self._start(_Repair(self, at))
 
     async def block_status(self, offset: int, length: int) -> list[tuple[int, bool]]:
-        """Everything counts as data: coarse, and always true."""
+        """By looking: a chunk whose first block has data counts as data; else it is read, which costs little
+        where nothing was written (members send no zeroes), and each block of zeroes is a hole."""
         error = self._refusal(offset, length)
         if error is not None:
             raise error
-        return [(length, False)] if length else []
+        extents: list[tuple[int, bool]] = []
+        end = offset + length
+        while offset < end:
+            size = min(end, (offset // CHUNK_SIZE + 1) * CHUNK_SIZE) - offset
+            for run, hole in await self._look(offset, size):
+                if extents and extents[-1][1] == hole:
+                    run += extents.pop()[0]
+                extents.append((run, hole))
+            offset += size
+        return extents
+
+    async def _look(self, offset: int, size: int) -> list[tuple[int, bool]]:
+        """Holes within one chunk."""
+        first = min(size, _round_up(offset + 1) - offset)
+        if await self._fetch(offset, first) != bytes(first):
+            return [(size, False)]
+        data = await self._fetch(offset, size)
+        if data == bytes(size):
+            return [(size, True)]
+        cuts = [0, *range(first, size, BLOCK_SIZE), size]
+        return [(end - at, data[at:end] == bytes(end - at)) for at, end in pairwise(cuts) if at < end]
+
+    async def _fetch(self, offset: int, size: int) -> bytearray:
+        into = bytearray(size)
+        future: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+
+        def done(error: BaseException | None) -> None:
+            if not future.done():
+                future.set_result(error)
+
+        self.read_nowait(offset, memoryview(into), done)
+        if (error := await future) is not None:
+            raise error
+        return into
 
     # -- bounds and time -----------------------------------------------------------------------------
 

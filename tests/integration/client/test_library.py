@@ -24,7 +24,8 @@ async def connect(hosts: LocalCluster) -> moorage.Cluster:
     return await moorage.connect(registry=hosts.registry, secret_file=hosts.secret_file, timeout=20)
 
 
-async def test_the_public_interface(hosts: LocalCluster) -> None:
+async def test_the_public_interface(hosts: LocalCluster, tmp_path: Path) -> None:
+    await check_who_cannot_connect(hosts, tmp_path)
     async with await connect(hosts) as cluster:
         info = await cluster.create_volume("db", "64M", groups=2)
         assert (info.name, info.size, info.replicas, info.durability) == ("db", 64 << 20, 3, "sync")
@@ -88,7 +89,8 @@ async def check_errors(cluster: moorage.Cluster) -> None:
             await volume.resize("1M")
 
 
-async def test_the_examples_of_the_documentation(hosts: LocalCluster) -> None:
+async def test_the_synchronous_twin_and_the_examples_of_the_documentation(hosts: LocalCluster) -> None:
+    await check_the_synchronous_twin(hosts)
     examples = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
     assert len(examples) >= 5
     environment = {
@@ -111,7 +113,7 @@ async def test_the_examples_of_the_documentation(hosts: LocalCluster) -> None:
         assert process.returncode == 0, f"{example}\n{error.decode()}"
 
 
-async def test_the_synchronous_twin(hosts: LocalCluster) -> None:
+async def check_the_synchronous_twin(hosts: LocalCluster) -> None:
     def use() -> None:
         with moorage.sync.connect(registry=hosts.registry, secret_file=hosts.secret_file) as cluster:
             cluster.create_volume("s", "8M")
@@ -140,7 +142,7 @@ async def test_the_synchronous_twin(hosts: LocalCluster) -> None:
     assert threading.active_count() <= before + 1  # the worker of to_thread stays
 
 
-async def test_who_cannot_connect(hosts: LocalCluster, tmp_path: Path) -> None:
+async def check_who_cannot_connect(hosts: LocalCluster, tmp_path: Path) -> None:
     other = tmp_path / "other"
     moorage_secret = hosts.secret_file.read_text()
     other.write_text(moorage_secret[:17] + "0" * 64 + "\n")
@@ -157,9 +159,12 @@ async def test_attaching_and_detaching_leaks_nothing(hosts: LocalCluster, rounds
         for index in range(4):
             await cluster.create_volume(f"v{index}", "8M")
         counts: list[tuple[int, int]] = []
+        memory: list[int] = []
         for _ in range(rounds):
             for index in range(4):
                 async with await cluster.attach(f"v{index}") as volume:
                     await volume.write(0, b"x")
             counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]))
         assert max(counts[1:]) <= counts[0], counts
+        assert rounds <= 50 or memory[-1] < memory[50] * 1.05, memory

@@ -37,7 +37,7 @@ async def until_whole(volume: moorage.Volume, seconds: float = 30) -> None:
         pytest.fail(f"members did not come back: {volume.describe()}")
 
 
-@pytest.mark.parametrize("durability", ["sync", "writeback"])
+@pytest.mark.parametrize("durability", ["sync", pytest.param("writeback", marks=pytest.mark.slow)])
 async def test_a_dead_host_and_a_silent_one(
     hosts: LocalCluster, durability: str, record_property: pytest.RecordProperty
 ) -> None:
@@ -144,6 +144,7 @@ async def test_without_a_majority(hosts: LocalCluster) -> None:
             await until_whole(volume)
 
 
+@pytest.mark.slow
 async def test_no_metadata_no_problem(hosts: LocalCluster) -> None:
     """Two of three hosts lose registry and metadata at once when the third is gone: I/O needs neither."""
     async with await connect(hosts) as cluster:
@@ -157,6 +158,7 @@ async def test_no_metadata_no_problem(hosts: LocalCluster) -> None:
             assert not load.mismatches and not figures["errors"], figures
 
 
+@pytest.mark.slow
 async def test_power_failure_of_everything(hosts: LocalCluster, tmp_path: Path) -> None:
     """SIGKILL to all at once in the middle of writes: every acknowledged one is there after the restart."""
     async with await connect(hosts) as cluster:

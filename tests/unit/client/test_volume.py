@@ -215,3 +215,24 @@ async def test_resize() -> None:
     await volume.resize("32M")
     assert volume.size == 32 << 20
     await volume.write(volume.size - 5, b"grown")
+
+
+async def test_holes_are_found_and_nothing_else_is_called_one() -> None:
+    volume, _, _ = make()
+    assert await volume.block_status(0, volume.size) == [(volume.size, True)]
+    await volume.write(CHUNK_SIZE, b"x")  # the first block of a chunk: all of it counts as data
+    await volume.write(2 * CHUNK_SIZE + 5 * BLOCK_SIZE, b"x" * 8192)
+    assert await volume.block_status(0, volume.size) == [
+        (CHUNK_SIZE, True),
+        (CHUNK_SIZE, False),
+        (5 * BLOCK_SIZE, True),
+        (8192, False),
+        (2 * CHUNK_SIZE - 7 * BLOCK_SIZE, True),
+    ]
+    assert await volume.block_status(2 * CHUNK_SIZE + 100, 5 * BLOCK_SIZE) == [
+        (5 * BLOCK_SIZE - 100, True),
+        (100, False),
+    ]
+    assert await volume.block_status(5, 0) == []
+    with pytest.raises(Invalid):
+        await volume.block_status(0, volume.size + 1)
