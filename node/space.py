@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SEGMENT_SIZE_MAX = 256 << 20
+SEGMENT_SIZE_USUAL = 64 << 20  # some are allocated ahead: a new device should not begin with gigabytes
+SEGMENTS_MAX = 4096  # each is an open file
 SEGMENT_SIZE_MIN = 6 << 20  # an entry of 1 MiB that a record of a whole chunk has joined fits
 INDEX_SHARE = 32  # 24 bytes of 4096 is 1/170; LMDB's free pages and half-full leaves cost a few times that
 INDEX_MIN = 8 << 20
@@ -26,11 +27,11 @@ OVERHEAD_PER_MILLE = 1250
 
 
 def segment_size_for(capacity: int) -> int:
-    """About 64 segments, so that a reserve of a few is a few per cent."""
+    """About 64 segments on a small device: a reserve of a few is a few per cent. More on larger ones."""
     if capacity < 64 * (8 << 20):
         return SEGMENT_SIZE_MIN
     size = 8 << 20
-    while size < SEGMENT_SIZE_MAX and size * 64 < capacity:
+    while size * 64 < capacity and (size < SEGMENT_SIZE_USUAL or size * SEGMENTS_MAX < capacity):
         size *= 2
     return size
 

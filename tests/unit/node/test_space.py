@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moorage.node.config import CAPACITY_MIN
-from moorage.node.space import Layout, segment_size_for, writers_room
+from moorage.node.space import SEGMENTS_MAX, Layout, segment_size_for, writers_room
 
 
 @pytest.mark.parametrize("capacity", [CAPACITY_MIN, 100 << 20, 1 << 30, 50 << 30, 4 << 40])
@@ -12,7 +12,8 @@ def test_a_layout_fits_its_capacity(capacity: int) -> None:
     assert layout.segment_size >= (5 << 20) + (64 << 10), "an entry with a record of a whole chunk fits"
     assert layout.slots * layout.segment_size < capacity
     assert layout.usable >= capacity // 3
-    assert layout.slots <= 20_000, "each is an open file"
+    assert layout.slots <= SEGMENTS_MAX, "each is an open file"
+    assert layout.segment_size <= max(64 << 20, capacity // 2048), "some are allocated ahead"
 
 
 def test_what_was_promised_is_not_promised_again() -> None:
