@@ -20,3 +20,4 @@ async def hosts(tmp_path: Path) -> AsyncIterator[LocalCluster]:
         yield local
     finally:
         await local.kill()
+        local.remove()  # preallocated segments: gigabytes, were they kept for the last three runs
