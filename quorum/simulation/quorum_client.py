@@ -389,16 +389,24 @@ class SimClient:
             writer.connected(replica)
             self.turn()
 
-    def wish(self, members: tuple[int, ...]) -> None:
-        """The lease with metadata tells that the configuration should change."""
+    def hears(self, members: tuple[int, ...], wish: tuple[int, ...] | None) -> None:
+        """The lease with metadata tells the configuration, and what it should become. A change that is
+        neither will not be committed any more (this is never an old message)."""
         writer = self.writer
-        if writer is not None:
-            writer.change(members)
-            for replica in members:
+        if writer is None:
+            return
+        for change in writer.configurations[1:]:
+            if change == members:
+                writer.change_committed(change)
+            elif change != wish:
+                writer.change_refused(change)
+        if wish is not None:
+            writer.change(wish)
+            for replica in wish:
                 peer = writer.peers.get(replica)
                 if peer is not None and peer.session == 0:
                     writer.connected(replica)
-            self.turn()
+        self.turn()
 
     def _heartbeat(self) -> None:
         writer = self.writer

@@ -229,9 +229,9 @@ class QuorumCluster:
         self._tell(self.clients[metadata.holder])
 
     def _tell(self, holder: SimClient) -> None:
-        """The holder hears of a wish when it renews its lease."""
-        if self.metadata.wish is not None and holder.name not in self.nemesis.down:
-            holder.wish(self.metadata.wish)
+        """The holder hears of the configuration and of a wish when it renews its lease."""
+        if holder.name not in self.nemesis.down:
+            holder.hears(self.metadata.members, self.metadata.wish)
 
     def _cancel_change(self) -> None:
         metadata = self.metadata
