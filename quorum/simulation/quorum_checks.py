@@ -102,7 +102,9 @@ class Observer:
         self.applied_to: dict[int, int] = {}  # replica: greatest LSN in its index
         self.tainted: dict[int, tuple[int, int]] = {}  # replica: (first lost LSN in its index, since epoch)
         self.known: dict[Position, tuple[tuple[int, int, int, int, int], int]] = {}
-        self.acknowledged: dict[int, Position] = {}  # replica: greatest durable position that it vouched for
+        self.acknowledged: dict[
+            int, tuple[Position, int]
+        ] = {}  # replica: durable position vouched for, to whom
         self.promised: dict[int, int] = {}  # replica: greatest epoch that it answered a SEAL of
         self.operations: dict[int, Operation] = {}
         self.generation = 0
@@ -190,8 +192,12 @@ class Observer:
             while versions and versions[-1][0] >= lost_from:
                 versions.pop()
             self.initial[block] = versions[-1][1] if versions else NOTHING
-        self.operations.clear()
         self.generation += 1
+        # a write without an outcome may still be in the log that goes on, or be issued again
+        pending = {n: op for n, op in self.operations.items() if op.kind == "write" and op.ended == NEVER}
+        for op in pending.values():
+            op.generation = self.generation
+        self.operations = pending
 
     def value_at(self, block: int, lsn: int) -> int:
         """What the committed log says is in a block at an LSN."""
@@ -211,8 +217,20 @@ class Observer:
 
     # -- members -------------------------------------------------------------------------------------
 
-    def acks(self, replica: int, position: Position) -> None:
-        self.acknowledged[replica] = max(self.acknowledged.get(replica, position), position)
+    def acks(self, replica: int, position: Position, epoch: int) -> None:
+        """A whole member told the writer of ``epoch`` that it has everything up to here on stable storage."""
+        known = self.acknowledged.get(replica)
+        if known is None or position >= known[0]:
+            self.acknowledged[replica] = (position, epoch)
+
+    def cuts(self, replica: int, lsn: int, epoch: int) -> None:
+        """A record of a later writer takes the place of the one at ``lsn``: that was committed by nobody.
+        Until the rest of that writer's log is here, the last position may be lower than before, as in
+        Raft."""
+        known = self.acknowledged.get(replica)
+        if known is not None and lsn <= known[0].lsn:
+            invariant(epoch > known[1], "a writer cuts what it was acknowledged", replica=replica, lsn=lsn)
+            del self.acknowledged[replica]
 
     def promises(self, replica: int, epoch: int) -> None:
         """It has answered a SEAL of this epoch."""
@@ -227,7 +245,7 @@ class Observer:
 
     def votes(self, replica: int, vote: Position) -> None:
         """A SEAL is answered: never below what was acknowledged as durable."""
-        known = self.acknowledged.get(replica, Position(0, 0))
+        known = self.acknowledged.get(replica, (Position(0, 0), 0))[0]
         invariant(vote >= known, "a seal is answered below an acknowledgement", replica=replica, vote=vote)
 
     # -- operations ------------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ class SimNode:
         ticket = 0
         for effect in member.take_effects():
             if isinstance(effect, Append):
-                self._check_append(effect)
+                self._check_append(member, effect)
                 self.store.append(effect.records)
                 ticket = effect.ticket if self.cluster.sync else ticket
             elif isinstance(effect, Note):
@@ -342,8 +342,10 @@ class SimNode:
             if item[0] == "records":
                 self.held.update(record.position for record in item[1])
 
-    def _check_append(self, effect: Append) -> None:
+    def _check_append(self, member: Member, effect: Append) -> None:
         for record in effect.records:
+            if record.lsn in self.store.pending:
+                self.cluster.observer.cuts(self.replica, record.lsn, member.state.epoch)
             before = self._before(record.lsn - 1)
             if before is not None:
                 self.cluster.observer.wrote(self.replica, record, before)
@@ -389,7 +391,7 @@ class SimNode:
         self._acked = (session, received, durable)
         state = member.state
         if member.whole and durable:
-            self.cluster.observer.acks(self.replica, self._position(state, durable))
+            self.cluster.observer.acks(self.replica, self._position(state, durable), state.epoch)
         self._send(self._holder, "ack", state.epoch, received, durable, applied, limit, session, flags)
 
     def _position(self, state: MemberState, lsn: int) -> Position:
