@@ -17,6 +17,7 @@ import pytest
 from moorage.metadata import service as service_module
 from moorage.metadata.invariants import validate
 from moorage.metadata.service import MetadataConfig, MetadataService
+from moorage.service.embed import Route
 from moorage.service.kv import KV
 from moorage.service.replicated import StateMachine
 from moorage.wire.errors import DeadlineExceeded, MoorageError, NameTaken, NotFound, NotLeader
@@ -202,6 +203,9 @@ class FakeReplicated:
             self.log.leader = None
 
     def register(self, router: Router) -> None: ...
+
+    def routes(self) -> list[Route]:
+        return []
 
     async def propose(self, command: Params, timeout: float = 5.0) -> Any:
         self._check_leads()
