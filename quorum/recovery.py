@@ -389,6 +389,7 @@ class Recovery(Counting):
             (peer.durable if self.sync else peer.received) < peer.next - 1
             or peer.durable < min(self._flush_to, peer.received)
             or peer.applied < min(self.commit, peer.received)
+            or not peer.whole  # a copy: that it is whole again may have been said and lost
         )
         if peer.progressed or not owes:
             peer.progressed = False

@@ -217,6 +217,9 @@ class QuorumCluster:
         if metadata.wish is not None or any(n.member is None and not n.dropped for n in self.nodes.values()):
             return
         members = [*metadata.members]
+        present = [self.nodes[replica] for replica in members]
+        if not all(n.member is not None and n.member.whole and not n.rotten for n in present):
+            return  # fewer members on top of a damaged one are more than must be survived
         kind = rng.choice(("replace", "replace", "grow", "shrink"))
         if kind != "grow" and len(members) > 1:
             members.remove(rng.choice(members))
