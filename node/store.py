@@ -192,11 +192,12 @@ class Store:
         self, replica: Replica, records: list[Record], ticket: int, heads: Buffer | None = None
     ) -> None:
         """Log records behind the last ones, or in place of some of those. Their buffers belong to the store
-        until they are durable; then ``on_persisted(ticket)``. ``heads``: their heads as they were sent."""
+        until all are durable; then ``on_persisted(ticket)``. ``heads``: their heads as they were sent."""
         size = sum([len(record.data) for record in records])
         if size > ENTRY_BYTES_MAX and len(records) > 1:
-            for record in records:
-                self.append(replica, [record], ticket)
+            for record in records[:-1]:
+                self.append(replica, [record], 0)
+            self.append(replica, records[-1:], ticket)  # they may be in several group commits
             return
         entry = replica.open_entry
         cut = records[0].lsn <= replica.last_queued
@@ -215,7 +216,8 @@ class Store:
                 entry.data.append(record.data)
         entry.data_size += size
         self.log.queued_bytes += size
-        entry.ticket = ticket
+        if ticket:
+            entry.ticket = ticket
         self.metrics.records += len(records)
         self.metrics.record_bytes += size
 
@@ -316,8 +318,8 @@ class Store:
 
     def _folded(self, replica: Replica, entry: Entry, location: int) -> None:
         self.fold.entry(replica, entry, location)
-        if entry.ticket:
-            self._persisted[replica] = entry.ticket
+        if entry.ticket or entry.apply:  # reads may wait for what it applied
+            self._persisted[replica] = entry.ticket or self._persisted.get(replica, 0)
 
     def _committed(self) -> None:
         """A group commit is durable and folded: tell each member in it once."""

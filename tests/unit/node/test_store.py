@@ -13,8 +13,9 @@ import pytest
 
 from moorage.node.memory_disk import MemoryDisk
 from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.segment import Run, RunKind
 from moorage.node.store import Store, StoreConfig
-from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record, block_sums
+from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record, block_sum, block_sums
 from moorage.quorum.state import CopyState, MemberState
 from moorage.wire.errors import Corrupt, DeviceFailed, NoReplica
 
@@ -385,3 +386,32 @@ async def test_half_a_checkpoint_of_a_replica_that_only_the_log_knows(rig: Rig) 
     assert (await rig.read(2, 3))[1] == block(2)
     assert (await rig.read(0, 3))[1] is None
     assert rig.store.replica(1).state.commit == 3
+
+
+async def test_a_ticket_covers_all_its_records(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records handed over together may end up in several group commits: only the last one tells."""
+    monkeypatch.setattr("moorage.node.store.ENTRY_BYTES_MAX", 64 << 10)
+    replica = await rig.create()
+    told: list[tuple[int, int]] = []
+    replica.on_persisted = lambda ticket: told.append((ticket, replica.state.last))
+    data = block(1, 32)
+    records = [Record(1, lsn, Kind.WRITE, 0, 0, 32, block_sums(data), data) for lsn in (1, 2, 3)]
+    rig.store.append(replica, records, 7)
+    await rig.store.flushed()
+    assert told == [(7, 3)]
+
+
+async def test_what_is_applied_late_is_told(rig: Rig) -> None:
+    """A read that waits for a record hears of it also when a block that was copied came behind it."""
+    replica = await rig.create()
+    told: list[int] = []
+    replica.on_persisted = lambda ticket: told.append(replica.state.commit)
+    data = block(1, 32)
+    rig.store.append(replica, [Record(1, 1, Kind.WRITE, 0, 0, 32, block_sums(data), data)], 1)
+    moved = asyncio.get_running_loop().create_future()
+    runs = [Run(RunKind.DATA, 1, 0, (1,) * 40, (block_sum(block(2)),) * 40)]
+    rig.store.merge(replica, runs, [block(2) * 40], moved.set_result)
+    rig.store.apply(replica, 1)
+    assert await moved is None
+    await rig.store.flushed()
+    assert told[-1] == 1
