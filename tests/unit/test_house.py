@@ -242,6 +242,19 @@ def test_no_leftovers() -> None:
     assert found == []
 
 
+def test_links_of_the_docs_lead_somewhere() -> None:
+    broken = []
+    for page in [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]:
+        text = page.read_text()
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{shown(page)}: ({target})")
+        for target in re.findall(r"`((?:docs|tests|" + "|".join(ROOMS) + r")/[\w./-]+)`", text):
+            if not (ROOT / target).exists():
+                broken.append(f"{shown(page)}: `{target}`")
+    assert broken == []
+
+
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
 def test_lock_files_pin_versions_and_hashes_and_name_no_host(name: str) -> None:
     text = (ROOT / name).read_text()
