@@ -2,7 +2,7 @@
 position in the last one; then the segments that nothing refers to any more are free.
 
 Owns when a segment is freed. Must never free one that the durable checkpoint, a pending record, the tail or a
-reader still needs (hazard 16). The argument: a segment is chosen at the *beginning*, when no block in memory
+reader still needs. The argument: a segment is chosen at the *beginning*, when no block in memory
 is in it; every page that still says so on disk is dirty then, and is stored before the last transaction.
 """
 

@@ -2,7 +2,7 @@
 
 Owns the order of a start. Must never serve or append before the end: the bytes that a killed process left in
 the page cache are synced first (they are about to be called durable), and the new segment's header records
-where the old one ended (hazard 10).
+where the old one ended.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What was found in the log after a start, and what to do about it: one table, no I/O.
 
 Owns the decision keep / torn tail / damaged / end of a former life (docs/node-store.md has the same table).
-Must never take corruption of acknowledged data for a torn tail (hazard 9), nor read past where a former life
-ended (hazard 10). The argument: group n + 1 is written only after group n is synced, so whatever comes before
+Must never take corruption of acknowledged data for a torn tail, nor read past where a former life
+ended. The argument: group n + 1 is written only after group n is synced, so whatever comes before
 any proof of a later group had been synced, and may have been acknowledged.
 """
 

@@ -2,7 +2,7 @@
 
 Owns the fold: what each entry of the log does, in log order, after it is durable; live operation and replay
 run the same code. Must never run ahead of the log: a checkpoint is made of this, and may refer to synced
-bytes only (hazard 15). Invariants (``validate``): ``tail`` holds every LSN from ``tail_from`` to
+bytes only. Invariants (``validate``): ``tail`` holds every LSN from ``tail_from`` to
 ``state.last``; nothing above ``state.commit`` is in the table; ``tail_from <= state.commit + 1``.
 """
 

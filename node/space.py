@@ -1,6 +1,6 @@
 """How much the device may hold, and who gets the rest: slots for segments, a reserve, grants to writers.
 
-Owns the arithmetic only (pure). Space is granted before an LSN is given (hazard 20): a record in the log
+Owns the arithmetic only (pure). Space is granted before an LSN is given: a record in the log
 cannot be skipped, so what writers are promised must fit beside what discards, notes, compaction and
 checkpoints need.
 

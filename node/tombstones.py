@@ -1,7 +1,7 @@
 """Tombstones over ranges of chunks: a sorted map of disjoint ranges, each with the LSN of its discard.
 
 Owns one replica's whole-chunk tombstones. Must never forget one: a member that was away would keep what was
-discarded (hazard 11). Invariant: ranges are disjoint and ascending; where two overlap the greater LSN stays.
+discarded. Invariant: ranges are disjoint and ascending; where two overlap the greater LSN stays.
 """
 
 from __future__ import annotations

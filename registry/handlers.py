@@ -4,11 +4,10 @@
 Owns the order of checks around an await. Two of them carry safety:
 
 * A device is refused for its token only after a read barrier: a member that leads no more, or has not
-applied all yet,
-  must not refuse for good what the real leader has accepted.
+  applied all yet, must not refuse for good what the real leader has accepted.
 * A start waits for a sign of life of the token that it wants to replace. A process that was killed has
-lost its
-  connection, so an ordinary restart waits for nothing; a copy of a living device's directory is refused.
+  lost its connection, so an ordinary restart waits for nothing; a copy of a living device's directory is
+  refused.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def bug(patch: Patch) -> Patch:
 
 @bug
 def rechoose_same_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 1: the chosen member is lost, and another log is chosen under the same epoch."""
+    """The chosen member is lost, and another log is chosen under the same epoch."""
     real = Recovery._lose
 
     def lose(self: Recovery, peer: Peer, status: Status, reason: str) -> None:
@@ -101,7 +101,7 @@ def rechoose_same_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def reuse_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 2: a client that starts again goes on with the epoch and id of its first life."""
+    """A client that starts again goes on with the epoch and id of its first life."""
     real = Metadata.attach
 
     def attach(self: Metadata, name: str, repairer: bool, kept: dict[str, Grant] = {}) -> Grant:  # noqa: B006
@@ -116,7 +116,7 @@ def reuse_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def other_writer_same_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 2: two processes with the same capability, told apart by nothing."""
+    """Two processes with the same capability, told apart by nothing."""
     real = Metadata.attach
 
     def attach(self: Metadata, name: str, repairer: bool) -> Grant:
@@ -130,7 +130,7 @@ def other_writer_same_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def apply_unmatched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 3: a divergent tail is applied because its LSNs are committed."""
+    """A divergent tail is applied because its LSNs are committed."""
 
     def advance(self: Member, commit: int) -> None:
         state = self.state
@@ -150,7 +150,7 @@ def apply_unmatched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def cut_to_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 4: a seal cuts the tail to what is known to be committed."""
+    """A seal cuts the tail to what is known to be committed."""
     real = Member._promise
 
     def promise(self: Member, epoch: int, writer: int) -> None:
@@ -165,7 +165,7 @@ def cut_to_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def resend_cuts_match(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 4: a record sent again removes itself and what is behind it."""
+    """A record sent again removes itself and what is behind it."""
 
     def unknown(self: Member, records: list[Record]) -> list[Record]:
         return [record for record in records if record.lsn > self.state.commit]
@@ -182,7 +182,7 @@ def resend_cuts_match(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def promise_as_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 5: the promised epoch is taken for the epoch of the last record."""
+    """The promised epoch is taken for the epoch of the last record."""
     real = Member._seal_answer
     earlier: dict[int, int] = {}
 
@@ -201,7 +201,7 @@ def promise_as_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def checkpoint_drops_pending(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 6."""
+    """Records that are not applied yet are missing from a checkpoint."""
 
     def checkpoint(self: SimStore, state: MemberState) -> None:
         kept = state.clone()
@@ -214,7 +214,7 @@ def checkpoint_drops_pending(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def config_before_joint_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 7: metadata is told before anything was committed in both configurations."""
+    """Metadata is told before anything was committed in both configurations."""
 
     def maybe_joint(self: Recovery) -> None:
         if self._wish is not None and self.phase is Phase.SERVING and not self._joint_told:
@@ -232,7 +232,7 @@ def config_before_joint_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def joint_counts_new_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 7: while metadata may still hand out the old configuration, only the new one counts."""
+    """While metadata may still hand out the old configuration, only the new one counts."""
     real = Counting._set_configurations
 
     def set_configurations(self: Counting, configurations: list[Configuration]) -> None:
@@ -245,7 +245,7 @@ def joint_counts_new_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def wiped_answers_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 8: a member comes back with nothing, and says so as if that were its log."""
+    """A member comes back with nothing, and says so as if that were its log."""
     real = SimNode.restart
 
     def restart(self: SimNode) -> None:
@@ -260,13 +260,13 @@ def wiped_answers_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def rot_taken_for_torn_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 9: lost records are not noticed; the member answers low."""
+    """Lost records are not noticed; the member answers low."""
     monkeypatch.setattr(Member, "damage", lambda self, what: None)
 
 
 @bug
 def damaged_member_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 9: what a damaged member says counts in the majority of a seal."""
+    """What a damaged member says counts in the majority of a seal."""
     real = choice.choose
 
     def choose(answers: Mapping[int, SealAnswer], configurations: Sequence[Configuration]) -> int | None:
@@ -278,7 +278,7 @@ def damaged_member_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def tombstones_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 11: who copies hears nothing of a discarded block."""
+    """Who copies hears nothing of a discarded block."""
     real = SimNode._on_pull
 
     def on_pull(self: SimNode, member: Member, source: str, *rest: int) -> None:
@@ -292,7 +292,7 @@ def tombstones_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def seal_answered_before_synced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 12: a promise that a crash forgets."""
+    """A promise that a crash forgets."""
     real = Member.take_seal_answer
 
     def take(self: Member, now_ms: int) -> Any:
@@ -306,7 +306,7 @@ def seal_answered_before_synced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def old_epoch_accepted_after_seal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 12: refusal begins with the answer instead of with the promise."""
+    """Refusal begins with the answer instead of with the promise."""
     real = Member.append
 
     def append(self: Member, writer: int, epoch: int, session: int, *rest: Any) -> int:
@@ -320,13 +320,13 @@ def old_epoch_accepted_after_seal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def fork_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 13: a member that had applied what the others lost goes on as if it had not."""
+    """A member that had applied what the others lost goes on as if it had not."""
     monkeypatch.setattr(choice, "is_forked", lambda *args: False)
 
 
 @bug
 def window_dropped_at_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 13: in writeback the writer forgets what is only in memories."""
+    """In writeback the writer forgets what is only in memories."""
 
     def count_durable(self: Counting) -> None:
         self.durable = self.commit
@@ -354,7 +354,7 @@ def counts_below_the_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def serves_before_the_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 24: reads of a recovered tail that is not committed yet."""
+    """Reads of a recovered tail that is not committed yet."""
     real = Recovery._adopt
 
     def adopt(self: Recovery, answer: SealAnswer) -> None:
@@ -367,19 +367,19 @@ def serves_before_the_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def reads_without_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 22: a zombie hands what it reads to its application."""
+    """A zombie hands what it reads to its application."""
     monkeypatch.setattr(Counting, "reads_until_ms", lambda self: 1 << 60)
 
 
 @bug
 def seal_ignores_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 22: the member does not keep what it promised with a heartbeat."""
+    """The member does not keep what it promised with a heartbeat."""
     monkeypatch.setattr(Member, "_keep_lease", lambda self: None)
 
 
 @bug
 def restart_forgets_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 22: after a restart the promise of a heartbeat is forgotten."""
+    """After a restart the promise of a heartbeat is forgotten."""
     real = Member.__init__
 
     def init(self: Member, *args: Any, **named: Any) -> None:
@@ -391,13 +391,13 @@ def restart_forgets_leases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def reads_at_the_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 30, overdone: a read need not see what was acknowledged."""
+    """A read need not see what was acknowledged."""
     monkeypatch.setattr(Writer, "read_lsn", lambda self, chunk: self.barrier)
 
 
 @bug
 def whole_while_copying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 25: a replica that is a mix counts and serves."""
+    """A replica that is a mix counts and serves."""
     real = Member._begin_copy
 
     def begin(self: Member, base: Position, *rest: Any) -> None:
@@ -410,7 +410,7 @@ def whole_while_copying(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def whole_before_until(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 25: copied, but what the copy is ahead of is not applied."""
+    """Copied, but what the copy is ahead of is not applied."""
 
     def pulled(self: Member, number: int, position: Position) -> bool:
         copy = self.state.copy
@@ -421,7 +421,7 @@ def whole_before_until(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug
 def copy_forgotten_by_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hazard 25: a crash in the middle of a copy forgets that the state is a mix."""
+    """A crash in the middle of a copy forgets that the state is a mix."""
     real = SimNode.restart
 
     def restart(self: SimNode) -> None:
