@@ -198,7 +198,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "capacity", "SIZE", parse_size, None, _NODE,
-        "Bytes that the device may use, such as 200G. Default: what is free there at the first start.",
+        "Bytes that the device may use, such as 200G. Default: 90 % of what is free at the first start.",
     ),
     Option(
         "labels", "KEY=VALUE,...", parse_map, "", _NODE,
