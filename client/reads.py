@@ -77,11 +77,14 @@ class ReadSweep:
         self.reads: dict[Read, None] = {}
         self.hedges = self.retries = self.bad_blocks = 0
         self.loop = asyncio.get_running_loop()
+        self.stopped: MoorageError | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, read: Read) -> None:
         self.reads[read] = None
-        if self._timer is None:
+        if self.stopped is not None:
+            self.loop.call_soon(self.stop, self.stopped)
+        elif self._timer is None:
             self._timer = self.loop.call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
@@ -94,8 +97,10 @@ class ReadSweep:
 
     def stop(self, error: MoorageError) -> None:
         """End all reads, and the clock."""
-        for read in list(self.reads):
-            read.end(error)
+        self.stopped = error
+        while self.reads:  # the end of one may begin another: that of the next write in the same block
+            for read in list(self.reads):
+                read.end(error)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -127,6 +132,8 @@ class GroupReader:
         budget.earn()
         read = Read(self, chunk, block, into, done, sweep.loop.time())
         sweep.add(read)
+        if sweep.stopped is not None:
+            return
         for target in self.preferred:
             health = target.link.health
             if target.readable and health.up and not health.demoted:

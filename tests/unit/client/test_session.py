@@ -184,6 +184,21 @@ async def test_a_zombie_is_fenced_and_reads_nothing_stale(memory_cluster: Make) 
     await second.pool.close()
 
 
+async def test_the_end_reaches_writes_that_wait_for_each_other(memory_cluster: Make) -> None:
+    """Writes to parts of one block read it one after the other: no read is left behind at the end."""
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    volume = await client.attach()
+    writes = [asyncio.create_task(volume.write(10 * at, b"x")) for at in range(5)]
+    await asyncio.sleep(0)
+    volume._attached._end(Fenced("taken over"))  # type: ignore[attr-defined]
+    async with asyncio.timeout(5):
+        ends = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(end) for end in ends] == [Fenced] * 5
+    await volume.detach()
+    await client.pool.close()
+
+
 async def test_takeover_of_a_living_holder_in_one_process(memory_cluster: Make) -> None:
     cluster = await memory_cluster(groups=1)
     client = Client(cluster)
