@@ -1,6 +1,7 @@
 """How commands speak: a table for a person, JSON for a program, one line for an error.
 
-Owns stdout and stderr of the client commands. With ``--json`` stdout holds JSON and nothing else.
+Owns stdout and stderr of the client commands. With ``--json`` stdout holds JSON and nothing else,
+and an error is one line of JSON on stderr.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def health(word: str) -> str:
 def emit_error(error: MoorageError, *, as_json: bool) -> None:
     name = type(error).__name__
     if as_json:
-        document = {"error": {"name": name, "code": error.code, "message": str(error), **error.details}}
-        click.echo(json.dumps(document, default=_encode), err=True)
+        said = {"name": name, "code": error.code, "message": str(error), "details": error.details}
+        click.echo(json.dumps({"error": said}, default=_encode), err=True)
     else:
         click.echo(f"moorage: {error}", err=True)

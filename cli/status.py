@@ -14,7 +14,7 @@ from moorage.client.cluster import Cluster
 @click.command()
 @cluster_command
 async def status(cluster: Cluster, as_json: bool) -> None:
-    """Show hosts, devices, services and volumes."""
+    """Show hosts and devices, and how they are; with --json the services too."""
     view = await cluster.status()
     if as_json:
         output.emit_json(view)

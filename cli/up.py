@@ -18,10 +18,18 @@ DEFAULT_DIRECTORY = Path("~/.local/share/moorage/local")
 
 
 @click.command()
-@click.option("--hosts", type=click.Choice(["1", "3", "5"]), default="3", show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
+@click.option(
+    "--hosts", type=click.Choice(["1", "3", "5"]), default="3", show_default=True, help="How many hosts."
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DIRECTORY,
+    show_default=True,
+    help="Where the cluster is kept.",
+)
 @click.option("--capacity", help="Bytes that each device may use, such as 20G.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
 def up(hosts: str, data: Path, capacity: str | None, as_json: bool) -> None:
     """Run a cluster of host processes on this machine until Ctrl-C; the data stays for the next time."""
     directory = data.expanduser()

@@ -44,6 +44,9 @@ async def list_volumes(cluster: Cluster, as_json: bool) -> None:
     if as_json:
         output.emit_json(found)
         return
+    if not found:
+        click.echo("no volumes yet: `moorage volume create NAME --size 10G` makes one")
+        return
     columns = ("name", "size", "replicas", "groups", "durability", "state", "held by", "epoch")
     rows = [
         (

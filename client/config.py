@@ -53,12 +53,13 @@ def load(
     directory = clusters_directory(environment)
     if not found:
         raise Invalid(
-            "no registry is given: pass registry=, set $MOORAGE_REGISTRY, "
+            "no registry is given: pass registry= (--registry), set $MOORAGE_REGISTRY, "
             f"or write {directory / 'default.json'}"
         )
     if not secret:
         raise Invalid(
-            f"no secret file is given for registry {found}: pass secret_file=, or set $MOORAGE_SECRET_FILE"
+            f"no secret file is given for registry {found}: pass secret_file= (--secret-file), "
+            "or set $MOORAGE_SECRET_FILE"
         )
     return ClusterConfig(found, Path(secret).expanduser(), cluster or "")
 
