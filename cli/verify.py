@@ -25,20 +25,28 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="How long to load it."
+)
 @click.option(
     "--depth", type=click.IntRange(1, 256), default=16, show_default=True, help="Operations in flight."
 )
 @click.option(
     "--blocks", type=click.IntRange(min=1), default=8192, show_default=True, help="Of 4 KiB, from the start."
 )
-@click.option("--run", type=click.IntRange(min=0), help="Number that marks the blocks of this run.")
+@click.option(
+    "--run",
+    type=click.IntRange(min=0),
+    help="Number that marks the blocks of this run; default: a random one.",
+)
 @click.option("--journal", type=click.Path(path_type=Path), help="File that gets each acknowledgement.")
 @click.option(
     "--flush-every", type=click.FloatRange(min=0), default=0.0, help="Seconds between flushes; 0: none."
 )
 @click.option("--force", is_flag=True, help="Take the volume from its holder.")
-@click.option("--steps", is_flag=True, help="Be led from stdin.")
+@click.option(
+    "--steps", is_flag=True, help="Be led from stdin, one word a line: phase NAME, members, verify, stop."
+)
 @connection_options
 def verify(
     name: str,
@@ -57,7 +65,7 @@ def verify(
 ) -> None:
     """Write and read volume NAME, and check every block read against every version it may hold.
 
-    It overwrites the first --blocks blocks of the volume.
+    It overwrites the first --blocks blocks of the volume, with zeroes to begin with.
     """
 
     async def main() -> None:
@@ -70,6 +78,8 @@ def verify(
         ):
             if blocks * BLOCK > volume.size:
                 raise Invalid(f"{name} has {volume.size // BLOCK} blocks: use --blocks up to that")
+            # What stands there from before is no version of this run: it would be taken for damage.
+            await volume.write_zeroes(0, blocks * BLOCK)
             kept = Journal(journal) if journal else None
             marked = int.from_bytes(os.urandom(6), "big") if run is None else run
             load = VerifyingLoad(volume, blocks=blocks, run=marked, depth=depth, journal=kept)
