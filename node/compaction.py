@@ -86,6 +86,9 @@ class Compactor:
                     batch = []
             moved += await self._move(batch)
             moved += await self._move_pending(segment)
+        except OSError:  # a bad sector: others go first, or nothing would be freed any more
+            self._stuck[segment.number] = self._index.live.get(segment.number, 0)
+            raise
         finally:
             segment.readers -= 1
         self._metrics.compacted_segments += 1
@@ -124,17 +127,18 @@ class Compactor:
 
     async def _move(self, batch: list[tuple[Replica, Run, Extent]]) -> int:
         """Write live blocks again, and wait until they are in their new place."""
+        handles = [replica.table.handle for replica, _, _ in batch]  # a copy may begin a new table meanwhile
         data, places = await self._fetch([extent for _, _, extent in batch])
         waits = []
         moved = 0
-        for (replica, run, extent), at in zip(batch, places, strict=True):
+        for (replica, run, extent), handle, at in zip(batch, handles, places, strict=True):
             view = memoryview(data)[at : at + extent.size]
             bad = first_bad_block(struct.pack(f"<{len(run.sums)}Q", *run.sums), view)
             if bad >= 0:
                 # It stays where it is, and its segment with it, until a read or a rewrite of it repairs it.
                 self._corrupt(replica, f"chunk {run.chunk} block {run.block + bad}", extent.segment)
                 continue
-            entry = Entry(EntryKind.BLOCKS, replica.table.handle)
+            entry = Entry(EntryKind.BLOCKS, handle)
             entry.add_body(run.pack())
             entry.add_data(view)
             waits.append(self._queue(replica, entry))

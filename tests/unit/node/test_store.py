@@ -391,7 +391,7 @@ async def test_half_a_checkpoint_of_a_replica_that_only_the_log_knows(rig: Rig) 
 async def test_a_ticket_covers_all_its_records(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records handed over together may end up in several group commits: only the last one tells."""
     monkeypatch.setattr("moorage.node.store.ENTRY_BYTES_MAX", 64 << 10)
-    replica = await rig.create()
+    replica = rig.store.replica(1)
     told: list[tuple[int, int]] = []
     replica.on_persisted = lambda ticket: told.append((ticket, replica.state.last))
     data = block(1, 32)
@@ -403,7 +403,7 @@ async def test_a_ticket_covers_all_its_records(rig: Rig, monkeypatch: pytest.Mon
 
 async def test_what_is_applied_late_is_told(rig: Rig) -> None:
     """A read that waits for a record hears of it also when a block that was copied came behind it."""
-    replica = await rig.create()
+    replica = rig.store.replica(1)
     told: list[int] = []
     replica.on_persisted = lambda ticket: told.append(replica.state.commit)
     data = block(1, 32)
@@ -415,3 +415,46 @@ async def test_what_is_applied_late_is_told(rig: Rig) -> None:
     assert await moved is None
     await rig.store.flushed()
     assert told[-1] == 1
+
+
+async def test_compaction_brings_nothing_into_a_table_begun_anew(rig: Rig) -> None:
+    """A fresh copy drops what compaction has just read: it may be what was lost."""
+    await rig.write(0, 0, block(1))
+    segment = rig.store.log.segments[rig.store.log.last_number]
+    replica, compactor = rig.store.replica(1), rig.store.compactor
+    fetch = compactor._fetch
+
+    async def slow(extents: Any) -> Any:
+        got = await fetch(extents)
+        base = Position(2, 9)
+        copy = CopyState(base, 0, base, Position(1, 1))
+        state = MemberState(1, epoch=2, writer=1, history=[(2, 9)], commit=9, last=9, copy=copy)
+        rig.store.note(replica, state.pack(), 2)
+        await rig.store.flushed()
+        return got
+
+    compactor._fetch = slow  # type: ignore[method-assign]
+    await compactor.compact(segment)
+    assert (await rig.read(0, 0))[1] is None
+
+
+async def test_a_segment_that_cannot_be_read_does_not_stop_compaction(rig: Rig) -> None:
+    await rig.write(0, 0, block(1))
+    first = rig.store.log.last_number
+    for at in range(20):
+        await rig.write(1, 0, block(at, 16))
+    await rig.store.checkpoint()
+    compactor, before = rig.store.compactor, rig.store.checkpointer.segment
+    bad = compactor.choose(before)
+    assert bad is not None and bad.number <= first
+
+    def fail(call: str, name: str) -> None:
+        if call == "preadv" and name == bad.name:
+            raise OSError(errno.EIO, "bad sector")
+
+    rig.disk.on_event = fail
+    with pytest.raises(OSError, match="bad sector"):
+        await compactor.compact(bad)
+    assert compactor.choose(before) is not bad
+    rig.disk.on_event = None
+    assert (await rig.read(0, 0))[1] == block(1)
