@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := e2fsprogs fio libnbd-bin python3 python3-libnbd python3-venv qemu-utils
+export PYTHON
 SEEDS ?= 200
 SEED ?= 0
 
