@@ -98,7 +98,7 @@ class Store:
         self._persisted: dict[Replica, int] = {}
         self.checkpointer: Checkpointer
         self.compactor: Compactor
-        self._upkeep: asyncio.Task[None] | None = None
+        self._upkeep: list[asyncio.Task[None]] = []
         self._waiters: list[asyncio.Future[None]] = []
         self.granted = 0  # bytes promised to writers and not used: kept by who grants
 
@@ -112,8 +112,10 @@ class Store:
             # A later replay must not take a note from before the damage for the newer truth, and a missing
             # index is noticed from now on.
             await self.checkpoint()
-        self._upkeep = asyncio.create_task(self._keep_up(), name="store-upkeep")
-        self._upkeep.add_done_callback(self._upkeep_ended)
+        for work, name in ((self._keep_up(), "store-upkeep"), (self._keep_ready(), "store-ready")):
+            task = asyncio.create_task(work, name=name)
+            task.add_done_callback(self._upkeep_ended)
+            self._upkeep.append(task)
         return report
 
     async def open_index(self) -> IndexStore:
@@ -131,9 +133,10 @@ class Store:
 
     async def close(self, checkpoint: bool = True) -> None:
         """Write what is queued, checkpoint, let go of files and threads. Also after :meth:`open` failed."""
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.wait([self._upkeep])
+        if self._upkeep:
+            for task in self._upkeep:
+                task.cancel()
+            await asyncio.wait(self._upkeep)
             await self.flushed()
             if checkpoint and self.failed is None:
                 await self.checkpoint()
@@ -372,7 +375,6 @@ class Store:
     async def _keep_up(self) -> None:
         while True:
             await asyncio.sleep(UPKEEP_SECONDS)
-            self.log.reclaim()
             try:
                 await self._keep_up_once()
             except (OSError, lmdb.Error) as error:
@@ -380,8 +382,18 @@ class Store:
                 log.warning("store upkeep failed, will try again: %s", error)
                 await asyncio.sleep(UPKEEP_RETRY_SECONDS)
 
+    async def _keep_ready(self) -> None:
+        """Apart from the rest: compaction waits for the log, and the log for a free segment."""
+        while True:
+            await asyncio.sleep(UPKEEP_SECONDS)
+            self.log.reclaim()
+            try:
+                await self.allocate()
+            except OSError as error:
+                log.warning("no segment more could be allocated, will try again: %s", error)
+                await asyncio.sleep(UPKEEP_RETRY_SECONDS)
+
     async def _keep_up_once(self) -> None:
-        await self.allocate()
         if self._checkpoint_due():
             await self.checkpoint()
         while self._short_of_space():

@@ -20,20 +20,20 @@ from moorage.quorum.state import CopyState, MemberState
 from moorage.wire.errors import Corrupt, DeviceFailed, NoReplica
 
 SEGMENT = 256 << 10
-CAPACITY = (8 << 20) + 16 * SEGMENT
 
 
 class Rig:
     """A store that can be closed and opened again on the same disk."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, slots: int = 16) -> None:
         self.directory = directory
+        self.capacity = (8 << 20) + slots * SEGMENT
         self.disk = MemoryDisk()
         self.store: Store
         self.lsn = 0
 
     async def open(self) -> Any:
-        config = StoreConfig(self.directory, b"0" * 16, CAPACITY, SEGMENT, checkpoint_seconds=1e9)
+        config = StoreConfig(self.directory, b"0" * 16, self.capacity, SEGMENT, checkpoint_seconds=1e9)
         self.store = Store(config, self.disk)
         return await self.store.open()
 
@@ -458,3 +458,41 @@ async def test_a_segment_that_cannot_be_read_does_not_stop_compaction(rig: Rig) 
     assert compactor.choose(before) is not bad
     rig.disk.on_event = None
     assert (await rig.read(0, 0))[1] == block(1)
+
+
+async def test_writers_use_up_the_free_segments_while_compaction_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compaction waits for the log, and the log for a free segment: there are more to be made ready."""
+    monkeypatch.setattr("moorage.node.store.ENTRY_BYTES_MAX", 64 << 10)
+    rig = Rig(tmp_path, slots=64)
+    await rig.open()
+    await rig.create()
+    burst: list[Record] = []
+    compactor = rig.store.compactor
+    fetch = compactor._fetch
+
+    async def slow(extents: Any) -> Any:
+        got = await fetch(extents)
+        if extents and not burst:
+            data, first = block(1, 16), rig.store.replica(1).last_queued + 1
+            burst.extend(
+                Record(1, first + at, Kind.WRITE, 9, 0, 16, block_sums(data), data) for at in range(15)
+            )
+            assert rig.store.room() >= 16 * len(data)
+            for record in burst:
+                rig.store.append(rig.store.replica(1), [record], record.lsn)
+        return got
+
+    compactor._fetch = slow  # type: ignore[method-assign]
+    for at in range(180):
+        place = at if at % 3 else 0
+        await rig.write(place // 64, place % 64 * 16, block(at, 16))
+        if burst:
+            break
+        await asyncio.sleep(0.002)
+    await until(lambda: bool(burst))
+    async with asyncio.timeout(10):
+        await rig.store.flushed()
+    assert rig.store.replica(1).state.last >= burst[-1].lsn
+    await rig.store.close()
