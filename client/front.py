@@ -120,6 +120,11 @@ class _Repair(_Piece):
         self.front.repairs.discard(self.first)
         super().finished(error)
 
+    def give_up(self, error: MoorageError) -> None:
+        super().give_up(error)
+        if self not in self.front.order.active:  # it never began: another read may ask for it again
+            self.front.repairs.discard(self.first)
+
 
 class _Zero(_Piece):
     """Blocks inside one chunk that shall read as zeroes."""

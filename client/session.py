@@ -224,7 +224,7 @@ class GroupSession:
         if lsn == WAIT:
             return False
         if lsn == NO_SPACE:
-            done(NoSpace(self._no_space()))
+            self._tell(done, NoSpace(self._no_space()))
         elif stable_later:
             self.writer.flush(done, lsn)
         return True

@@ -157,6 +157,18 @@ async def test_an_unknown_write_is_never_overtaken() -> None:
     assert not volume.order.active and not volume.bytes_in_flight
 
 
+async def test_a_repair_that_was_given_up_may_be_asked_for_again() -> None:
+    volume, group, _ = make(io_timeout=0.05)
+    group.hold = True
+    with pytest.raises(NoQuorum):
+        await volume.write(1, b"x")
+    volume.repair(group, 0, 0, 1)
+    async with asyncio.timeout(5):
+        while volume.repairs:
+            await asyncio.sleep(0.01)
+    group.release()
+
+
 async def test_many_awaited_writes_wait_for_room() -> None:
     volume, group, _ = make()
     group.hold = True
