@@ -2,6 +2,7 @@
 #   make demo       a three-host cluster, a volume, and what happens when hosts die
 #   make test       the tests, under 10 minutes         make test-all   the long ones too
 #   make check      format, lint, types, fast tests     make simulate SEEDS=n [SEED=first]
+#   make mutants    each planted bug of the protocols must be caught: up to an hour
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ export PYTHON
 SEEDS ?= 200
 SEED ?= 0
 
-.PHONY: setup demo test test-all check lint format simulate lock bench clean
+.PHONY: setup demo test test-all mutants check lint format simulate lock bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -30,10 +31,13 @@ demo: setup
 	@$(BIN)/moorage demo
 
 test: setup
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow and not mutants"
 
 test-all: setup lint
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -m "not mutants"
+
+mutants: setup
+	@$(BIN)/python -m pytest -q tests/simulation -k planted
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet .

@@ -41,10 +41,10 @@ def test_histories_hold_all_invariants(block: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("block", range(8))
 def test_many_histories(block: int) -> None:
-    for seed in range(100_000 + block * 500, 100_000 + block * 500 + 500):
+    for seed in range(100_000 + block * 125, 100_000 + block * 125 + 125):
         run_seed(seed)
 
 
@@ -531,7 +531,7 @@ def minority_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-# Those that need many histories are for `make test-all`.
+# Those that need many histories are for `make mutants`.
 RARE = (
     "apply_unmatched",
     "counts_below_the_barrier",
@@ -566,7 +566,7 @@ def test_planted_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert caught(name, 300, monkeypatch), f"{name}: nothing noticed"
 
 
-@pytest.mark.slow
+@pytest.mark.mutants
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", RARE)
 def test_rare_planted_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_histories_hold_all_invariants(block: int) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("block", range(8))
 def test_many_histories(block: int) -> None:
-    for seed in range(100_000 + block * 500, 100_000 + block * 500 + 500):
+    for seed in range(100_000 + block * 125, 100_000 + block * 125 + 125):
         run_seed(seed)
 
 
