@@ -35,7 +35,7 @@ PAGES_PER_TURN = 8
 BLOCKS_MAX = 20_000  # tombstones of blocks: a frame's body is bounded
 _RANGES_MAX = 10_000
 
-START = [0, 0]  # a cursor: [0, tombstone] then [1, page]
+START = [0, 0]  # a cursor: [0, chunk] for tombstones, then [1, page]
 
 
 @dataclass
@@ -168,14 +168,13 @@ class Copier:
     async def _batch(self, member: MemberShell, above: int, cursor: list[int], max_bytes: int) -> Batch:
         phase, number = cursor
         if phase == 0:
-            ranges = list(member.replica.table.tombstones)
-            runs = [
-                Run(RunKind.CHUNKS, first, end - first, (lsn,), ())
-                for first, end, lsn in ranges[number : number + _RANGES_MAX]
-                if lsn > above
-            ]
-            more = number + _RANGES_MAX < len(ranges)
-            return Batch(runs, bytearray(), [0, number + _RANGES_MAX] if more else [1, 0])
+            # By chunk: the ranges shift with each discard, and are others at another source.
+            ranges = member.replica.table.tombstones.overlapping(number, 1 << 64)
+            newer = [each for each in ranges if each[2] > above]
+            sent = newer[:_RANGES_MAX]
+            runs = [Run(RunKind.CHUNKS, first, end - first, (lsn,), ()) for first, end, lsn in sent]
+            more = len(newer) > len(sent)
+            return Batch(runs, bytearray(), [0, sent[-1][1]] if more else [1, 0])
         return await self._pages(member, above, number, max_bytes)
 
     async def _pages(self, member: MemberShell, above: int, number: int, max_bytes: int) -> Batch:

@@ -1,0 +1,45 @@
+"""The two ends of a copy, without a network: what a source sends, and what a pull makes of an answer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moorage.node import copying
+from moorage.node.copying import START, Batch, Copier
+from moorage.node.tombstones import Tombstones
+
+
+def copier() -> Copier:
+    nothing: Any = None
+    return Copier(nothing, nothing, nothing)
+
+
+def source(*ranges: tuple[int, int, int]) -> Any:
+    return SimpleNamespace(replica=SimpleNamespace(table=SimpleNamespace(tombstones=Tombstones([*ranges]))))
+
+
+def covered(batch: Batch) -> list[tuple[int, int, int]]:
+    return [(run.chunk, run.chunk + run.block, run.lsns[0]) for run in batch.runs]
+
+
+async def test_a_discard_between_two_batches_hides_no_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "_RANGES_MAX", 3)
+    ranges = [(10 * at, 10 * at + 1, at + 1) for at in range(6)]
+    member = source(*ranges)
+    first = await copier()._batch(member, 0, START, 1 << 20)
+    assert covered(first) == ranges[:3] and first.cursor is not None
+    member.replica.table.tombstones.add(0, 21, 100)  # the ones that were sent become one
+    second = await copier()._batch(member, 0, first.cursor, 1 << 20)
+    assert covered(second) == ranges[3:] and second.cursor == [1, 0]
+
+
+async def test_a_copy_goes_on_at_a_source_that_holds_other_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "_RANGES_MAX", 2)
+    first = await copier()._batch(source((0, 1, 5), (10, 11, 6), (20, 30, 7)), 0, START, 1 << 20)
+    assert first.cursor is not None
+    other = source((0, 11, 6), (20, 25, 7), (25, 30, 7), (40, 41, 3))
+    second = await copier()._batch(other, 4, first.cursor, 1 << 20)
+    assert covered(second) == [(20, 25, 7), (25, 30, 7)] and second.cursor == [1, 0]
