@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -27,9 +28,11 @@ from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
 from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Status, Writer
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Fenced, MoorageError, NoSpace, Unavailable, violated
+from moorage.wire.errors import Fenced, MoorageError, NoSpace, ProtocolError, Unavailable, violated
 from moorage.wire.frame import APPEND, ONEWAY
 from moorage.wire.log_messages import pack_append
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES = 2 << 20  # data of one APPEND; a frame may carry 8 MiB, and one record at most 4
 QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps the rest
@@ -304,26 +307,37 @@ class GroupSession:
     def _perform(self, order: Order) -> None:
         match order:
             case Seal(replica, session):
-                self._control(replica, session, self._seal(self._by_replica[replica], session))
+                member = self._by_replica[replica]
+                self._control(member, session, "node.seal", self._seal(member, session))
             case ReadTail(replica, session):
-                self._control(replica, session, self._read_tail(self._by_replica[replica], order))
+                member = self._by_replica[replica]
+                self._control(member, session, "node.tail", self._read_tail(member, order))
             case CopyOrder(replica, session):
-                self._control(replica, session, self._copy(self._by_replica[replica], order))
+                member = self._by_replica[replica]
+                self._control(member, session, "node.copy", self._copy(member, order))
             case ConfigurationReady():
                 violated("a membership change that nobody asked for", group=self.index)
 
-    def _control(self, replica: int, session: int, work: Coroutine[Any, Any, None]) -> None:
-        """Run a control call in a task; its error goes to the core."""
+    def _control(self, member: Member, session: int, method: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run a control call in a task; its error goes to the core, which asks again later. An answer that
+        makes no sense is one more error: a task that ends without a word would leave the member as it is."""
 
         async def run() -> None:
             try:
                 await work
             except MoorageError as error:
-                if self.failed is None:
-                    self.writer.refused(replica, session, error)
-                    self.kick()
+                refused(error)
+            except Exception as error:
+                text = f"{member.host} answered {method} with what cannot be understood: {error!r}"
+                log.warning("volume %s group %d: %s", self.shared.name, self.index, text)
+                refused(ProtocolError(text, device=member.link.device, replica=member.replica))
 
-        self.shared.spawn(run(), f"{self.shared.name} group {self.index} replica {replica:x}")
+        def refused(error: MoorageError) -> None:
+            if self.failed is None:
+                self.writer.refused(member.replica, session, error)
+                self.kick()
+
+        self.shared.spawn(run(), f"{self.shared.name} group {self.index} replica {member.replica:x}")
 
     async def _call(
         self, member: Member, session: int, method: str, params: dict[str, Any]

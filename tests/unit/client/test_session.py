@@ -23,6 +23,7 @@ from moorage.wire.errors import (
     Unavailable,
 )
 from moorage.wire.handshake import Hello
+from moorage.wire.rpc import CallContext
 
 Make = Callable[..., Awaitable[Any]]
 STALL_S = 2.0  # below every timeout that a client without quorum writes and second reads would wait for
@@ -385,4 +386,26 @@ async def test_a_heartbeat_sent_before_the_seal_was_answered_promises_nothing(me
         assert peer.lease_until_ms == 0
         member.lease_promised(member.sealed_ms + 1)
         assert peer.lease_until_ms > 0
+    await client.pool.close()
+
+
+@pytest.mark.parametrize("answer", [None, [1, 2], [1, [1, 2, 3, 4], 0, [], [1, 0, 0], 0, 0]])
+async def test_a_member_that_answers_nonsense_is_asked_again(memory_cluster: Make, answer: Any) -> None:
+    cluster = await memory_cluster(groups=1)
+    device, asked = cluster.devices[2], 0
+
+    async def nonsense(context: CallContext, params: dict[str, Any]) -> Any:
+        nonlocal asked
+        asked += 1
+        return await device.seal(context, params) if sane else answer
+
+    sane = False
+    device.router._methods["node.seal"] = nonsense
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        says = "host2 refuses (host2 answered node.seal with what cannot be understood: "
+        await until(lambda: says in volume.groups[0].waiting_for())
+        sane = True
+        await until(lambda: bool(volume.groups[0].members[2].session))
+        assert asked > 1
     await client.pool.close()
