@@ -202,13 +202,14 @@ class WriterAttachment(Attachment):
             await self._renew(RENEW_S)
         except Fenced as told:
             error = told
-        except MoorageError:
+        except Exception:  # also an answer that makes no sense: it is over all the same
             error = Fenced(f"volume {self.name!r} was taken over by another attachment ({error})")
         self._end(error)
 
     # -- the lease -----------------------------------------------------------------------------------
 
     async def _renew_for_ever(self) -> None:
+        warned = False
         while self.ended is None:
             await asyncio.sleep(RENEW_S)
             try:
@@ -217,6 +218,10 @@ class WriterAttachment(Attachment):
                 self._end(error)
             except MoorageError as error:
                 log.debug("volume %s: metadata does not answer, I/O goes on: %s", self.name, error)
+            except Exception as error:  # no answer may end the renewal: others would take the volume over
+                text = "volume %s: metadata answered metadata.renew with what cannot be understood: %r"
+                log.log(logging.DEBUG if warned else logging.WARNING, text, self.name, error)
+                warned = True
 
     async def _renew(self, timeout: float) -> None:
         params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from moorage.client import attachment
 from moorage.client.attachment import Attachment
 from moorage.client.nodes import NodePool
 from moorage.client.volume import Volume
@@ -409,3 +410,45 @@ async def test_a_member_that_answers_nonsense_is_asked_again(memory_cluster: Mak
         await until(lambda: bool(volume.groups[0].members[2].session))
         assert asked > 1
     await client.pool.close()
+
+
+async def test_metadata_that_answers_nonsense_stops_no_lease(
+    memory_cluster: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachment, "RENEW_S", 0.02)
+    cluster = await memory_cluster(groups=1)
+    nonsense = 0
+
+    async def call(method: str, params: dict[str, Any], timeout: float) -> Any:
+        nonlocal nonsense
+        result = await cluster.call(method, params, timeout)
+        if method == "metadata.renew" and nonsense < 5:
+            nonsense += 1
+            result["groups"] = []
+        return result
+
+    client = Client(cluster, call)
+    async with await client.attach() as volume:
+        await until(lambda: nonsense == 5)
+        cluster.size = 80 << 20
+        await until(lambda: volume.size == 80 << 20)
+    assert caplog.text.count("metadata answered metadata.renew with what cannot be understood") == 1
+    await client.pool.close()
+
+
+async def test_nonsense_of_metadata_does_not_hide_that_another_is_the_holder(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+
+    async def call(method: str, params: dict[str, Any], timeout: float) -> Any:
+        return None if method == "metadata.renew" else await cluster.call(method, params, timeout)
+
+    client, other = Client(cluster, call), Client(cluster)
+    old = await client.attach()
+    new = await other.attach()
+    with pytest.raises(Fenced, match="taken over by another attachment"):
+        async with asyncio.timeout(5):
+            await old.wait_lost()
+    await old.detach()
+    await new.detach()
+    await client.pool.close()
+    await other.pool.close()
