@@ -43,7 +43,9 @@ def attach(
 
     async def run() -> None:
         import moorage
+        from moorage.gateway.nbd.listener import check_address
 
+        check_address(address)  # before a holder is fenced for a slip of the pen
         async with await moorage.connect(
             cluster, registry=registry, secret_file=secret_file, timeout=timeout
         ) as connected:

@@ -18,6 +18,15 @@ from moorage.wire import errors
 BACKLOG = 64
 
 
+def check_address(address: str) -> None:
+    """Raises Invalid for what is no address at all, before anything is done for its sake."""
+    scheme, _, rest = address.partition(":")
+    if scheme == "tcp":
+        _host_and_port(address, rest)
+    elif scheme != "unix" or not rest:
+        raise errors.Invalid(f"bad NBD address {address!r}: use unix:PATH or tcp:HOST:PORT")
+
+
 class Listener:
     """One listening socket, and the file of a unix one."""
 
@@ -27,21 +36,20 @@ class Listener:
         self._file: tuple[str, int, int] | None = None  # path, device and inode of our socket file
 
     async def start(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+        check_address(self.address)
         loop = asyncio.get_running_loop()
         scheme, _, rest = self.address.partition(":")
-        if scheme == "unix" and rest:
+        if scheme == "unix":
             sock = _listen_unix(rest)
             status = os.stat(rest)
             self._file = (rest, status.st_dev, status.st_ino)
             self._server = await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
-        elif scheme == "tcp":
+        else:
             host, port = _host_and_port(self.address, rest)
             sock = await _listen_tcp(self.address, host, port)
             shown = f"[{host}]" if ":" in host else host
             self.address = f"tcp:{shown}:{sock.getsockname()[1]}"
             self._server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
-        else:
-            raise errors.Invalid(f"bad NBD address {self.address!r}: use unix:PATH or tcp:HOST:PORT")
 
     def close(self) -> None:
         if self._server is not None:
@@ -63,7 +71,7 @@ def _listen_unix(path: str) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise errors.CannotConnect(f"cannot listen on unix:{path}: {error.strerror or error}") from error
+        raise errors.CannotBind(f"cannot listen on unix:{path}: {error.strerror or error}") from error
     return sock
 
 
@@ -74,7 +82,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise errors.CannotConnect(f"cannot listen on unix:{path}: {error.strerror}") from error
+        raise errors.CannotBind(f"cannot listen on unix:{path}: {error.strerror}") from error
     if not stat.S_ISSOCK(mode):
         raise errors.Invalid(f"{path} exists and is not a socket; choose another path or remove it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -87,7 +95,7 @@ def _remove_stale(path: str) -> None:
         except BlockingIOError:
             pass  # its backlog is full: somebody does listen
         except OSError as error:
-            raise errors.CannotConnect(f"cannot listen on unix:{path}: {error.strerror}") from error
+            raise errors.CannotBind(f"cannot listen on unix:{path}: {error.strerror}") from error
     raise errors.Busy(f"another process listens on unix:{path}; stop it or choose another path")
 
 
@@ -114,7 +122,7 @@ async def _listen_tcp(address: str, host: str, port: int) -> socket.socket:
         family, kind, number, _, where = found[0]
         sock = socket.socket(family, kind, number)
     except OSError as error:
-        raise errors.CannotConnect(f"cannot listen on {address}: {error.strerror or error}") from error
+        raise errors.CannotBind(f"cannot listen on {address}: {error.strerror or error}") from error
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -123,5 +131,5 @@ async def _listen_tcp(address: str, host: str, port: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise errors.CannotConnect(f"cannot listen on {address}: {error.strerror or error}") from error
+        raise errors.CannotBind(f"cannot listen on {address}: {error.strerror or error}") from error
     return sock

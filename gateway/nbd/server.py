@@ -53,7 +53,7 @@ class NbdServer:
         again.
 
         A unix socket gets mode 0600; a left-over socket file is replaced, unless somebody listens on it.
-        Raises ``Invalid`` for a bad address, ``CannotConnect`` when it cannot be bound.
+        Raises ``Invalid`` for a bad address, ``CannotBind`` when it cannot be bound.
         """
         listener = Listener(address)
         await listener.start(lambda: _Handshake(self))

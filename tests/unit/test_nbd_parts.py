@@ -113,9 +113,9 @@ async def test_bad_addresses_say_what_is_accepted(address: str) -> None:
 async def test_port_in_use_and_unknown_host_cannot_listen() -> None:
     server = NbdServer({})
     bound = await server.serve("tcp:127.0.0.1:0")
-    with pytest.raises(errors.CannotConnect, match=bound):
+    with pytest.raises(errors.CannotBind, match=bound):
         await NbdServer({}).serve(bound)
-    with pytest.raises(errors.CannotConnect, match=r"host\.invalid"):
+    with pytest.raises(errors.CannotBind, match=r"host\.invalid"):
         await server.serve("tcp:host.invalid:1")
     await server.stop()
 
@@ -143,9 +143,9 @@ async def test_stale_socket_is_replaced_but_nothing_else(tmp_path: Path) -> None
     with pytest.raises(errors.Invalid, match="not a socket"):
         await NbdServer({}).serve(f"unix:{path}")
     assert path.read_text() == "precious"
-    with pytest.raises(errors.CannotConnect):
+    with pytest.raises(errors.CannotBind):
         await NbdServer({}).serve(f"unix:{tmp_path}/missing/s")
-    with pytest.raises(errors.CannotConnect):
+    with pytest.raises(errors.CannotBind):
         await NbdServer({}).serve(f"unix:{tmp_path}/{'long' * 40}")
 
 
