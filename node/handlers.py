@@ -37,6 +37,7 @@ from moorage.wire.errors import (
     Damaged,
     Denied,
     DeviceFailed,
+    Fatal,
     Fenced,
     Invalid,
     MoorageError,
@@ -207,6 +208,10 @@ class Handlers:
             self._read(member, conn, request_id, what)
         except MoorageError as error:
             conn.reply_error(request_id, READ, error)
+        except Exception as error:
+            # It runs amid what others wait for: they must not hear of it.
+            log.exception("a read of (epoch, LSN, chunk, block, count) %s failed", what)
+            conn.reply_error(request_id, READ, Fatal(f"the read failed: {error}"))
 
     def heartbeat(
         self,

@@ -234,6 +234,9 @@ class Log:
         self, segment: Segment, start: int, size: int, data_at: int, error: BaseException | None
     ) -> None:
         taken, self._in_flight, self._busy = self._in_flight, [], False
+        if self.failed is not None:
+            self._tell(taken, self.failed)  # durable or not: only a restart says
+            return
         if error is not None:
             self._broken(taken, error)
             return
@@ -247,9 +250,22 @@ class Log:
         if self._queue:
             self._begin()
         self._committed()
+        self._tell(taken, None)
+
+    def _tell(self, taken: list[Queued], outcome: DeviceFailed | None) -> None:
         for _, entry in taken:
             for each in entry.done:
-                each(None)
+                try:
+                    each(outcome)
+                except Exception as failure:
+                    self.give_up(failure)
+
+    def give_up(self, failure: Exception) -> None:
+        """Our own mistake, in telling somebody what is durable: the others hear of it all the same, and then
+        the device is out of use."""
+        log.error("telling of group commit %d failed", self.group, exc_info=failure)
+        if self.failed is None:
+            self._broken([], failure)
 
     def _fold_group(self, segment: Segment, start: int, size: int, data_at: int, taken: list[Queued]) -> None:
         """No await in here: ``group``, ``end`` and the replicas' states move together."""
@@ -275,9 +291,7 @@ class Log:
         self._queue.clear()
         self._fail(self.failed)
         self._committed()
-        for _, entry in lost:
-            for each in entry.done:
-                each(self.failed)
+        self._tell(lost, self.failed)
 
 
 def _cost(entry: Entry) -> int:

@@ -327,12 +327,18 @@ class Store:
     def _committed(self) -> None:
         """A group commit is durable and folded: tell each member in it once."""
         persisted, self._persisted = self._persisted, {}
+        failure: Exception | None = None
         for replica, ticket in persisted.items():
-            replica.on_persisted(ticket)
+            try:
+                replica.on_persisted(ticket)
+            except Exception as error:
+                failure = error
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        if failure is not None:
+            self.log.give_up(failure)
 
     # -- space -----------------------------------------------------------------------------------------
 
