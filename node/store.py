@@ -46,6 +46,7 @@ EXTRA_SEGMENTS = 2  # past the capacity, when nothing else lets compaction go on
 FREE_LOW = 2  # compaction needs somewhere to write
 UPKEEP_SECONDS = 0.1
 UPKEEP_RETRY_SECONDS = 2.0
+CLOSE_STALLED_SECONDS = 5.0  # for upkeep to make room, before what waits for it is given up
 
 Done = Callable[[MoorageError | None], None]
 
@@ -134,12 +135,14 @@ class Store:
     async def close(self, checkpoint: bool = True) -> None:
         """Write what is queued, checkpoint, let go of files and threads. Also after :meth:`open` failed."""
         if self._upkeep:
+            await self._flush_at_end()  # while upkeep still makes room
             for task in self._upkeep:
                 task.cancel()
             await asyncio.wait(self._upkeep)
-            await self.flushed()
+            await self._flush_at_end()
             if checkpoint and self.failed is None:
                 await self.checkpoint()
+                await self._flush_at_end()  # it may have freed what a stalled log was waiting for
         await self.reader.close()
         for lane in (self._device_lane, self._index_lane):
             await asyncio.to_thread(lane.close)
@@ -318,6 +321,18 @@ class Store:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
+
+    async def _flush_at_end(self) -> None:
+        """As :meth:`flushed`, but a log without a free segment is not waited for without end."""
+        running = not all(task.done() for task in self._upkeep)
+        while not self.log.stalled or running:
+            try:
+                async with asyncio.timeout(CLOSE_STALLED_SECONDS):
+                    await self.flushed()
+                return
+            except TimeoutError:
+                running = False
+        log.warning("closing: the log has no free segment, what is not durable yet is given up")
 
     def _folded(self, replica: Replica, entry: Entry, location: int) -> None:
         self.fold.entry(replica, entry, location)
