@@ -178,7 +178,11 @@ class MemberShell:
         self._sealing_conn = conn
         self.drain()
         self._try_seal_answer()
-        return await waiting
+        try:
+            return await waiting
+        finally:
+            if self._sealing is waiting:
+                self._seal_abandoned()
 
     def nack_former(self, conn: Connection, epoch: int, session: int) -> None:
         """Before another heartbeat is answered there: it is what ends the read lease at its holder."""
@@ -189,8 +193,8 @@ class MemberShell:
         waiting = self._sealing
         if waiting is None:
             return
-        if waiting.done():  # the caller has gone
-            self._sealing = None
+        if waiting.done():
+            self._seal_abandoned()
             return
         now_ms = boot_ms()
         found = self.core.take_seal_answer(now_ms)
@@ -201,6 +205,11 @@ class MemberShell:
         elif self.core.seal_wait_until_ms > now_ms and self._seal_timer is None:
             delay = (self.core.seal_wait_until_ms - now_ms) / 1000 + 0.001
             self._seal_timer = self._loop.call_later(delay, self._seal_timed)
+
+    def _seal_abandoned(self) -> None:
+        """The caller has gone: what it would have been promised is free for others."""
+        self._sealing = None
+        self._account(0)
 
     def _seal_timed(self) -> None:
         self._seal_timer = None
