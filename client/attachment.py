@@ -23,7 +23,7 @@ from moorage.client.reads import ReadSweep
 from moorage.client.session import GroupSession, Shared
 from moorage.client.volume import Volume, fresh
 from moorage.quorum.writer import TICK_MS, Phase
-from moorage.wire.errors import Fenced, MoorageError, ReadOnly, ShuttingDown, Unavailable
+from moorage.wire.errors import Fatal, Fenced, MoorageError, ReadOnly, ShuttingDown, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ class WriterAttachment(Attachment):
             moved=self._moved,
             wake=self._wake,
             suspect=self._suspect,
+            broken=self._broken,
             tasks=self._tasks,
         )
         sessions = [GroupSession(self._shared, group, self._repair) for group in attached["groups"]]
@@ -159,7 +160,11 @@ class WriterAttachment(Attachment):
     def _tick(self) -> None:
         now_ms = boot_clock_ms()
         self._fast = True  # a pump that runs in a tick need not wake anybody
-        busy = [session.tick(now_ms) for session in self._sessions]
+        try:
+            busy = [session.tick(now_ms) for session in self._sessions]
+        except Exception as error:  # the clock would stand still
+            self._broken(error)
+            return
         self._fast = any(busy)
         if self.ended is None:
             self._ticker = self._loop.call_later(TICK_MS / 1000 if self._fast else IDLE_TICK_S, self._tick)
@@ -190,6 +195,14 @@ class WriterAttachment(Attachment):
         )
         if self._volume is not None:
             self._volume.repair(session, chunk, block, count)
+
+    def _broken(self, error: Exception) -> None:
+        """A mistake of ours in a core or around it: what it would do next is not to be trusted."""
+        context = {"message": f"volume {self.name} epoch {self.epoch}: cannot go on", "exception": error}
+        self._loop.call_exception_handler(context)
+        if not isinstance(error, MoorageError):
+            error = Fatal(f"volume {self.name!r} cannot go on, attach it anew: {error!r}")
+        self._end(error)
 
     def _suspect(self, error: Fenced) -> None:
         """A member has promised a higher epoch: it is over. Ask metadata who it is, but not for long."""

@@ -66,6 +66,7 @@ class Shared:
     moved: Callable[[], None]  # a session began to serve, or ended: look at all of them
     wake: Callable[[], None]  # something is going on: tick fast
     suspect: Callable[[Fenced], None]  # a member says that there is a higher epoch
+    broken: Callable[[Exception], None]  # a mistake of ours: nothing can go on
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -250,9 +251,15 @@ class GroupSession:
             self.shared.wake()
 
     def _pump(self) -> None:
-        writer = self.writer
         if self.failed is not None:
             return
+        try:
+            self._carry()
+        except Exception as error:  # the pump would stand still, and everything would wait for ever
+            self.shared.broken(error)
+
+    def _carry(self) -> None:
+        writer = self.writer
         for done in writer.take_done():  # what they call submits more: it goes out with this turn
             self._tell(done, None)
         queue = self._queue

@@ -16,7 +16,9 @@ from moorage.client.volume import Volume
 from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.errors import (
     Corrupt,
+    Fatal,
     Fenced,
+    InvariantViolation,
     NoQuorum,
     NoSpace,
     ReadOnly,
@@ -452,3 +454,31 @@ async def test_nonsense_of_metadata_does_not_hide_that_another_is_the_holder(mem
     await new.detach()
     await client.pool.close()
     await other.pool.close()
+
+
+@pytest.mark.parametrize("core", ["take_orders", "take_batch", "tick"])
+@pytest.mark.parametrize("error", [InvariantViolation, ValueError])
+async def test_a_mistake_in_the_core_ends_the_attachment(
+    memory_cluster: Make, core: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*args: Any) -> Any:
+        raise error("a mistake")
+
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+    cluster = await memory_cluster(groups=2)
+    client = Client(cluster)
+    volume = await client.attach(io_timeout=0)
+    await volume.write(0, b"before")
+    monkeypatch.setattr(volume.groups[0].writer, core, breaks)
+    async with asyncio.timeout(5):
+        [first] = await asyncio.gather(volume.write(0, b"x" * BLOCK_SIZE), return_exceptions=True)
+        assert isinstance(first, Fatal) or core == "tick", "it comes before the next tick"
+        with pytest.raises(Fatal, match="a mistake"):
+            await volume.wait_lost()
+        for attempt in (volume.write(0, b"x" * BLOCK_SIZE), volume.flush(), volume.read(0, 1)):
+            with pytest.raises(Fatal, match="a mistake"):
+                await attempt
+    assert [type(context["exception"]) for context in reported] == [error]
+    await volume.detach()
+    await client.pool.close()
