@@ -25,7 +25,9 @@ from moorage.wire.errors import Invalid, MoorageError, NoQuorum, Overloaded, Rea
 BLOCK_MASK = BLOCK_SIZE - 1
 CHUNK_MASK = CHUNK_SIZE - 1
 PIECE_SIZE = 1 << 20  # one record, one read request: small beside the window, large beside its overhead
-PIECES_MAX = 1 << 16  # writes in flight; the bytes behind them are the caller's or copies of them
+PIECES_MAX = (
+    1 << 16
+)  # writes in flight or waiting for their range; the bytes behind them are the caller's or copies of them
 BYTES_MAX = 1 << 30
 REPAIRS_MAX = 64
 
@@ -406,7 +408,8 @@ class Front:
             return None
         if self.read_only:
             return ReadOnly("the volume is attached read-only: attach it for writing to change it")
-        if self.bytes_in_flight > BYTES_MAX or len(self.order.active) > PIECES_MAX:
+        pieces = len(self.order.active) + len(self.order.waiting)
+        if self.bytes_in_flight > BYTES_MAX or pieces > PIECES_MAX:
             return Overloaded("too many writes are in flight: wait for some of them")
         return None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from moorage.client import front
 from moorage.client.device import Done
 from moorage.client.volume import Volume
 from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE, Buffer
@@ -16,6 +17,7 @@ from moorage.wire.errors import (
     Invalid,
     MoorageError,
     NoQuorum,
+    Overloaded,
     ReadOnly,
     ShuttingDown,
 )
@@ -248,3 +250,21 @@ async def test_holes_are_found_and_nothing_else_is_called_one() -> None:
     assert await volume.block_status(5, 0) == []
     with pytest.raises(Invalid):
         await volume.block_status(0, volume.size + 1)
+
+
+async def test_what_waits_for_a_range_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discards carry no bytes: behind one partial write they would pile up without end."""
+    monkeypatch.setattr(front, "PIECES_MAX", 8)
+    volume, group, _ = make()
+    group.hold = True
+    ends: list[BaseException | None] = []
+    volume.write_nowait(1, memoryview(b"x"), ends.append)
+    for _ in range(20):
+        volume.zero_nowait(0, BLOCK_SIZE, ends.append, True)
+    assert len(volume.order.waiting) == 8
+    assert [type(end) for end in ends] == [Overloaded] * 12
+    group.release()
+    while volume.order.active:
+        await asyncio.sleep(0)
+    assert len(ends) == 21 and ends[12:] == [None] * 9
+    await volume.write(0, b"y")
