@@ -97,6 +97,10 @@ class Copier:
                 return
             except MoorageError as error:
                 log.warning("copy of replica %d from %s: %s", identity, pull.source, error)
+            except Exception:
+                # An answer that makes no sense, or our own mistake: neither gets better by asking again.
+                log.exception("copy of replica %d from %s", identity, pull.source)
+                break
         member.stalled()
 
     async def _pull_all(self, member: MemberShell, pull: Pull) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from moorage.node import copying
 from moorage.node.copying import START, Batch, Copier
 from moorage.node.tombstones import Tombstones
+from moorage.quorum.orders import Pull
+from moorage.quorum.record import Position
+from moorage.wire.errors import Unavailable
 
 
 def copier() -> Copier:
@@ -43,3 +47,22 @@ async def test_a_copy_goes_on_at_a_source_that_holds_other_ranges(monkeypatch: p
     other = source((0, 11, 6), (20, 25, 7), (25, 30, 7), (40, 41, 3))
     second = await copier()._batch(other, 4, first.cursor, 1 << 20)
     assert covered(second) == [(20, 25, 7), (25, 30, 7)] and second.cursor == [1, 0]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), TypeError("x"), struct.error("x"), Unavailable("x")])
+async def test_a_pull_that_ends_in_any_error_is_told_to_the_writer(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(copying, "RETRY_S", 0.0)
+    told: list[bool] = []
+    member: Any = SimpleNamespace(
+        replica=SimpleNamespace(info=SimpleNamespace(replica=1)), stalled=lambda: told.append(True)
+    )
+
+    async def fail(*_: Any) -> bool:
+        raise error
+
+    pulls = copier()
+    monkeypatch.setattr(pulls, "_pull_all", fail)
+    await pulls._run(member, Pull(1, {}, Position(1, 1), 0, False, False))
+    assert told == [True]
