@@ -25,9 +25,8 @@ from moorage.wire.errors import Invalid, MoorageError, NoQuorum, Overloaded, Rea
 BLOCK_MASK = BLOCK_SIZE - 1
 CHUNK_MASK = CHUNK_SIZE - 1
 PIECE_SIZE = 1 << 20  # one record, one read request: small beside the window, large beside its overhead
-PIECES_MAX = (
-    1 << 16
-)  # writes in flight or waiting for their range; the bytes behind them are the caller's or copies of them
+# writes in flight or waiting for their range; the bytes behind them are the caller's or copies of them
+PIECES_MAX = 1 << 16
 BYTES_MAX = 1 << 30
 REPAIRS_MAX = 64
 
