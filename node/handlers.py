@@ -81,6 +81,7 @@ class Handlers:
         self._secret = secret
         self._describe = describe
         self._creating: dict[int, asyncio.Future[None]] = {}
+        self._dropping: dict[int, asyncio.Future[None]] = {}  # members no more, but not durably yet
 
     def register(self, router: Router) -> None:
         for name, method in (
@@ -358,19 +359,27 @@ class Handlers:
         identity = _number(params, "replica", LSN_MAX)
         if identity in self._creating:
             await asyncio.shield(self._creating[identity])
-        self._sessions.find(identity)
+        waiting = self._dropping.get(identity)
+        if waiting is None:
+            self._sessions.find(identity)
+            waiting = self._dropping[identity] = self._drop(identity)
+        await asyncio.shield(waiting)
+        return {}
+
+    def _drop(self, identity: int) -> asyncio.Future[None]:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: MoorageError | None) -> None:
+            del self._dropping[identity]
+            if error is None:
+                log.info("replica %d dropped", identity)
             if not waiting.done():
                 waiting.set_result(None) if error is None else waiting.set_exception(error)
 
         # From here on it serves nobody, whatever becomes of this call.
         self._sessions.dropped(identity)
         self._store.drop(identity, done)
-        await waiting
-        log.info("replica %d dropped", identity)
-        return {}
+        return waiting
 
     async def list_replicas(self, context: CallContext, params: dict[str, Any]) -> Any:
         return [_row(member) for _, member in sorted(self._members.items())]
