@@ -165,8 +165,13 @@ class Checkpointer:
         for replica in list(self._fold.replicas.values()):
             table = replica.table
             ranges, table.tombstones.unswept = table.tombstones.unswept, []
-            for first, end in ranges:
-                await self._sweep_range(replica, table, first * PAGES_PER_CHUNK, end * PAGES_PER_CHUNK)
+            swept = 0
+            try:
+                for first, end in ranges:
+                    await self._sweep_range(replica, table, first * PAGES_PER_CHUNK, end * PAGES_PER_CHUNK)
+                    swept += 1
+            finally:
+                table.tombstones.unswept[:0] = ranges[swept:]
 
     async def _sweep_range(self, replica: Replica, table: Table, first: int, end: int) -> None:
         for number in sorted(each for each in table.pages if first <= each < end):

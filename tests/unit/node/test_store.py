@@ -496,3 +496,31 @@ async def test_writers_use_up_the_free_segments_while_compaction_runs(
         await rig.store.flushed()
     assert rig.store.replica(1).state.last >= burst[-1].lsn
     await rig.store.close()
+
+
+async def test_a_sweep_that_fails_is_made_up_for_by_the_next_checkpoint(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.write(0, 0, block(1))
+    await rig.write(3, 0, block(2))
+    await rig.store.checkpoint()
+    await rig.discard(0, 1)
+    await rig.discard(3, 1)
+    unswept = list(rig.store.replica(1).table.tombstones.unswept)
+    assert len(unswept) == 2
+    sweep, calls = rig.store.checkpointer._sweep_range, []
+
+    async def fail(replica: Replica, table: Any, first: int, end: int) -> None:
+        calls.append(first)
+        if len(calls) == 2:
+            raise lmdb.MapFullError("mdb_put: MDB_MAP_FULL")
+        await sweep(replica, table, first, end)
+
+    monkeypatch.setattr(rig.store.checkpointer, "_sweep_range", fail)
+    with pytest.raises(lmdb.MapFullError):
+        await rig.store.checkpoint()
+    assert rig.store.replica(1).table.tombstones.unswept == unswept[1:]
+    await rig.store.checkpoint()
+    assert calls[2:] == calls[1:2]
+    assert rig.store.replica(1).table.tombstones.unswept == []
+    assert rig.store.used == 0
