@@ -169,7 +169,8 @@ class _Flush:
 
 
 class _Join:
-    """Several pieces, one ``done``: waits for all of them, reports the first error."""
+    """Several pieces, one ``done``: waits for all of them, reports the first error whose outcome is unknown,
+    else the first."""
 
     __slots__ = ("done", "error", "left")
 
@@ -180,7 +181,7 @@ class _Join:
 
     def piece_done(self, error: BaseException | None) -> None:
         self.left -= 1
-        if error is not None and self.error is None:
+        if error is not None and (self.error is None or _unknown(error) > _unknown(self.error)):
             self.error = error
         if not self.left:
             self.done(self.error)
@@ -461,6 +462,10 @@ def split_blocks(offset: int, length: int) -> list[tuple[int, int]]:
     head = [(offset, first - offset)] if first > offset else []
     tail = [(last, end - last)] if end > last else []
     return head + (split(first, last - first) if last > first else []) + tail
+
+
+def _unknown(error: BaseException) -> bool:
+    return isinstance(error, MoorageError) and error.outcome == "unknown"
 
 
 def _ignore(error: BaseException | None) -> None:

@@ -410,8 +410,9 @@ class GroupSession:
         self.reads_until_ms = 0
         for done in self.writer.take_done():  # these are done: say so
             self._tell(done, None)
+        unknown = type(error)(error.message, **{**error.details, "outcome": "unknown"})
         for done in self.writer.take_unfinished():
-            self._tell(done, error)
+            self._tell(done, unknown)
         queue, self._queue = self._queue, deque()
         for record in queue:
             self._tell(record[6], error)

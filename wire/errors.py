@@ -5,6 +5,7 @@ A code is never given to another meaning. What a caller may conclude is part of 
 ``retriable``  the same request may succeed later, without any change by the caller.
 ``refresh``    the caller acted on stale knowledge (configuration, leader, epoch) and must fetch it anew.
 ``outcome``    ``"not_done"``: it certainly had no effect; ``"unknown"``: it may have had, or may still have.
+               One error may know less than its class: the detail ``outcome="unknown"`` says so.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ class MoorageError(Exception):
     code: ClassVar[int] = 1
     retriable: ClassVar[bool] = False
     refresh: ClassVar[bool] = False
-    outcome: ClassVar[Outcome] = "not_done"
+    outcome: Outcome = "not_done"
 
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)
         self.message = message
         self.details = details
+        if details.get("outcome") == "unknown":
+            self.outcome = "unknown"
 
     def __str__(self) -> str:
         return self.message

@@ -19,6 +19,7 @@ from moorage.wire.errors import (
     Fatal,
     Fenced,
     InvariantViolation,
+    MoorageError,
     NoQuorum,
     NoSpace,
     ReadOnly,
@@ -480,5 +481,28 @@ async def test_a_mistake_in_the_core_ends_the_attachment(
             with pytest.raises(Fatal, match="a mistake"):
                 await attempt
     assert [type(context["exception"]) for context in reported] == [error]
+    await volume.detach()
+    await client.pool.close()
+
+
+@pytest.mark.parametrize("error", [Fenced("taken over"), ShuttingDown("detached")])
+async def test_the_outcome_of_what_was_sent_is_unknown_at_the_end(
+    memory_cluster: Make, error: MoorageError
+) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    volume = await client.attach()
+    for device in cluster.devices[1:]:
+        device.set_mute(True)
+    sent = asyncio.create_task(volume.write(0, b"s" * BLOCK_SIZE))
+    before = cluster.devices[0].records
+    await until(lambda: cluster.devices[0].records > before)
+    volume._attached._end(error)  # type: ignore[attr-defined]
+    with pytest.raises(type(error), match=error.message) as caught:
+        await sent
+    assert caught.value.outcome == "unknown"
+    with pytest.raises(type(error), match=error.message) as caught:
+        await volume.write(0, b"later")
+    assert caught.value.outcome == "not_done"
     await volume.detach()
     await client.pool.close()

@@ -268,3 +268,14 @@ async def test_what_waits_for_a_range_is_bounded_too(monkeypatch: pytest.MonkeyP
         await asyncio.sleep(0)
     assert len(ends) == 21 and ends[12:] == [None] * 9
     await volume.write(0, b"y")
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+async def test_a_write_in_pieces_is_as_unknown_as_one_of_them(unknown: int) -> None:
+    volume, group, _ = make()
+    group.hold = True
+    ends: list[BaseException | None] = []
+    volume.write_nowait(0, memoryview(bytes(2 << 20)), ends.append)
+    for at, done in enumerate(group.held):
+        done(Fenced("taken over", outcome="unknown") if at == unknown else Fenced("taken over"))
+    assert [getattr(end, "outcome", None) for end in ends] == ["unknown"]
