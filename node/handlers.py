@@ -43,6 +43,7 @@ from moorage.wire.errors import (
     MoorageError,
     NoReplica,
     ProtocolError,
+    ShuttingDown,
     Stale,
 )
 from moorage.wire.frame import APPEND, HEARTBEAT, NACK, ONEWAY, READ
@@ -96,10 +97,15 @@ class Handlers:
             ("pull", self.pull),
         ):
             router.method(f"node.{name}", method)
-        router.op(APPEND, self.append)
-        router.op(READ, self.read)
-        router.op(HEARTBEAT, self.heartbeat)
+        for op, handler in ((APPEND, self.append), (READ, self.read), (HEARTBEAT, self.heartbeat)):
+            router.op(op, handler)
         router.on_connection_lost(self._sessions.connection_lost)
+        self._router = router
+
+    async def withdraw(self) -> None:
+        """Serve nobody any more: the store is about to be closed, connections belong to the process."""
+        await self._router.withdraw("node.", (APPEND, READ, HEARTBEAT))
+        self._sessions.end(ShuttingDown("the node is shutting down"))
 
     # -- hot ops ------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from moorage.quorum.member import FENCED, STALLED, Member
 from moorage.quorum.orders import Append, Apply, Note, Pull, SealAnswer, Sync
 from moorage.quorum.record import Record
 from moorage.wire.connection import Connection
-from moorage.wire.errors import DeviceFailed, Fenced, MoorageError, NoReplica, Stale
+from moorage.wire.errors import Fenced, MoorageError, NoReplica, Stale
 from moorage.wire.frame import ACK, NACK, ONEWAY
 from moorage.wire.log_messages import pack_ack, pack_nack
 
@@ -262,7 +262,7 @@ class MemberShell:
             self.conn = None
             self._account(0)  # nothing more is taken of this session: its writer seals anew
 
-    def fail(self, error: DeviceFailed) -> None:
+    def fail(self, error: MoorageError) -> None:
         self._end_seal(error)
         self._flush_parked()
 

@@ -46,6 +46,7 @@ class NodeService(EmbeddedService):
         self._store: Store | None = None
         self._sessions: Sessions | None = None
         self._copier: Copier | None = None
+        self._handlers: Handlers | None = None
         self._client: LeaderClient | None = None
         self._registration: Registration | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -75,7 +76,8 @@ class NodeService(EmbeddedService):
             config, superblock, client, lambda: store.used, self._failed
         )
         await registration.start()
-        Handlers(store, sessions, copier, config.secret, self.describe).register(router)
+        handlers = self._handlers = Handlers(store, sessions, copier, config.secret, self.describe)
+        handlers.register(router)
         self._spawn(registration.heartbeats(), "heartbeats")
         self._spawn(self._ticks(sessions), "ticks")
 
@@ -105,6 +107,8 @@ class NodeService(EmbeddedService):
         return store
 
     async def stop(self) -> None:
+        if self._handlers is not None:
+            await self._handlers.withdraw()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -140,7 +144,7 @@ class NodeService(EmbeddedService):
         """The process stays, to say so: its heartbeats carry the reason, and it answers nothing else."""
         log.critical("%s", error)
         if self._sessions is not None:
-            self._sessions.failed(error)
+            self._sessions.end(error)
 
     def _failed(self) -> str | None:
         failed = self._store.failed if self._store is not None else None

@@ -14,7 +14,7 @@ from moorage.node.replica import Replica
 from moorage.node.store import Store
 from moorage.quorum.lease import GrantedLease
 from moorage.wire.connection import Connection
-from moorage.wire.errors import DeviceFailed, MoorageError, NoReplica
+from moorage.wire.errors import MoorageError, NoReplica
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ class Sessions:
         if member is not None and member.replica is replica and not member.core.state.damaged:
             member.damage(what)
 
-    def failed(self, error: DeviceFailed) -> None:
+    def end(self, error: MoorageError) -> None:
+        """The device has failed, or is being closed: nobody waits for it any longer."""
         for member in list(self.members.values()):
             member.fail(error)

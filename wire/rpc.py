@@ -77,8 +77,8 @@ class Router:
         self._methods: dict[str, MethodHandler] = {}
         self._ops: dict[int, OpHandler] = {}
         self._lost_callbacks: list[Callable[[Connection, MoorageError], None]] = []
-        self._calls: dict[Connection, dict[int, asyncio.Task[None]]] = {}
-        self._stopping = False
+        self._calls: dict[Connection, dict[int, tuple[str, asyncio.Task[None]]]] = {}  # by request id
+        self._withdrawn: tuple[str, ...] = ()  # prefixes of methods
 
     def method(self, name: str, handler: MethodHandler) -> None:
         """Serve CALLs of ``name``. The handler runs in a task that the router owns, and is cancelled when
@@ -117,9 +117,9 @@ class Router:
         owned: bool,
     ) -> None:
         if kind == CANCEL:
-            task = self._calls.get(conn, {}).get(request_id)
-            if task is not None:
-                task.cancel()
+            call = self._calls.get(conn, {}).get(request_id)
+            if call is not None:
+                call[1].cancel()
             return
         handler = self._ops.get(op)
         if handler is not None:
@@ -132,7 +132,7 @@ class Router:
             log.debug("%s sent op %d, which %s does not serve", conn.peer, op, conn.hello)
 
     def connection_lost(self, conn: Connection, error: MoorageError) -> None:
-        for task in self._calls.pop(conn, {}).values():
+        for _, task in self._calls.pop(conn, {}).values():
             task.cancel()
         for callback in self._lost_callbacks:
             callback(conn, error)
@@ -150,7 +150,7 @@ class Router:
         handler = self._methods.get(method)
         if handler is None:
             raise NotFound(f"{conn.hello} does not serve the method {method[:100]!r}")
-        if self._stopping:
+        if method.startswith(self._withdrawn):
             raise ShuttingDown(f"{conn.hello} is shutting down")
         calls = self._calls.setdefault(conn, {})
         if request_id in calls:
@@ -163,7 +163,7 @@ class Router:
         task = asyncio.get_running_loop().create_task(
             self._run(context, request_id, method, handler, params), name=name
         )
-        calls[request_id] = task
+        calls[request_id] = method, task
         task.add_done_callback(lambda _: calls.pop(request_id, None))
 
     async def _run(
@@ -210,10 +210,27 @@ class Router:
         context = {"message": f"handler of {method} failed", "exception": exc}
         asyncio.get_running_loop().call_exception_handler(context)
 
+    async def withdraw(self, prefix: str, ops: Sequence[int] = ()) -> None:
+        """The service whose methods begin with ``prefix`` stops: its calls that run are cancelled and waited
+        for; later ones, and its hot ops, are answered ShuttingDown. An op that nobody can be told about ends
+        its connection."""
+        self._withdrawn += (prefix,)
+        for op in ops:
+            self._ops[op] = _shutting_down
+        running = [
+            task
+            for calls in self._calls.values()
+            for method, task in calls.values()
+            if method.startswith(prefix)
+        ]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
     async def stop(self) -> None:
         """Cancel all running calls and wait for them; later ones are answered ShuttingDown."""
-        self._stopping = True
-        tasks = [task for calls in self._calls.values() for task in calls.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.withdraw("")
+
+
+def _shutting_down(conn: Connection, *_: object) -> None:
+    raise ShuttingDown(f"{conn.hello} is shutting down")

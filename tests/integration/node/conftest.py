@@ -106,6 +106,7 @@ class Node:
             return Hello("node", SECRET.cluster, self.name, secrets.token_hex(8), extra)
 
         self.server = await serve("127.0.0.1:0", hello=hello, secret=SECRET, endpoint=self.router)
+        self.service_runs = True
         await self.service.start(self.router)
         started = True
 
@@ -118,8 +119,14 @@ class Node:
     def store(self) -> Any:
         return self.service._store
 
-    async def stop(self) -> None:
+    async def stop_service(self) -> None:
+        """The process, and with it the listener and its connections, is still there."""
         await self.service.stop()
+        self.service_runs = False
+
+    async def stop(self) -> None:
+        if self.service_runs:
+            await self.stop_service()
         await self.router.stop()
         if self.server is not None:
             self.server.close()
@@ -236,7 +243,14 @@ class HandWriter:
 
     async def heartbeat(self) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.conn.request(HEARTBEAT, pack_heartbeat(1), (), lambda reply: future.set_result(None))
+
+        def on_reply(reply: Reply | MoorageError) -> None:
+            if isinstance(reply, MoorageError):
+                future.set_exception(reply)
+            else:
+                future.set_result(None)
+
+        self.conn.request(HEARTBEAT, pack_heartbeat(1), (), on_reply)
         async with asyncio.timeout(10):
             await future
 

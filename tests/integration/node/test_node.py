@@ -20,6 +20,7 @@ from moorage.wire.errors import (
     Invalid,
     MoorageError,
     NoReplica,
+    ShuttingDown,
     Stale,
 )
 from moorage.wire.frame import APPEND, ONEWAY
@@ -64,6 +65,27 @@ async def test_a_read_of_a_record_that_is_not_synced_yet_waits_for_it(site: Any)
     for number in range(20):
         lsn = writer.write(0, number, block(number))
         assert await writer.read(0, number, lsn=lsn) == block(number)
+
+
+async def test_a_node_that_has_stopped_serves_nobody(site: Any) -> None:
+    """Its connections may outlast it by a moment: they belong to the process."""
+    node = await site.node()
+    await site.create(node)
+    writer, late = await site.writer(node, epoch=1), await site.writer(node, epoch=2)
+    await writer.seal()
+    writer.barrier()
+    last = writer.write(0, 0, block(1))
+    await writer.durable(last)
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+    await node.stop_service()
+    for refused in (late.read(0, 0), late.seal(), late.call("pull", {}), late.heartbeat()):
+        with pytest.raises(ShuttingDown):
+            await refused
+    writer.write(5, 0, block(2), commit=last)
+    await site.until(lambda: writer.conn.closed)
+    assert isinstance(writer.conn.close_reason, ShuttingDown)
+    assert not failures
 
 
 async def test_everything_is_there_after_a_restart(site: Any) -> None:
