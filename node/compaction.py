@@ -150,7 +150,7 @@ class Compactor:
         self._metrics.corrupt_blocks += 1
         log.error("replica %d: %s in %s is corrupt", replica.info.replica, what, segment.name)
 
-    async def _fetch(self, extents: list[Extent]) -> tuple[bytearray, list[int]]:
+    async def _fetch(self, extents: list[Extent]) -> tuple[memoryview, list[int]]:
         places, size = [], 0
         for extent in extents:
             places.append(size)
@@ -190,7 +190,7 @@ class Compactor:
             if first_bad_block(record.sums, data) >= 0:
                 self._corrupt(replica, f"pending record {record.lsn}", extent.segment)
                 return 0
-            entry.add_data(memoryview(data))
+            entry.add_data(data)
         await self._queue(replica, entry)
         return entry.data_size
 
@@ -228,7 +228,7 @@ def list_blocks(segment: Segment) -> list[Candidate]:
         if not frame_verified(view, header):
             break
         body_at = FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE
-        data_at = segment.number << OFFSET_BITS | (offset + len(front))
+        data_at = segment.number << OFFSET_BITS | (offset + header.data_at)
         for index in range(header.entry_count):
             head = EntryHead(*ENTRY.unpack_from(front, FRAME_HEADER_SIZE + index * ENTRY_SIZE))
             found += _candidates(head, view[body_at : body_at + head.body_size], data_at)

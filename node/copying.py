@@ -41,7 +41,7 @@ START = [0, 0]  # a cursor: [0, chunk] for tombstones, then [1, page]
 @dataclass
 class Batch:
     runs: list[Run]
-    data: bytearray
+    data: memoryview
     cursor: list[int] | None  # where to go on; None at the end
 
 
@@ -178,7 +178,7 @@ class Copier:
             sent = newer[:_RANGES_MAX]
             runs = [Run(RunKind.CHUNKS, first, end - first, (lsn,), ()) for first, end, lsn in sent]
             more = len(newer) > len(sent)
-            return Batch(runs, bytearray(), [0, sent[-1][1]] if more else [1, 0])
+            return Batch(runs, memoryview(b""), [0, sent[-1][1]] if more else [1, 0])
         return await self._pages(member, above, number, max_bytes)
 
     async def _pages(self, member: MemberShell, above: int, number: int, max_bytes: int) -> Batch:

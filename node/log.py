@@ -21,6 +21,7 @@ from moorage.node.segment import (
     FIRST_FRAME,
     FRAME_HEADER_SIZE,
     OFFSET_BITS,
+    PAGE,
     Entry,
     SegmentHeader,
     align,
@@ -33,6 +34,7 @@ from moorage.wire.errors import DeviceFailed, LimitExceeded, violated
 log = logging.getLogger(__name__)
 
 FRAME_BYTES_MAX = 16 << 20  # a group commit is bounded, so that none waits long for its sync
+FRAME_OVERHEAD = FRAME_HEADER_SIZE + PAGE  # data may begin at the next page
 ENTRY_BYTES_MAX = 1 << 20  # records join one entry up to here: what a segment's end may waste
 
 Queued = tuple[Replica, Entry]
@@ -170,7 +172,7 @@ class Log:
 
     def _fits(self, end: int) -> bool:
         _, entry = self._queue[0]
-        return end + align(_cost(entry) + FRAME_HEADER_SIZE) <= self.segment_size
+        return end + align(_cost(entry) + FRAME_OVERHEAD) <= self.segment_size
 
     def _roll(self) -> Segment:
         if self.current is not None:
@@ -197,7 +199,7 @@ class Log:
 
     def _take(self, room: int) -> list[Queued]:
         """Entries for one frame, at least one, in order."""
-        room = min(room, FRAME_BYTES_MAX) - FRAME_HEADER_SIZE
+        room = min(room, FRAME_BYTES_MAX) - FRAME_OVERHEAD
         taken: list[Queued] = []
         queue = self._queue
         while queue:
@@ -212,21 +214,24 @@ class Log:
         return taken
 
     def _write(self, segment: Segment, taken: list[Queued], buffers: list[Buffer]) -> None:
-        frame, size, data_at = build_frame(
-            segment.number, self.group + 1, [(replica.info.replica, entry) for replica, entry in taken]
-        )
         start = segment.end
+        entries = [(replica.info.replica, entry) for replica, entry in taken]
+        frame = build_frame(segment.number, self.group + 1, start, entries)
         offset = start - FIRST_FRAME if buffers else start
-        buffers += frame
+        buffers.append(frame.front)
+        if not frame.direct:
+            buffers += frame.data
         self._in_flight, self._busy = taken, True
         file = segment.file
 
         def work() -> None:
             file.pwritev(buffers, offset)
+            if frame.direct:
+                file.pwritev_direct(frame.data, start + frame.data_at)
             file.fdatasync()
 
         def done(_: object, error: BaseException | None) -> None:
-            self._finished(segment, start, size, data_at, error)
+            self._finished(segment, start, frame.size, frame.data_at, error)
 
         self._lane.submit(work, done)
 
@@ -300,5 +305,5 @@ def _cost(entry: Entry) -> int:
 
 def check_size(segment_size: int, size: int) -> None:
     """What can never fit into a segment is refused before it is queued."""
-    if align(size + FRAME_HEADER_SIZE + ENTRY_SIZE) > segment_size - FIRST_FRAME:
+    if align(size + FRAME_OVERHEAD + ENTRY_SIZE) > segment_size - FIRST_FRAME:
         raise LimitExceeded(f"{size} bytes at once do not fit into a segment of {segment_size}")

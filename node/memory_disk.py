@@ -33,6 +33,9 @@ class MemoryFile:
         self.now[offset : offset + len(raw)] = raw
         self.unsynced.append((offset, raw))
 
+    def pwritev_direct(self, buffers: Sequence[Buffer], offset: int) -> None:
+        self.pwritev(buffers, offset)
+
     def fdatasync(self) -> None:
         self._disk.event("fdatasync", self.name)
         self.synced[:] = self.now

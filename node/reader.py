@@ -20,6 +20,7 @@ from moorage.node.metrics import StoreMetrics
 from moorage.node.replica import Replica
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sum, first_bad_block
+from moorage.wire.buffers import payload_buffer
 from moorage.wire.errors import Corrupt, MoorageError, ShuttingDown
 
 READERS = 2  # threads: the disk sees some depth, and a cold read does not wait behind another one
@@ -170,7 +171,7 @@ class Reader:
     def fetch(
         self,
         extents: list[Extent],
-        data: bytearray,
+        data: bytearray | memoryview,
         finished: Callable[[object, BaseException | None], None],
     ) -> None:
         """Read extents in a thread. Their files are not written again before it has ended."""
@@ -193,9 +194,9 @@ class Reader:
         self._next = (self._next + 1) % READERS
         self._lanes[self._next].submit(work, done)
 
-    async def fetch_all(self, extents: list[Extent], size: int) -> bytearray:
+    async def fetch_all(self, extents: list[Extent], size: int) -> memoryview:
         """The bytes of extents, as :meth:`fetch` reads them; not verified."""
-        data = bytearray(size)
+        data = payload_buffer(size)
         if not extents:
             return data
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -233,7 +234,7 @@ class Reader:
                 extents.append(self._extent(replica, record.chunk, record.block, location, size, length))
             chosen.append((record, size))
             size += length
-        data = memoryview(await self.fetch_all(extents, size))
+        data = await self.fetch_all(extents, size)
         return [_with_data(record, data, at, replica) for record, at in chosen]
 
     # -- what is wrong ----------------------------------------------------------------------------------

@@ -14,8 +14,11 @@ Segment header (64 bytes, little-endian, the rest of 512 is zero)::
 Frame header (64), then ``entry_count`` entry heads (40 each), then the bodies, then the data::
 
     0 4s magic "MOGC"  4 u16 version  6 u16 -  8 u64 segment  16 u64 group  24 u32 frame_size
-    28 u32 bodies_size  32 u32 data_size  36 u32 entry_count  40 16s -  56 u64 check (of the bytes before
-    and the entry heads)
+    28 u32 bodies_size  32 u32 data_size  36 u32 entry_count  40 u32 data_at  44 12s -
+    56 u64 check (of the bytes before and the entry heads)
+
+Data begins at ``data_at``, which is right behind the bodies unless there is much of it: then it begins, and
+ends, at a page of the file, so that it can be written past the page cache.
 
 Entry head::
 
@@ -44,18 +47,23 @@ from moorage.quorum.record import (
 from moorage.wire.errors import MoorageError
 
 ALIGN = 512
+PAGE = 4096
+# Much data in large pieces goes past the page cache: a copy into pages that are touched for the first time
+# costs more than all the rest of a large write. Small blocks are likely to be read soon, and stay in it.
+DIRECT_BYTES = 256 << 10
+DIRECT_PIECE = 32 << 10
 VERSION = 1
 SEGMENT_HEADER = struct.Struct("<4sHHQQQQ16sQ")
 SEGMENT_HEADER_SIZE = 64
 FIRST_FRAME = ALIGN
-FRAME_HEADER = struct.Struct("<4sHHQQIIII16sQ")
+FRAME_HEADER = struct.Struct("<4sHHQQIIIII12sQ")
 FRAME_HEADER_SIZE = 64
 ENTRY = struct.Struct("<QQIIIB3xQ")
 ENTRY_SIZE = 40
 _CHECK = struct.Struct("<Q")
 SEGMENT_MAGIC = b"MOSG"
 FRAME_MAGIC = b"MOGC"
-_ZERO16 = bytes(16)
+_ZERO12 = bytes(12)
 _PADDING = bytes(ALIGN)
 assert SEGMENT_HEADER.size == SEGMENT_HEADER_SIZE
 assert FRAME_HEADER.size == FRAME_HEADER_SIZE
@@ -92,6 +100,7 @@ class FrameHeader(NamedTuple):
     bodies_size: int
     data_size: int
     entry_count: int
+    data_at: int
 
 
 class EntryHead(NamedTuple):
@@ -165,8 +174,18 @@ def align(size: int) -> int:
     return (size + ALIGN - 1) & ~(ALIGN - 1)
 
 
-def build_frame(segment: int, group: int, entries: list[tuple[int, Entry]]) -> tuple[list[Buffer], int, int]:
-    """A frame of (replica, entry): the buffers to write, its size, where its data begins."""
+class Frame(NamedTuple):
+    """A frame to be written: ``front``, and at ``data_at`` behind its start ``data``; ``size`` in all."""
+
+    front: bytes
+    data: list[Buffer]
+    data_at: int
+    size: int
+    direct: bool  # ``data`` begins and ends at a page of the file
+
+
+def build_frame(segment: int, group: int, start: int, entries: list[tuple[int, Entry]]) -> Frame:
+    """A frame of (replica, entry) that begins at ``start`` of the segment's file."""
     heads: list[bytes] = []
     bodies: list[bytes] = []
     data: list[Buffer] = []
@@ -182,15 +201,20 @@ def build_frame(segment: int, group: int, entries: list[tuple[int, Entry]]) -> t
         data += entry.data
         bodies_size += size
         data_size += entry.data_size
-    data_at = FRAME_HEADER_SIZE + ENTRY_SIZE * len(entries) + bodies_size
+    front_size = data_at = FRAME_HEADER_SIZE + ENTRY_SIZE * len(entries) + bodies_size
+    direct = data_size >= max(DIRECT_BYTES, DIRECT_PIECE * len(data))
+    if direct:
+        data_at = -(-(start + front_size) // PAGE) * PAGE - start
     frame_size = align(data_at + data_size)
-    start = FRAME_HEADER.pack(
-        FRAME_MAGIC, VERSION, 0, segment, group, frame_size, bodies_size, data_size, len(entries), _ZERO16, 0
-    )[:-8]
+    fields = (segment, group, frame_size, bodies_size, data_size, len(entries), data_at)
+    header = FRAME_HEADER.pack(FRAME_MAGIC, VERSION, 0, *fields, _ZERO12, 0)[:-8]
     table = b"".join(heads)
-    front = b"".join((start, _CHECK.pack(_xxh3(start + table)), table, *bodies))
-    padding = frame_size - data_at - data_size
-    return [front, *data, _PADDING[:padding]] if padding else [front, *data], frame_size, data_at
+    front = b"".join(
+        (header, _CHECK.pack(_xxh3(header + table)), table, *bodies, bytes(data_at - front_size))
+    )
+    if padding := frame_size - data_at - data_size:
+        data.append(_PADDING[:padding])
+    return Frame(front, data, data_at, frame_size, direct)
 
 
 def parse_frame_header(raw: Buffer, segment: int) -> FrameHeader | None:
@@ -198,11 +222,13 @@ def parse_frame_header(raw: Buffer, segment: int) -> FrameHeader | None:
     covers the entry table too, see :func:`frame_verified`."""
     if len(raw) < FRAME_HEADER_SIZE:
         return None
-    magic, version, _, number, group, size, bodies, data, count, _, _ = FRAME_HEADER.unpack_from(raw)
-    needed = align(FRAME_HEADER_SIZE + count * ENTRY_SIZE + bodies + data)
-    if magic != FRAME_MAGIC or version != VERSION or number != segment or size != needed:
+    magic, version, _, number, group, size, bodies, data, count, data_at, _, _ = FRAME_HEADER.unpack_from(raw)
+    if magic != FRAME_MAGIC or version != VERSION or number != segment:
         return None
-    return FrameHeader(number, group, size, bodies, data, count)
+    front_size = FRAME_HEADER_SIZE + count * ENTRY_SIZE + bodies
+    if not front_size <= data_at < front_size + PAGE or size != align(data_at + data):
+        return None
+    return FrameHeader(number, group, size, bodies, data, count, data_at)
 
 
 def frame_verified(frame: memoryview, header: FrameHeader) -> bool:
@@ -226,7 +252,7 @@ class ParsedEntry(NamedTuple):
 def parse_entries(frame: memoryview, header: FrameHeader) -> Iterator[ParsedEntry]:
     """Entries of a verified frame, in order; what does not match its checksum comes with ``whole`` false."""
     body_at = FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE
-    data_at = body_at + header.bodies_size
+    data_at = header.data_at
     for index in range(header.entry_count):
         head = EntryHead(*ENTRY.unpack_from(frame, FRAME_HEADER_SIZE + index * ENTRY_SIZE))
         body = frame[body_at : body_at + head.body_size]

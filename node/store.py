@@ -301,7 +301,7 @@ class Store:
         more = len(numbers) == limit
         return found, numbers[-1] + 1 if more else None
 
-    async def fetch_blocks(self, replica: Replica, locations: list[int]) -> bytearray:
+    async def fetch_blocks(self, replica: Replica, locations: list[int]) -> memoryview:
         """The bytes at these locations, one block each; not verified."""
         extents: list[Extent] = []
         for at, location in enumerate(locations):

@@ -493,7 +493,7 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
             entry = self._pending.get(request_id)
             if entry is not None and entry[1] is not None and size <= len(entry[1]):
                 return entry[1][:size]
-        return memoryview(bytearray(size))
+        return super()._destination(kind, request_id, size)
 
     # -- keepalive -------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from moorage.wire.buffers import payload_buffer
 from moorage.wire.errors import ProtocolError
 from moorage.wire.frame import HEADER, HEADER_SIZE, KIND_OF_TAG, check_of, kind_of
 
@@ -187,7 +188,7 @@ class FrameReceiver:
 
     def _destination(self, kind: int, request_id: int, size: int) -> memoryview:
         """Where a large payload goes; the connection overrides it for replies with an ``into``."""
-        return memoryview(bytearray(size))
+        return payload_buffer(size)
 
     def _divert(self, kind: int, request_id: int) -> None:
         """Let go of the destination of this frame, whose owner does not want it any more."""

@@ -64,10 +64,10 @@ class Writer:
 
     def frame(self, *entries: tuple[int, Entry]) -> None:
         self.group += 1
-        buffers, size, _ = build_frame(self.number, self.group, list(entries))
-        self.disk.open(self.name).pwritev(buffers, self.end)
-        self.frames.append((self.name, self.end, size))
-        self.end += size
+        frame = build_frame(self.number, self.group, self.end, list(entries))
+        self.disk.open(self.name).pwritev([frame.front, *frame.data], self.end)
+        self.frames.append((self.name, self.end, frame.size))
+        self.end += frame.size
 
 
 def create(replica: int) -> tuple[int, Entry]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from moorage.node.segment import (
     ALIGN,
     FRAME_HEADER_SIZE,
+    PAGE,
     Entry,
     EntryKind,
     Run,
@@ -38,10 +39,10 @@ def test_segment_header() -> None:
         assert parse_segment_header(changed) is None, at
 
 
-def frame_of(entries: list[tuple[int, Entry]], segment: int = 3, group: int = 9) -> bytes:
-    buffers, size, _ = build_frame(segment, group, entries)
-    raw = b"".join(bytes(each) for each in buffers)
-    assert len(raw) == size and size % ALIGN == 0
+def frame_of(entries: list[tuple[int, Entry]], segment: int = 3, group: int = 9, start: int = 512) -> bytes:
+    frame = build_frame(segment, group, start, entries)
+    raw = b"".join((frame.front, *frame.data))
+    assert len(raw) == frame.size and frame.size % ALIGN == 0
     return raw
 
 
@@ -68,6 +69,34 @@ def test_frame_with_records() -> None:
     found = unpack_heads(first.body, 3)
     assert [repr(each) for each in found] == [repr(each) for each in records]
     assert found[0].sums == records[0].sums
+
+
+@pytest.mark.parametrize("start", [512, 1024, 4096, 8192 + 3584])
+def test_much_data_begins_and_ends_at_a_page_of_the_file(start: int) -> None:
+    pieces = [bytes([number]) * (128 << 10) for number in range(3)]
+    entry = Entry(EntryKind.RECORDS)
+    for lsn, piece in enumerate(pieces, 1):
+        entry.add_body(pack_head(Record(1, lsn, Kind.WRITE, 0, 32 * lsn, 32, block_sums(piece), piece)))
+        entry.add_data(piece)
+    entry.count = 3
+    frame = build_frame(3, 9, start, [(77, entry)])
+    assert frame.direct and (start + frame.data_at) % PAGE == 0 == (start + frame.size) % PAGE
+    raw = memoryview(frame_of([(77, entry)], start=start))
+    header = parse_frame_header(raw, 3)
+    assert header is not None and frame_verified(raw, header)
+    (parsed,) = parse_entries(raw, header)
+    assert parsed.whole and bytes(parsed.data) == b"".join(pieces)
+    assert parsed.data_offset == frame.data_at
+
+
+def test_small_pieces_stay_packed() -> None:
+    entry = Entry(EntryKind.RECORDS)
+    for lsn in range(1, 101):
+        piece = bytes([lsn]) * 4096
+        entry.add_body(pack_head(Record(1, lsn, Kind.WRITE, 0, lsn, 1, block_sums(piece), piece)))
+        entry.add_data(piece)
+    frame = build_frame(3, 9, 512, [(77, entry)])
+    assert not frame.direct and frame.data_at == len(frame.front)
 
 
 def test_an_empty_frame() -> None:
