@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from moorage.client.device import Done
@@ -29,6 +29,7 @@ PIECE_SIZE = 1 << 20  # one record, one read request: small beside the window, l
 PIECES_MAX = 1 << 16
 BYTES_MAX = 1 << 30
 REPAIRS_MAX = 64
+LOOK_CHUNKS = 64  # looked at together
 
 
 class _Piece(Holder):
@@ -352,42 +353,40 @@ class Front:
                 self._start(_Repair(self, at))
 
     async def block_status(self, offset: int, length: int) -> list[tuple[int, bool]]:
-        """By looking: a chunk whose first block has data counts as data; else it is read, which costs little
-        where nothing was written (members send no zeroes), and each block of zeroes is a hole."""
+        """From the members' indexes: a block that was never written, or was discarded or zeroed whole, is a
+        hole; no data is read."""
         error = self._refusal(offset, length)
         if error is not None:
             raise error
         extents: list[tuple[int, bool]] = []
         end = offset + length
         while offset < end:
-            size = min(end, (offset // CHUNK_SIZE + 1) * CHUNK_SIZE) - offset
-            for run, hole in await self._look(offset, size):
-                if extents and extents[-1][1] == hole:
-                    run += extents.pop()[0]
-                extents.append((run, hole))
-            offset += size
+            until = min(end, (offset // CHUNK_SIZE + LOOK_CHUNKS) * CHUNK_SIZE)
+            first = offset // BLOCK_SIZE
+            for run_end, is_hole in _runs(await self._look(first, _round_up(until) // BLOCK_SIZE)):
+                at = min(until, (first + run_end) * BLOCK_SIZE)
+                size, offset = at - offset, at
+                if extents and extents[-1][1] == is_hole:
+                    size += extents.pop()[0]
+                extents.append((size, is_hole))
         return extents
 
-    async def _look(self, offset: int, size: int) -> list[tuple[int, bool]]:
-        """Holes within one chunk."""
-        first = min(size, _round_up(offset + 1) - offset)
-        if await self._fetch(offset, first) != bytes(first):
-            return [(size, False)]
-        data = await self._fetch(offset, size)
-        if data == bytes(size):
-            return [(size, True)]
-        cuts = [0, *range(first, size, BLOCK_SIZE), size]
-        return [(end - at, data[at:end] == bytes(end - at)) for at, end in pairwise(cuts) if at < end]
-
-    async def _fetch(self, offset: int, size: int) -> bytearray:
-        into = bytearray(size)
+    async def _look(self, first: int, end: int) -> bytearray:
+        """One byte for each block, 0 for a hole: all chunks at once."""
+        into = bytearray(end - first)
         future: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
 
         def done(error: BaseException | None) -> None:
             if not future.done():
                 future.set_result(error)
 
-        self.read_nowait(offset, memoryview(into), done)
+        cuts = [first, *range((first // BLOCKS_PER_CHUNK + 1) * BLOCKS_PER_CHUNK, end, BLOCKS_PER_CHUNK), end]
+        join = _Join(len(cuts) - 1, done)
+        for at, until in pairwise(cuts):
+            chunk, block = divmod(at, BLOCKS_PER_CHUNK)
+            part = memoryview(into)[at - first : until - first]
+            group = self.groups[chunk % self.group_count]
+            group.look(chunk // self.group_count, block, part, join.piece_done)
         if (error := await future) is not None:
             raise error
         return into
@@ -462,6 +461,16 @@ def split_blocks(offset: int, length: int) -> list[tuple[int, int]]:
     head = [(offset, first - offset)] if first > offset else []
     tail = [(last, end - last)] if end > last else []
     return head + (split(first, last - first) if last > first else []) + tail
+
+
+def _runs(blocks: bytearray) -> Iterator[tuple[int, bool]]:
+    """Runs of a map with one byte for each block, 0 for a hole: (one past the last block, is it a hole)."""
+    at = 0
+    while at < len(blocks):
+        data = blocks[at]
+        found = blocks.find(1 - data, at)
+        at = len(blocks) if found < 0 else found
+        yield at, not data
 
 
 def _unknown(error: BaseException) -> bool:

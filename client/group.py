@@ -20,6 +20,9 @@ class GroupLog(Protocol):
         """Fill ``into`` with whole blocks; sees every write whose ``done`` ran before. Gives up by itself
         after the io timeout, and never touches ``into`` after ``done``."""
 
+    def look(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        """As :meth:`read`, about data instead of with it: one byte for each block, 0 for a hole."""
+
     def write(self, chunk: int, block: int, data: Buffer, done: Done, fua: bool) -> None:
         """Append one record. ``data`` must never change again: members may ask for it long after ``done``.
         ``done`` may come late (no quorum): the front, not the group, tells the caller of a timeout."""

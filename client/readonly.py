@@ -61,13 +61,14 @@ class ReadOnlyGroup:
             for row in group["members"]
         ]
         targets = [member.target for member in self._members]
-        self.read = GroupReader(
+        reader = GroupReader(
             self,
             targets,
             sweep,
             rotation=self.index + targets[0].replica,
             repair=lambda chunk, block, count: None,  # the holder's business
-        ).read
+        )
+        self.read, self.look = reader.read, reader.look
         for member in self._members:
             nodes.join(member, member.link)
 

@@ -28,7 +28,7 @@ from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.connection import Connection, Reply
 from moorage.wire.errors import Corrupt, Damaged, Fenced, MoorageError, NoQuorum, ProtocolError
 from moorage.wire.frame import READ
-from moorage.wire.log_messages import HOLES, pack_read, unpack_read_reply
+from moorage.wire.log_messages import HOLES, SUMS, pack_read, unpack_read_reply
 
 SWEEP_S = HEDGE_FLOOR_S / 2
 _xxh3 = xxhash.xxh3_64_intdigest
@@ -127,10 +127,16 @@ class GroupReader:
         self.preferred = [self.targets[index] for index in self.order]
 
     def read(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        """See :class:`~moorage.client.group.GroupLog`."""
+        self._begin(Read(self, chunk, block, into, done, self.sweep.loop.time()))
+
+    def look(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        """See :class:`~moorage.client.group.GroupLog`."""
+        self._begin(Look(self, chunk, block, into, done, self.sweep.loop.time()))
+
+    def _begin(self, read: Read) -> None:
         sweep = self.sweep
-        budget = sweep.budget
-        budget.earn()
-        read = Read(self, chunk, block, into, done, sweep.loop.time())
+        sweep.budget.earn()
         sweep.add(read)
         if sweep.stopped is not None:
             return
@@ -164,7 +170,7 @@ class Attempt:
             return
         self.target.link.health.answered(self.conn.last_received, self.sent_at)
         try:
-            applied, bad = check(reply, self.into)
+            applied, bad = read.check(reply, self.into)
         except ProtocolError as error:
             read.refused_by(self, error)
             return
@@ -176,6 +182,9 @@ class Attempt:
 
 class Read:
     """One read of whole blocks inside one chunk."""
+
+    unit = BLOCK_SIZE  # bytes of ``into`` for each block
+    flags = 0
 
     __slots__ = (
         "applied",
@@ -225,10 +234,10 @@ class Read:
             source.read_lsn(self.chunk),
             self.chunk,
             self.block,
-            len(into) // BLOCK_SIZE,
+            len(into) // self.unit,
         )
         attempt.conn = conn
-        attempt.request_id = conn.request(READ, body, (), attempt.on_reply, into)
+        attempt.request_id = conn.request(READ, body, (), attempt.on_reply, into, flags=self.flags)
 
     def ask_another(self, now: float) -> bool:
         """Ask the best member that was not asked; False when there is none."""
@@ -274,7 +283,7 @@ class Read:
         if isinstance(error, Fenced):
             self.group.source.refused_by(error)
         elif isinstance(error, Corrupt) and not isinstance(error, Damaged | ProtocolError):
-            self.found_bad(attempt, range(len(self.into) // BLOCK_SIZE))
+            self.found_bad(attempt, range(len(self.into) // self.unit))
             return
         self._next(attempt)
 
@@ -317,11 +326,30 @@ class Read:
         source.showed(self.applied)
         self.end(None)
 
+    def check(self, reply: Reply, into: memoryview) -> tuple[int, list[int]]:
+        return check(reply, into)
+
     def end(self, error: MoorageError | None) -> None:
         if self.attempts:
             self._cancel_others()
         self.group.sweep.reads.pop(self, None)
         self.done(error)
+
+
+class Look(Read):
+    """Asks which blocks hold data, not for the data: ``into`` gets a byte for each, 0 for a hole."""
+
+    unit = 1
+    flags = SUMS
+
+    __slots__ = ()
+
+    def check(self, reply: Reply, into: memoryview) -> tuple[int, list[int]]:
+        applied, count, sums = unpack_read_reply(reply.body)
+        if count != len(into):
+            raise ProtocolError(f"a reply to READ about {count} blocks where {len(into)} were asked for")
+        into[:] = bytes([each != 0 for each in memoryview(sums).cast("Q")])
+        return applied, []
 
 
 def check(reply: Reply, into: memoryview) -> tuple[int, list[int]]:

@@ -156,7 +156,7 @@ class GroupSession:
             rotation=self.index + self.members[0].replica,
             repair=lambda chunk, block, count: repair(self, chunk, block, count),
         )
-        self.read = self.reader.read
+        self.read, self.look = self.reader.read, self.reader.look
 
     def start(self) -> None:
         self.writer.tick(boot_clock_ms())

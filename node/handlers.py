@@ -50,6 +50,7 @@ from moorage.wire.frame import APPEND, HEARTBEAT, NACK, ONEWAY, READ
 from moorage.wire.log_messages import (
     APPEND_SIZE,
     HOLES,
+    SUMS,
     pack_heartbeat_reply,
     pack_nack,
     pack_read_reply,
@@ -172,12 +173,16 @@ class Handlers:
             raise NoReplica(f"this device has no replica {replica}", replica=replica)
         if not count or block + count > BLOCKS_PER_CHUNK:
             raise Invalid(f"blocks {block}..{block + count} are not inside of a chunk")
-        self._read(member, conn, request_id, (epoch, lsn, chunk, block, count))
+        self._read(member, conn, request_id, (epoch, lsn, chunk, block, count, flags))
 
     def _read(
-        self, member: MemberShell, conn: Connection, request_id: int, what: tuple[int, int, int, int, int]
+        self,
+        member: MemberShell,
+        conn: Connection,
+        request_id: int,
+        what: tuple[int, int, int, int, int, int],
     ) -> None:
-        epoch, lsn, chunk, block, count = what
+        epoch, lsn, chunk, block, count, flags = what
         code = member.core.may_read(epoch, lsn)
         if code:
             raise _refusal(member, code, lsn)
@@ -192,6 +197,10 @@ class Handlers:
             member.park(lsn, lambda: self._read_again(member, conn, request_id, what))
             return
         reader = self._store.reader
+        if flags & SUMS:
+            sums = reader.sums(replica, chunk, block, count)
+            conn.reply(request_id, READ, pack_read_reply(replica.state.commit, count, sums))
+            return
         found = reader.read_now(replica, chunk, block, count)
         if found is not None:
             _answer(conn, request_id, replica.state.commit, count, found)
@@ -207,7 +216,11 @@ class Handlers:
         reader.read_later(replica, chunk, block, count, done)
 
     def _read_again(
-        self, member: MemberShell, conn: Connection, request_id: int, what: tuple[int, int, int, int, int]
+        self,
+        member: MemberShell,
+        conn: Connection,
+        request_id: int,
+        what: tuple[int, int, int, int, int, int],
     ) -> None:
         if conn.closed:
             return
@@ -217,7 +230,7 @@ class Handlers:
             conn.reply_error(request_id, READ, error)
         except Exception as error:
             # It runs amid what others wait for: they must not hear of it.
-            log.exception("a read of (epoch, LSN, chunk, block, count) %s failed", what)
+            log.exception("a read of (epoch, LSN, chunk, block, count, flags) %s failed", what)
             conn.reply_error(request_id, READ, Fatal(f"the read failed: {error}"))
 
     def heartbeat(

@@ -85,6 +85,16 @@ class Reader:
         self._verify(replica, chunk, block, sums, data)
         return sums, data
 
+    def sums(self, replica: Replica, chunk: int, block: int, count: int) -> bytes:
+        """The checksums alone, from the index: 0 for a hole."""
+        parts = self._index.parts(replica.table, chunk, block, count)
+        return b"".join(
+            [
+                cells[PAGE_BLOCKS + first : PAGE_BLOCKS + first + part].tobytes()
+                for cells, first, part in parts
+            ]
+        )
+
     def read_later(self, replica: Replica, chunk: int, block: int, count: int, done: Done) -> None:
         """The blocks as they are in the index now, read in a thread."""
         try:

@@ -175,6 +175,7 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         on_reply: OnReply,
         into: memoryview | None = None,
         deadline_ms: int = 0,
+        flags: int = 0,
     ) -> int:
         """Send a request; ``on_reply`` is called exactly once on the loop, unless the request is cancelled:
         with the reply, the peer's error, or ConnectionLost. A reply whose payload fits into ``into``
@@ -183,7 +184,7 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         if self.closed:
             self._loop.call_soon(on_reply, CannotConnect(f"connection to {self.peer} is closed"))
             return request_id
-        self.send(REQUEST, op, request_id, body, payload, 0, deadline_ms)
+        self.send(REQUEST, op, request_id, body, payload, flags, deadline_ms)
         self._pending[request_id] = (on_reply, into)
         return request_id
 

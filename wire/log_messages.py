@@ -43,7 +43,7 @@ NACK (ONEWAY, member to writer), 40 bytes:
 36     4    code       1 FENCED, 2 NO_SESSION, 3 GAP, 4 NO_ROOM, 6 STALLED (``quorum.member``)
 ====== ==== ========== =====================================================================
 
-READ (REQUEST), 40 bytes:
+READ (REQUEST), 40 bytes (frame flags: 2 SUMS, no data is asked for, only what there is):
 
 ====== ==== ========== =====================================================================
 0      8    replica
@@ -55,8 +55,8 @@ READ (REQUEST), 40 bytes:
 ====== ==== ========== =====================================================================
 
 reply to READ, 16 bytes, then ``count`` checksums of 8 bytes (0: a block that is a hole); the payload is the
-data of all blocks, holes as zeroes, or nothing when all are holes (frame flags: 1 HOLES). Errors are ERROR
-frames (Behind, Fenced, NoReplica, Corrupt, ...):
+data of all blocks, holes as zeroes, or nothing when all are holes (frame flags: 1 HOLES) or when only SUMS
+were asked for. Errors are ERROR frames (Behind, Fenced, NoReplica, Corrupt, ...):
 
 ====== ==== ========== =====================================================================
 0      8    applied    greatest LSN that the data shows
@@ -84,6 +84,7 @@ Buffer = bytes | bytearray | memoryview
 
 FLUSH: Final = 1  # frame flag of APPEND
 HOLES: Final = 1  # frame flag of a reply to READ
+SUMS: Final = 2  # frame flag of a READ
 
 _APPEND = struct.Struct("<QQQQQQII")
 _ACK = struct.Struct("<QQQQQQII")

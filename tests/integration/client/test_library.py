@@ -44,6 +44,15 @@ async def test_the_public_interface(hosts: LocalCluster, tmp_path: Path) -> None
         assert len(view["hosts"]) == 3
 
 
+async def check_holes(volume: moorage.Volume) -> None:
+    """Two groups, so every second chunk is another one's; what is not whole blocks was written as data."""
+    written = [(4095 + (9 << 20) + 4095) // 4096 * 4096, 64 << 20]
+    extents = await volume.block_status(0, volume.size)
+    ends = [sum(size for size, _ in extents[: at + 1]) for at in range(len(extents))]
+    assert [is_hole for _, is_hole in extents] == [False, True, False, True, False, True]
+    assert ends == [8192, 4096 * ((5000 + (4 << 20)) // 4096), 8 << 20, 9 << 20, *written]
+
+
 async def check_io(cluster: moorage.Cluster) -> None:
     data = random.Random(1).randbytes(9 << 20)
     async with await cluster.attach("moorage:///db?io_timeout=30") as volume:
@@ -56,6 +65,7 @@ async def check_io(cluster: moorage.Cluster) -> None:
         expected[5000 : 5000 + (4 << 20)] = bytes(4 << 20)
         expected[8 << 20 : 9 << 20] = bytes(1 << 20)
         assert await volume.read(0, len(expected)) == expected
+        await check_holes(volume)
         await volume.resize("80M")
         await volume.write((80 << 20) - 3, b"end")
         holder = (await cluster.show("db")).holder

@@ -62,6 +62,9 @@ class MemoryGroup:
 
         self.scheduler.later(take)
 
+    def look(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        raise NotImplementedError
+
     def write(self, chunk: int, block: int, data: bytes, done: Done, fua: bool) -> None:
         assert len(data) % BLOCK_SIZE == 0 and block + len(data) // BLOCK_SIZE <= 1024
         for at in range(0, len(data), BLOCK_SIZE):

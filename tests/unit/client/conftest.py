@@ -255,6 +255,9 @@ class MemoryDevice:
         if not any(found_sum for found_sum, _ in found):
             conn.reply(request_id, READ, reply, (), messages.HOLES)
             return
+        if flags & messages.SUMS:
+            conn.reply(request_id, READ, reply)
+            return
         data = bytearray(b"".join(block_data for _, block_data in found))
         for at in range(count):
             if first + at in self.flip:

@@ -40,6 +40,11 @@ class Held:
             )
         self._answer(done)
 
+    def look(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        first = chunk * 1024 + block
+        into[:] = bytes([at in self.blocks for at in range(first, first + len(into))])
+        self._answer(done)
+
     def write(self, chunk: int, block: int, data: Buffer, done: Done, fua: bool) -> None:
         self.log.append(bytes(data))
         for at in range(0, len(data), BLOCK_SIZE):
@@ -47,10 +52,12 @@ class Held:
         self._answer(done)
 
     def zero(self, chunk: int, block: int, count: int, done: Done, fua: bool) -> None:
+        for at in range(chunk * 1024 + block, chunk * 1024 + block + count):
+            self.blocks.pop(at, None)
         self._answer(done)
 
     def zero_chunks(self, chunk: int, count: int, done: Done, fua: bool) -> None:
-        self._answer(done)
+        self.zero(chunk, 0, count * 1024, done, fua)
 
     def flush(self, done: Done) -> None:
         self.flushed += 1
@@ -234,7 +241,9 @@ async def test_resize() -> None:
 async def test_holes_are_found_and_nothing_else_is_called_one() -> None:
     volume, _, _ = make()
     assert await volume.block_status(0, volume.size) == [(volume.size, True)]
-    await volume.write(CHUNK_SIZE, b"x")  # the first block of a chunk: all of it counts as data
+    await volume.write(CHUNK_SIZE, bytes(CHUNK_SIZE))  # zeroes that were written are data
+    await volume.write(3 * CHUNK_SIZE, b"x" * CHUNK_SIZE)
+    await volume.discard(3 * CHUNK_SIZE, CHUNK_SIZE)
     await volume.write(2 * CHUNK_SIZE + 5 * BLOCK_SIZE, b"x" * 8192)
     assert await volume.block_status(0, volume.size) == [
         (CHUNK_SIZE, True),
