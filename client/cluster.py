@@ -182,7 +182,8 @@ class Cluster:
 
         One process at a time writes to a volume; Busy says who does. ``force`` takes it over: the other
         one is fenced, nothing it tries from then on takes effect. ``read_only`` attaches beside a writer:
-        what is read is a prefix of its writes that never goes back. ``io_timeout`` (default 60, 0 for
+        what is read is a prefix of its writes that never goes back; without a writer the logs are recovered
+        first, so that all that was acknowledged is seen. ``io_timeout`` (default 60, 0 for
         ever): how long an operation may wait for a majority before it fails with NoQuorum. Raises Busy,
         NotFound, or Unavailable when no majority of the members answered within ``timeout`` seconds; it
         says whom it waited for.

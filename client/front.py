@@ -171,21 +171,24 @@ class _Flush:
 
 class _Join:
     """Several pieces, one ``done``: waits for all of them, reports the first error whose outcome is unknown,
-    else the first."""
+    else the first. When other pieces took effect, no error may say that nothing did."""
 
-    __slots__ = ("done", "error", "left")
+    __slots__ = ("done", "error", "in_part", "left")
 
     def __init__(self, left: int, done: Done) -> None:
         self.left = left
         self.done = done
         self.error: BaseException | None = None
+        self.in_part = False
 
     def piece_done(self, error: BaseException | None) -> None:
         self.left -= 1
-        if error is not None and (self.error is None or _unknown(error) > _unknown(self.error)):
+        if error is None:
+            self.in_part = True
+        elif self.error is None or _unknown(error) > _unknown(self.error):
             self.error = error
         if not self.left:
-            self.done(self.error)
+            self.done(_in_part(self.error) if self.in_part else self.error)
 
 
 class Front:
@@ -475,6 +478,12 @@ def _runs(blocks: bytearray) -> Iterator[tuple[int, bool]]:
 
 def _unknown(error: BaseException) -> bool:
     return isinstance(error, MoorageError) and error.outcome == "unknown"
+
+
+def _in_part(error: BaseException | None) -> BaseException | None:
+    if not isinstance(error, MoorageError) or _unknown(error):
+        return error
+    return type(error)(f"{error.message} (a part was done)", **{**error.details, "outcome": "unknown"})
 
 
 def _ignore(error: BaseException | None) -> None:

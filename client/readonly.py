@@ -1,7 +1,8 @@
 """One replica group of a read-only attachment: no seal, no lease, no log of its own.
 
-Owns the floor below which reads of this group never go back: the greatest LSN that a read has shown. What is
-read is a prefix of the writer's log, perhaps not the newest one.
+Owns the floor below which reads of this group never go back: the greatest LSN that a read has shown, or to
+which the log was recovered when nobody held the volume. What is read is a prefix of the writer's log, beside
+a writer perhaps not the newest one.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ class _Member:
 class ReadOnlyGroup:
     """A :class:`~moorage.client.group.GroupLog` that refuses to write, and a source of reads."""
 
-    def __init__(self, nodes: NodePool, sweep: ReadSweep, group: dict[str, Any]) -> None:
+    def __init__(self, nodes: NodePool, sweep: ReadSweep, group: dict[str, Any], floor: int) -> None:
         self.epoch = READER_EPOCH
         self.reads_until_ms = FOR_EVER_MS
         self.index: int = group["group"]
         self._nodes = nodes
-        self._floor = 0
+        self._floor = floor
         self._members = [
             _Member(nodes, row["replica"], row["device"], row["host"], row["address"] or "")
             for row in group["members"]

@@ -24,6 +24,7 @@ from typing import Any
 from moorage.client.device import Done
 from moorage.client.nodes import NodeLink, NodePool, UserKey, boot_clock_ms
 from moorage.client.reads import GroupReader, ReadSweep, Target
+from moorage.quorum.majority import is_majority
 from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail, Seal, SealAnswer
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
 from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Status, Writer
@@ -196,6 +197,12 @@ class GroupSession:
         if peer.status in (Status.SEALED, Status.STREAMING):
             return ""
         return f"{member.host} {_STATES[peer.status]}" + (f" ({peer.reason})" if peer.reason else "")
+
+    @property
+    def settled(self) -> bool:
+        """Whether a majority has applied all that is committed: it shows that to readers without a writer."""
+        peers = self.writer.peers.values()
+        return is_majority(peer.applied >= self.writer.commit for peer in peers)
 
     # -- ReadSource ----------------------------------------------------------------------------------
 

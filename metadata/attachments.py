@@ -29,6 +29,9 @@ Reply = dict[str, Any]
 # A capability opens a member once; later ones come with each renewal. Long, so that an outage of metadata
 # does not keep a member that was away from being sealed; a revocation is a higher epoch, not an expiry.
 CAPABILITY_MS: Final = 3_600_000
+# A holder that metadata does not hear of may be well, and cut off from metadata only: a reader is no reason
+# to fence it. One that has been silent for so long will hardly come back.
+RECOVERY_GRACE_MS: Final = 15_000
 ATTACH_TRIES: Final = 8  # somebody else's attach came between that often: then say Busy
 
 
@@ -62,8 +65,9 @@ class Attachments:
         name = limits.check_name(params.get("name"))
         writer = limits.check_writer(params.get("writer"))
         mode = params.get("mode", "rw")
-        if mode not in ("rw", "ro"):
-            raise Invalid(f"mode {mode!r} is not accepted: use rw or ro")
+        if mode not in ("rw", "ro", "recover"):
+            raise Invalid(f"mode {mode!r} is not accepted: use rw, ro or recover")
+        recovers = mode == "recover"
         holder = limits.check_holder(params.get("holder"))
         await self._replicated.read_barrier(remaining_s(context))
         await self._know_members(records.volume_by_name(self._replicated.kv, name))
@@ -80,10 +84,12 @@ class Attachments:
                     "epoch": found["epoch"],
                     "writer": writer,
                     "holder": holder,
+                    "recovers": recovers,
                     "now_ms": wall_ms(),
                 },
-                bool(params.get("force", False)),
+                bool(params.get("force", False)) and not recovers,
                 "attach",
+                RECOVERY_GRACE_MS if recovers else 0,
             )
         self._leases.grant(volume["id"], volume["epoch"], _now_ms())
         return self._attachment(volume, writer, "rw")
@@ -129,12 +135,12 @@ class Attachments:
         return volume
 
     async def against_epoch(
-        self, name: str, command: Callable[[Params], Params], force: bool, verb: str
+        self, name: str, command: Callable[[Params], Params], force: bool, verb: str, grace_ms: int = 0
     ) -> Params:
         """Propose by compare-and-set on the epoch that the lease was judged by; judge anew when it moved."""
         for _ in range(ATTACH_TRIES):
             volume = records.volume_by_name(self._replicated.kv, name)
-            check_takeover(volume, self._remaining_ms(volume), force, verb)
+            check_takeover(volume, self._remaining_ms(volume), force, verb, grace_ms)
             try:
                 changed: Params = await self._replicated.propose(command(volume))
                 return changed

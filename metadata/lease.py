@@ -47,36 +47,45 @@ class LeaseTable:
             del self._leases[volume]
 
     def remaining_ms(self, volume: int, epoch: int, now_ms: int) -> int:
-        """Of the holder of ``epoch``, as the committed state names it. One that the table has not heard of
-        attached just now (its handler has yet to grant) or under the former leader: it gets a whole lease."""
+        """Of the holder of ``epoch``, as the committed state names it; negative: over for so long. One that
+        the table has not heard of attached just now (its handler has yet to grant) or under the former
+        leader: it gets a whole lease."""
         running = self._leases.get(volume)
         if running is None or running.epoch < epoch:
             self.grant(volume, epoch, now_ms)
             return self.lease_ms
         if running.epoch > epoch:
             return 0
-        return max(0, running.ends_ms - now_ms)
+        return running.ends_ms - now_ms
 
     def __len__(self) -> int:
         return len(self._leases)
 
 
 def describe_holder(holder: dict[str, Any]) -> str:
-    return f"{holder['program']} on {holder['host']} (pid {holder['pid']})"
+    what = "recovery before a read by " if holder["recovers"] else ""
+    return f"{what}{holder['program']} on {holder['host']} (pid {holder['pid']})"
 
 
-def check_takeover(volume: dict[str, Any], remaining_ms: int, force: bool, verb: str) -> None:
-    """Raise :class:`Busy` when another holder's lease still runs and nobody said ``--force``.
+def check_takeover(
+    volume: dict[str, Any], remaining_ms: int, force: bool, verb: str, grace_ms: int = 0
+) -> None:
+    """Raise :class:`Busy` when another holder's lease still runs, or has not been over for ``grace_ms``, and
+    nobody said ``--force``. Who only recovers makes room for everybody.
 
     Never guesses from host and pid that a holder is gone: a process that was frozen looks the same.
     """
     holder = volume["holder"]
-    if holder is None or force or remaining_ms <= 0:
+    if holder is None or force:
+        return
+    if holder["recovers"] and not grace_ms:
+        return
+    if remaining_ms <= (0 if holder["recovers"] else -grace_ms):
         return
     raise Busy(
         f"volume {volume['name']!r} is held by {describe_holder(holder)}; its lease runs "
-        f"{remaining_ms / 1000:.1f} s more, unless it renews: detach it there, wait, or {verb} with --force "
-        "(its writes are refused from then on)",
+        f"{max(0, remaining_ms) / 1000:.1f} s more, unless it renews: detach it there, wait, or {verb} with "
+        "--force (its writes are refused from then on)",
         volume=volume["name"],
         holder=holder,
         remaining_ms=remaining_ms,

@@ -13,8 +13,8 @@ task may send again is idempotent.
 A volume: ``{id, name, size, replicas, durability, epoch, state, groups, created_ms, holder, writer,
 released, ended_ms, request}`` with ``groups: [{group, version, members: [{replica, device, host}],
 wish}]``, ``wish``: the ``{replica, device, host, replaces}`` of a replacement under way or None,
-``holder``: ``{host, pid, program, writer, since_ms}`` or None. ``writer`` is the last writer, so that a
-detach sent again is told from a fenced one.
+``holder``: ``{host, pid, program, recovers, writer, since_ms}`` or None. ``writer`` is the last writer, so
+that a detach sent again is told from a fenced one.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ class StateMachine:
         return self._put(kv, volume)
 
     def _attach(self, kv: KV, command: Command, index: int) -> Volume:
-        """``{volume, epoch, writer, holder, now_ms}``: take epoch + 1 if the volume still is at ``epoch``.
+        """``{volume, epoch, writer, holder, recovers, now_ms}``: take epoch + 1 if the volume still is at
+        ``epoch``. ``recovers``: only to bring its logs to an end; a writer may take over from it unasked.
 
         Sent again by the same writer it gives the same epoch again (a writer id serves one attach).
         """
@@ -151,7 +152,8 @@ class StateMachine:
         self._check_epoch(volume, command["epoch"])
         self._raise_epoch(volume)
         holder = limits.check_holder(command["holder"])
-        volume["holder"] = {**holder, "writer": writer, "since_ms": command["now_ms"]}
+        about = {"recovers": command["recovers"], "writer": writer, "since_ms": command["now_ms"]}
+        volume["holder"] = {**holder, **about}
         volume["writer"] = writer
         return self._put(kv, volume)
 

@@ -136,6 +136,24 @@ async def test_read_only_takes_no_epoch(cluster: Any, clock: Any) -> None:
     assert not (await cluster.attach("db", 6, mode="ro"))["holder_alive"]
 
 
+async def test_a_recovery_comes_long_after_the_holder_and_before_no_writer(cluster: Any, clock: Any) -> None:
+    await cluster.create("db")
+    held = await cluster.attach("db", 7)
+    clock.ahead_ms += 4001 + attachments_module.RECOVERY_GRACE_MS - 1000
+    with pytest.raises(Busy, match="held by fio"):
+        await cluster.attach("db", 8, mode="recover", force=True)
+    clock.ahead_ms += 1000
+    recovery = await cluster.attach("db", 8, mode="recover")
+    assert recovery["epoch"] == 2 and verify(SECRET, recovery["capability"], 0).rights == "rw"
+    with pytest.raises(Fenced, match="taken over by recovery before a read by fio"):
+        await renew(cluster, held, 7)
+    with pytest.raises(Busy, match="held by recovery"):
+        await cluster.attach("db", 9, mode="recover")
+    assert (await cluster.attach("db", 10))["epoch"] == 3
+    with pytest.raises(Fenced):
+        await renew(cluster, recovery, 8)
+
+
 async def test_renewal_tells_a_new_size_and_a_new_address(cluster: Any) -> None:
     await cluster.create("db", replicas=1)
     held = await cluster.attach("db", 7)

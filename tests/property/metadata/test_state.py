@@ -102,7 +102,8 @@ def random_command(rng: random.Random, model: Model) -> dict[str, Any]:
     fields: dict[str, dict[str, Any]] = {
         "create": {"name": name, "request": request, "size": rng.randint(1, 40) * MIB, "replicas": 3}
         | {"durability": "sync", "placement": placement, "created_ms": 0},
-        "attach": {"epoch": epoch, "writer": writer, "holder": {"host": "h", "pid": 1, "program": "p"}},
+        "attach": {"epoch": epoch, "writer": writer, "holder": {"host": "h", "pid": 1, "program": "p"}}
+        | {"recovers": rng.random() < 0.2},
         "detach": {"epoch": epoch, "writer": writer},
         "resize": {"size": rng.randint(1, 80) * MIB},
         "delete": {"epoch": epoch, "request": rng.choice(["", request]), "name": volume["name"]},

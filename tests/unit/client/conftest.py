@@ -20,7 +20,7 @@ from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sums, decode_b
 from moorage.quorum.state import MemberState
 from moorage.wire import log_messages as messages
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Behind, Corrupt, Fenced, MoorageError, NoReplica, Stale
+from moorage.wire.errors import Behind, Busy, Corrupt, Fenced, MoorageError, NoReplica, Stale
 from moorage.wire.frame import ACK, APPEND, HEARTBEAT, NACK, ONEWAY, READ
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import CallContext, Result, Router
@@ -284,6 +284,7 @@ class MemoryCluster:
         self.writer = 0
         self.size = 64 << 20
         self.metadata_away = False
+        self.held = False
         self.calls: list[str] = []
         self.rows = [
             {
@@ -314,12 +315,24 @@ class MemoryCluster:
             raise MoorageError("metadata is away")
         match method:
             case "metadata.attach":
-                if params["mode"] == "rw":
+                alive = self.held
+                if params["mode"] != "ro":
+                    if self.held and params["mode"] == "recover":
+                        raise Busy("held", holder={"recovers": False})
                     self.epoch += 1
                     self.writer = params["writer"]
+                    self.held = True
                 durability = "sync" if self.sync else "writeback"
                 volume = {"id": 1, "name": "db", "size": self.size, "durability": durability}
-                return {"volume": volume, "epoch": self.epoch, "capability": b"", "groups": self.groups()}
+                return {
+                    "volume": volume,
+                    "epoch": self.epoch,
+                    "capability": b"",
+                    "groups": self.groups(),
+                    "holder_alive": alive,
+                }
+            case "metadata.detach":
+                self.held = False
             case "metadata.renew":
                 if params["writer"] != self.writer:
                     raise Fenced("volume 'db' was taken over by other on host9 (pid 1)")

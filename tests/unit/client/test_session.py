@@ -312,6 +312,52 @@ async def test_read_only_beside_a_writer(memory_cluster: Make) -> None:
     await reader.pool.close()
 
 
+@pytest.mark.parametrize("sync", [True, False])
+async def test_read_only_without_a_writer_shows_what_was_acknowledged_last(
+    memory_cluster: Make, sync: bool
+) -> None:
+    """The writer ends before it could tell any member that its last writes are committed."""
+    cluster = await memory_cluster(groups=2, sync=sync)
+    dying, reader = Client(cluster), Client(cluster)
+    volume = await dying.attach()
+    await volume.write(0, b"old")
+    await volume.write(CHUNK_SIZE, b"old")
+    await until(cluster.agrees)
+    acknowledged = asyncio.Event()
+
+    def done(error: BaseException | None) -> None:
+        assert error is None
+        for session in volume.groups:
+            session._send = lambda member: None  # type: ignore[attr-defined]
+        acknowledged.set()
+
+    volume.write_nowait(0, memoryview(b"new" + bytes(4093)), done)
+    await acknowledged.wait()
+    replicas = [device.replicas[at] for at, device in enumerate(cluster.devices, 1)]
+    assert not any(data.startswith(b"new") for each in replicas for _, data in each.blocks.values())
+    cluster.held = False
+    async with await reader.attach(read_only=True) as copy:
+        assert await copy.read(0, 3) == b"new"
+        assert await copy.read(CHUNK_SIZE, 3) == b"old"
+        assert (copy.epoch, cluster.epoch, cluster.held) == (2, 2, False)
+    with pytest.raises(Fenced):
+        await volume.write(0, b"x")
+    await volume.detach()
+    await dying.pool.close()
+    await reader.pool.close()
+
+
+async def test_read_only_without_a_majority_says_whom_it_waits_for(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    await (await client.attach()).detach()
+    for device in cluster.devices[1:]:
+        await device.stop()
+    with pytest.raises(Unavailable, match="waiting for 2 of 3: host"):
+        await client.attach(read_only=True, timeout=1.0)
+    await client.pool.close()
+
+
 async def test_the_holder_hears_of_a_new_size(memory_cluster: Make) -> None:
     cluster = await memory_cluster(groups=1)
     client = Client(cluster)

@@ -17,6 +17,7 @@ from moorage.wire.errors import (
     Invalid,
     MoorageError,
     NoQuorum,
+    NoSpace,
     Overloaded,
     ReadOnly,
     ShuttingDown,
@@ -288,3 +289,16 @@ async def test_a_write_in_pieces_is_as_unknown_as_one_of_them(unknown: int) -> N
     for at, done in enumerate(group.held):
         done(Fenced("taken over", outcome="unknown") if at == unknown else Fenced("taken over"))
     assert [getattr(end, "outcome", None) for end in ends] == ["unknown"]
+
+
+@pytest.mark.parametrize("done_in_part", [False, True])
+async def test_no_error_says_not_done_when_a_part_was(done_in_part: bool) -> None:
+    volume, group, _ = make()
+    group.hold = True
+    ends: list[BaseException | None] = []
+    volume.write_nowait(0, memoryview(bytes(2 << 20)), ends.append)
+    group.held[0](NoSpace("full"))
+    group.held[1](None if done_in_part else NoSpace("full"))
+    (end,) = ends
+    assert isinstance(end, NoSpace)
+    assert (end.outcome, "part" in str(end)) == (("unknown", True) if done_in_part else ("not_done", False))

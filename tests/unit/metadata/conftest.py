@@ -60,6 +60,7 @@ class AppliedGroup:
             epoch=volume["epoch"] if epoch is None else epoch,
             writer=writer,
             holder={"host": "h1", "pid": writer, "program": "fio"},
+            recovers=False,
             now_ms=2000 + writer,
         )
         return attached

@@ -9,7 +9,14 @@ import pytest
 from moorage.metadata.lease import LeaseTable, check_current, check_takeover
 from moorage.wire.errors import Busy, Fenced
 
-HOLDER = {"host": "h1", "pid": 42, "program": "qemu", "writer": 7, "since_ms": 10_000}
+HOLDER = {
+    "host": "h1",
+    "pid": 42,
+    "program": "qemu",
+    "recovers": False,
+    "writer": 7,
+    "since_ms": 10_000,
+}
 
 
 def volume(**change: Any) -> dict[str, Any]:
@@ -23,6 +30,7 @@ def test_lease_runs_out_unless_it_is_renewed() -> None:
     assert leases.remaining_ms(5, 3, 1000) == 4000
     assert leases.remaining_ms(5, 3, 4999) == 1
     assert leases.remaining_ms(5, 3, 5000) == 0
+    assert leases.remaining_ms(5, 3, 5500) == -500
     leases.grant(5, 3, 4999)
     assert leases.remaining_ms(5, 3, 5000) == 3999
 
@@ -75,6 +83,17 @@ def test_takeover_is_allowed_by_force_or_without_a_running_lease() -> None:
     check_takeover(volume(), 3200, True, "attach")
     check_takeover(volume(), 0, False, "attach")
     check_takeover(volume(holder=None), 3200, False, "attach")
+
+
+def test_a_recovery_waits_out_a_grace_and_makes_room_for_writers() -> None:
+    with pytest.raises(Busy, match=r"its lease runs 0\.0 s more"):
+        check_takeover(volume(), -4999, False, "recover", 5000)
+    check_takeover(volume(), -5000, False, "recover", 5000)
+    recovering = volume(holder={**HOLDER, "recovers": True})
+    check_takeover(recovering, 3200, False, "attach")
+    with pytest.raises(Busy, match="held by recovery before a read by qemu on h1"):
+        check_takeover(recovering, 3200, False, "recover", 5000)
+    check_takeover(recovering, 0, False, "recover", 5000)
 
 
 def test_current_holder_is_not_fenced() -> None:

@@ -33,7 +33,7 @@ def greatest_volume(groups: int, replicas: int, address: bool = False) -> dict[s
         "state": "deleting",
         "groups": [group] * groups,
         "created_ms": GREATEST,
-        "holder": {**holder, "since_ms": GREATEST},
+        "holder": {**holder, "recovers": False, "since_ms": GREATEST},
         "holder_alive": True,
     }
 

@@ -134,7 +134,7 @@ def test_ready_volume_cannot_be_abandoned(metadata_group: Any) -> None:
 def test_attach_raises_the_epoch_and_names_the_holder(metadata_group: Any) -> None:
     volume = metadata_group.attach(metadata_group.ready(), writer=7)
     assert volume["epoch"] == 1
-    holder = {"host": "h1", "pid": 7, "program": "fio", "writer": 7, "since_ms": 2007}
+    holder = {"host": "h1", "pid": 7, "program": "fio", "recovers": False, "writer": 7, "since_ms": 2007}
     assert volume["holder"] == holder
 
 
