@@ -21,6 +21,7 @@ from moorage.wire.errors import (
     LimitExceeded,
     MoorageError,
     NoReplica,
+    ProtocolError,
 )
 
 RETRY_MS = 200  # a refused member is sealed again after this
@@ -91,6 +92,8 @@ class Recovery(Counting):
         if peer is None or session != peer.session or peer.status is not Status.SEALING:
             return
         if answer.epoch != self.epoch:
+            error = ProtocolError(f"replica {replica} answered a SEAL of {self.epoch} for {answer.epoch}")
+            self.refused(replica, session, error)
             return
         peer.answer = answer
         peer.status = Status.SEALED

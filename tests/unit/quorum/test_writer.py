@@ -106,6 +106,14 @@ def test_damaged_and_copied_members_give_no_log() -> None:
     assert choice.choose({1: answer((5, 9)), 2: old}, [(1, 2, 3)]) == 1
 
 
+def test_an_answer_for_another_epoch_is_asked_for_again() -> None:
+    writer = make()
+    writer.sealed(1, 1, answer(epoch=EPOCH - 1))
+    assert writer.peers[1].status is Status.REFUSED
+    writer.tick(10_000)
+    assert [order for order in writer.take_orders() if isinstance(order, Seal)] == [Seal(1, 2)]
+
+
 def test_tail_is_read_before_anything_is_sent() -> None:
     writer = make()
     writer.sealed(1, 1, answer((5, 10), commit=8))
