@@ -6,9 +6,9 @@ that hit the page cache. CPU is of the whole process (loop and device thread).
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -111,8 +111,9 @@ async def _best(run: Callable[[], Awaitable[Result]]) -> Result:
 
 
 def main() -> None:
-    parent = sys.argv[1] if len(sys.argv) > 1 else None
-    with tempfile.TemporaryDirectory(dir=parent) as directory:
+    parser = argparse.ArgumentParser(description="what the store of one device costs by itself")
+    parser.add_argument("directory", nargs="?", help="where to make the store (default: a temporary one)")
+    with tempfile.TemporaryDirectory(dir=parser.parse_args().directory) as directory:
         results = uvloop.run(measure(Path(directory)))
     table = Table("what", "per s", "MB/s", "us each", "CPU us each", title="the store by itself")
     for result, size in results:

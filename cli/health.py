@@ -8,7 +8,7 @@ import aiohttp
 import click
 
 from moorage.cli.options import run_or_exit
-from moorage.service.launch import join_address, load_settings
+from moorage.service.launch import http_address
 from moorage.wire.errors import Unavailable
 
 
@@ -20,9 +20,7 @@ def health(ready: bool, timeout: float, as_json: bool) -> None:
     """Exit with 0 when the service that has this environment (MOORAGE_HTTP_PORT, ...) answers."""
 
     async def run() -> None:
-        settings = load_settings("host", {}, os.environ)
-        host = "127.0.0.1" if settings.bind == "0.0.0.0" else settings.bind
-        url = f"http://{join_address(host, settings.http_port)}/{'readyz' if ready else 'healthz'}"
+        url = f"http://{http_address(os.environ)}/{'readyz' if ready else 'healthz'}"
         try:
             async with aiohttp.request("GET", url, timeout=aiohttp.ClientTimeout(timeout)) as answer:
                 text = await answer.text()

@@ -76,7 +76,7 @@ async def show(cluster: Cluster, as_json: bool, name: str) -> None:
     click.echo(f"{name}: {output.size(one['size'])}, {one['durability']}, {one['state']}")
     click.echo(f"held by {holder_text(one.get('holder'))}, epoch {one['epoch']}")
     rows = [
-        (group["group"], group["version"], f"{member['replica']:x}", member["host"], member["device"])
+        (group["group"], group["version"], member["replica"], member["host"], member["device"])
         for group in one["groups"]
         for member in group["members"]
     ]

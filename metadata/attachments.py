@@ -102,11 +102,12 @@ class Attachments:
     async def renew(self, context: CallContext | None, params: Params) -> Reply:
         check_known(params, "volume", "epoch", "writer", "name")
         found, epoch, writer = (number_of(params, key) for key in ("volume", "epoch", "writer"))
+        name = params.get("name", f"{found}")
         try:
-            volume = self._held(found, epoch, writer)
+            volume = self._held(name, found, epoch, writer)
         except Fenced:
             await self._replicated.read_barrier()  # this copy may be the old one: refuse by the newest only
-            volume = self._held(found, epoch, writer)
+            volume = self._held(name, found, epoch, writer)
         self._leases.grant(found, epoch, _now_ms())
         return {
             "lease_ms": self._leases.lease_ms,
@@ -127,10 +128,10 @@ class Attachments:
         self._leases.end(found, epoch)
         return {}
 
-    def _held(self, found: int, epoch: int, writer: int) -> Params:
+    def _held(self, name: Any, found: int, epoch: int, writer: int) -> Params:
         volume = records.volume_by_id(self._replicated.kv, found)
         if volume is None:
-            raise Fenced(f"volume {found:x} was deleted", volume=found)
+            raise Fenced(f"volume {name!r} was deleted", volume=found)
         check_current(volume, epoch, writer, wall_ms())
         return volume
 

@@ -112,6 +112,18 @@ def load_settings(service: str, flags: Mapping[str, str | None], environ: Mappin
     return settings
 
 
+def http_address(environ: Mapping[str, str]) -> str:
+    """HOST:PORT at which the service of this environment answers HTTP on its own machine."""
+    names = ("name", "bind", "advertise", "port", "http_port")
+    values: dict[str, Any] = {name: _value(BY_NAME[name], {}, environ) for name in names}
+    _fill_in(values, environ)
+    if not values["http_port"]:
+        raise Invalid("no HTTP port is set: a health check needs MOORAGE_HTTP_PORT, PORT1 or PORTS")
+    return join_address(
+        "127.0.0.1" if values["bind"] == "0.0.0.0" else str(values["bind"]), values["http_port"]
+    )
+
+
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """``MOORAGE_*`` that no option has: most likely misspelt, worth a warning."""
     known = {option.variable for option in OPTIONS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from typing import Any
 
 import aiohttp
@@ -33,7 +34,17 @@ async def test_mesos_says_where_to_listen(launcher: Any) -> None:
     registry = await launcher.start("registry", LIBPROCESS_IP="127.0.0.2", PORTS=f"{wire},{http}")
     assert (registry.address, registry.ready["http"]) == (f"127.0.0.2:{wire}", f"127.0.0.2:{http}")
     assert (await launcher.get(registry, "/healthz"))[0] == 200
+    assert await health(LIBPROCESS_IP="127.0.0.2", PORTS=f"{wire},{http}") == 0
     assert await registry.stop(signal.SIGINT) == 0
+    assert await health(LIBPROCESS_IP="127.0.0.2", PORTS=f"{wire},{http}") == 9, "nobody answers"
+    assert await health() == 3, "no port is set"
+
+
+async def health(**environ: str) -> int:
+    """The exit code of `moorage health`, which knows the service's environment and nothing else."""
+    command = (sys.executable, "-m", "moorage.cli.main", "health")
+    process = await asyncio.create_subprocess_exec(*command, env=environ, stderr=asyncio.subprocess.DEVNULL)
+    return await process.wait()
 
 
 async def test_each_service_as_its_own_process(launcher: Any) -> None:
