@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from moorage.wire import discovery
-from moorage.wire.errors import MoorageError, NameTaken, Unavailable
+from moorage.wire.errors import IdentityConflict, MoorageError, NameTaken, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
 from moorage.wire.secret import ClusterSecret
@@ -24,6 +25,7 @@ View = dict[str, Any]
 EMPTY_VIEW: View = {"hosts": {}, "devices": {}, "services": [], "groups": []}
 VIEW_TIMEOUT_S = 5.0
 KNOW_TIMEOUT_S = 2.0  # an attach does not wait longer for a registry that is away
+SOON_S = 0.05  # between looks while the group has yet to be founded and known
 KIND = "volume"
 
 
@@ -44,21 +46,33 @@ class Directory:
     async def close(self) -> None:
         await self._client.close()
 
-    async def run(self, me: dict[str, Any], *, join_interval_s: float, view_interval_s: float) -> None:
-        """Tell the registry where this member is, again and again, and keep the copy of its view fresh."""
+    async def run(
+        self,
+        me: Callable[[], dict[str, Any] | None],
+        admitted: Callable[[], Awaitable[bool]],
+        *,
+        join_interval_s: float,
+        view_interval_s: float,
+    ) -> None:
+        """Tell the registry where this member is, again and again, and keep the copy of its view fresh.
+        ``me``: None while the group is not founded; ``admitted`` is told of each success, and says whether
+        the whole group knows. Raises IdentityConflict when the registry knows another group of this name."""
         loop = asyncio.get_running_loop()
         join_at = loop.time()
         while True:
+            member = me()
             try:
-                if loop.time() >= join_at:
-                    await self._client.call("registry.join_service", me, timeout=VIEW_TIMEOUT_S)
+                if member is not None and loop.time() >= join_at:
+                    await self._client.call("registry.join_service", member, timeout=VIEW_TIMEOUT_S)
                     self.joined = True
-                    join_at = loop.time() + join_interval_s
+                    join_at = loop.time() + (join_interval_s if await admitted() else 0)
                 await self.fetch_view()
                 self._note(None)
+            except IdentityConflict:
+                raise
             except MoorageError as error:
                 self._note(error)
-            await asyncio.sleep(view_interval_s)
+            await asyncio.sleep(view_interval_s if self.joined else min(SOON_S, view_interval_s))
 
     async def fetch_view(self, timeout: float = VIEW_TIMEOUT_S) -> View:
         """The view as of now; raises when the registry cannot be asked."""
@@ -69,14 +83,14 @@ class Directory:
         self.view = await self._client.call("registry.view", {}, timeout=timeout)
         return self.view
 
-    async def claim(self, name: str, timeout: float) -> None:
+    async def claim(self, name: str, volume: int, timeout: float) -> None:
         """Make the name ours in the whole cluster; NameTaken when it is another group's. May be repeated."""
-        params = {"name": name, "kind": KIND, "group": self._group}
+        params = {"name": name, "kind": KIND, "group": self._group, "id": volume}
         await self._client.call("registry.claim", params, timeout=timeout)
 
-    async def release(self, name: str, timeout: float) -> None:
-        """Give the name back; nothing happens when it is not ours. May be repeated."""
-        params = {"name": name, "group": self._group}
+    async def release(self, name: str, volume: int, timeout: float) -> None:
+        """Give the name back; nothing happens when it is not this volume's. May be repeated."""
+        params = {"name": name, "group": self._group, "id": volume}
         with contextlib.suppress(NameTaken):  # another group's: it never was ours, or is not any more
             await self._client.call("registry.release", params, timeout=timeout)
 

@@ -26,6 +26,7 @@ from moorage.wire.errors import (
     NotEnoughHosts,
     NotFound,
     NotLeader,
+    Unavailable,
 )
 from moorage.wire.rpc import CallContext, Router
 
@@ -86,6 +87,11 @@ class Handlers:
             if not self._replicated.is_leader:
                 raise NotLeader(
                     f"{self._name} does not lead metadata group {self._group}", leader=self._replicated.leader
+                )
+            if not records.admitted(self._replicated.kv):
+                raise Unavailable(
+                    f"metadata group {self._group} is new, and serves once the registry knows it:"
+                    f" {self._directory.last_error or 'it is being asked'}"
                 )
             return await handler(context, params)
 

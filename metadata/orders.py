@@ -32,10 +32,10 @@ class NodeOrders:
         return await self._send(device, "node.create_replica", orders, timeout)
 
     async def drop_replicas(
-        self, device: str, replicas: list[int], timeout: float
+        self, device: str, volume: int, replicas: list[int], timeout: float
     ) -> list[MoorageError | None]:
         """Send ``node.drop_replica`` for each; None: it is gone, or never was there."""
-        orders = [{"replica": replica} for replica in replicas]
+        orders = [{"replica": replica, "volume": volume} for replica in replicas]
         outcomes = await self._send(device, "node.drop_replica", orders, timeout)
         return [None if isinstance(outcome, NoReplica) else outcome for outcome in outcomes]
 

@@ -9,6 +9,7 @@ key                                    value
 ``counter/requests``                   finished requests remembered
 ``volume/VOLUME``                      the volume: see ``state.py``
 ``name/NAME``                          id of the volume that owns the name
+``group``                              ``{uid, admitted}``: this group, as the registry knows it
 ``drop/VOLUME/REPLICA``                ``{device, host}``: replica to be dropped, by committed decision
 ``device/DEVICE``                      ``{replicas, bytes}`` provisioned there by this metadata group
 ``request/REQUEST``                    ``{kind, name, volume, error}`` of a command that a client may retry
@@ -28,6 +29,7 @@ from typing import Any, Final
 from moorage.service.kv import KV
 from moorage.wire.errors import Busy, MoorageError, NameTaken, NotFound, from_wire
 
+GROUP: Final = "group"
 COUNTER_ID: Final = "counter/id"
 COUNTER_VOLUMES: Final = "counter/volumes"
 COUNTER_REQUESTS: Final = "counter/requests"
@@ -109,6 +111,18 @@ def drops(kv: KV, volume: int) -> list[tuple[int, str, str]]:
 def provisioned(kv: KV) -> dict[str, int]:
     """Bytes by device id that this group's replicas there could come to hold."""
     return {key.removeprefix(DEVICES): entry["bytes"] for key, entry in kv.scan(DEVICES)}
+
+
+def group(kv: KV) -> dict[str, Any] | None:
+    """``{uid, admitted}``; None before the group was founded."""
+    found: dict[str, Any] | None = kv.get(GROUP)
+    return found
+
+
+def admitted(kv: KV) -> bool:
+    """Whether the registry has said that this is the group of its name: nothing is served before."""
+    found = group(kv)
+    return found is not None and bool(found["admitted"])
 
 
 def public(volume: dict[str, Any]) -> dict[str, Any]:

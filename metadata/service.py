@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
@@ -31,7 +31,7 @@ from moorage.metadata.tasks.context import TaskContext
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.embed import EmbeddedService, Route
 from moorage.service.replicated import Replicated
-from moorage.wire.errors import Fatal, Invalid
+from moorage.wire.errors import Fatal, Invalid, MoorageError
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Router
 from moorage.wire.secret import ClusterSecret
@@ -118,22 +118,36 @@ class MetadataService(EmbeddedService):
         self.handlers.register(router)
         await self.replicated.start()
         self.running = True
-        me = {
-            "service": "metadata",
-            "group": self.config.group,
-            "name": self.config.name,
-            "address": self.config.address,
-            "http": self.config.http,
-        }
         self._joining = asyncio.create_task(
             self.directory.run(
-                me,
+                self._me,
+                self._admitted,
                 join_interval_s=self.config.join_interval_s,
                 view_interval_s=self.config.view_interval_s,
             ),
             name="metadata-directory",
         )
         self._joining.add_done_callback(self._directory_ended)
+
+    def _me(self) -> dict[str, Any] | None:
+        group = records.group(self.replicated.kv)
+        if group is None:
+            return None
+        return {
+            "service": "metadata",
+            "group": self.config.group,
+            "name": self.config.name,
+            "address": self.config.address,
+            "http": self.config.http,
+            "uid": group["uid"],
+        }
+
+    async def _admitted(self) -> bool:
+        """The registry has entered this member, and so its group: the leader notes it for all."""
+        group = records.group(self.replicated.kv)
+        if group is not None and not group["admitted"] and self.replicated.is_leader:
+            await self.replicated.propose({"do": "admit", "uid": group["uid"]})
+        return records.admitted(self.replicated.kv)
 
     async def stop(self) -> None:
         self.running = False
@@ -153,6 +167,8 @@ class MetadataService(EmbeddedService):
             reasons.append(f"group {self.config.group} has no leader: a majority of its members must be up")
         if not self.directory.joined:
             reasons.append(f"not known to the registry yet: {self.directory.last_error or 'asking'}")
+        elif not records.admitted(self.replicated.kv):
+            reasons.append(f"group {self.config.group} has yet to note that the registry knows it")
         return reasons
 
     def routes(self) -> list[Route]:
@@ -170,8 +186,10 @@ class MetadataService(EmbeddedService):
 
     def _directory_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the connection to the registry ended", exc_info=error)
-            self.fatal(Fatal(f"metadata {self.config.group} cannot go on without the registry: {error!r}"))
+            if not isinstance(error, MoorageError):
+                log.error("the connection to the registry ended", exc_info=error)
+                error = Fatal(f"metadata {self.config.group} cannot go on without the registry: {error!r}")
+            self.fatal(error)
 
     def _leader_changed(self, leading: bool) -> None:
         # no await until both are done: a handler that runs sees leases and tasks of the same leadership

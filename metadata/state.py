@@ -51,6 +51,8 @@ class StateMachine:
         self.group = group
         self._id_base = limits.group_number(group) << limits.ID_COUNTER_BITS
         self._commands: dict[str, Callable[[KV, Command, int], Any]] = {
+            "found": self._found,
+            "admit": self._admit,
             "create": self._create,
             "ready": self._ready,
             "abandon": self._abandon,
@@ -72,6 +74,22 @@ class StateMachine:
                 f"unknown metadata command {command.get('do')!r}: is a member older than the others?"
             )
         return apply(kv, command, index)
+
+    # -- the group -----------------------------------------------------------------------------------
+
+    def _found(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
+        """``{uid}``: the first one counts."""
+        found = records.group(kv) or {"uid": command["uid"], "admitted": False}
+        kv.put(records.GROUP, found)
+        return found
+
+    def _admit(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
+        """``{uid}``: the registry has entered the group under its name."""
+        found = records.group(kv)
+        if found is None or found["uid"] != command["uid"]:
+            raise Invalid(f"metadata group {self.group} is not {command['uid']}")
+        kv.put(records.GROUP, {**found, "admitted": True})
+        return found
 
     # -- the life of a volume ------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class Handlers:
         self._copier = copier
         self._secret = secret
         self._describe = describe
-        self._creating: dict[int, asyncio.Future[None]] = {}
+        self._creating: dict[int, tuple[ReplicaInfo, asyncio.Future[None]]] = {}
         self._dropping: dict[int, asyncio.Future[None]] = {}  # members no more, but not durably yet
 
     def register(self, router: Router) -> None:
@@ -351,11 +351,14 @@ class Handlers:
             durability="writeback" if params.get("durability") == "writeback" else "sync",
             members=_number(params, "members", 63),
         )
-        if info.replica not in self._members:
-            waiting = self._creating.get(info.replica)
-            if waiting is None:
-                waiting = self._creating[info.replica] = self._create(info)
-            await asyncio.shield(waiting)
+        if info.replica in self._members:
+            _check_same(self._members[info.replica].replica.info, info)
+            return {}
+        if info.replica not in self._creating:
+            self._creating[info.replica] = info, self._create(info)
+        ordered, waiting = self._creating[info.replica]
+        _check_same(ordered, info)
+        await asyncio.shield(waiting)
         return {}
 
     def _create(self, info: ReplicaInfo) -> asyncio.Future[None]:
@@ -375,12 +378,14 @@ class Handlers:
     async def drop_replica(self, context: CallContext, params: dict[str, Any]) -> Any:
         _require_orderer(context)
         self._require_device()
-        identity = _number(params, "replica", LSN_MAX)
+        identity, volume = _number(params, "replica", LSN_MAX), _number(params, "volume", LSN_MAX)
         if identity in self._creating:
-            await asyncio.shield(self._creating[identity])
+            await asyncio.shield(self._creating[identity][1])
         waiting = self._dropping.get(identity)
         if waiting is None:
-            self._sessions.find(identity)
+            info = self._sessions.find(identity).replica.info
+            if info.volume != volume:
+                raise Invalid(f"replica {identity} is of volume {info.volume}, not of {volume}: not dropped")
             waiting = self._dropping[identity] = self._drop(identity)
         await asyncio.shield(waiting)
         return {}
@@ -444,6 +449,13 @@ def _row(member: MemberShell) -> dict[str, Any]:
         "whole": member.core.whole,
         "damaged": state.damaged,
     }
+
+
+def _check_same(found: ReplicaInfo, ordered: ReplicaInfo) -> None:
+    """An order may come again. One for something else under the same id is a mistake that must not be taken
+    for done: its sender would drop what is another's."""
+    if found != ordered:
+        raise Invalid(f"replica id {ordered.replica} is in use: {found}, ordered is {ordered}")
 
 
 def _require_orderer(context: CallContext) -> None:

@@ -92,9 +92,11 @@ class RegistryHandlers:
 
     async def join_service(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         key = f"service/{params.get('service')}/{params.get('group')}/{params.get('name')}"
-        if await self._is_known(key, params, "address", "http"):
+        if await self._is_known(key, params, "address", "http", "uid"):
             return {}
-        return await self._propose("join_service", params, "service", "group", "name", "address", "http")
+        return await self._propose(
+            "join_service", params, "service", "group", "name", "address", "http", "uid"
+        )
 
     async def _is_known(self, key: str, params: dict[str, Any], *fields: str) -> bool:
         """Joining is repeated all the time: what the state says already needs no entry in the log."""
@@ -106,10 +108,10 @@ class RegistryHandlers:
         return bool(self._group.kv.get(key) == wanted)
 
     async def claim(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
-        return await self._propose("claim", params, "name", "kind", "group")
+        return await self._propose("claim", params, "name", "kind", "group", "id")
 
     async def release(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
-        return await self._propose("release", params, "name", "group")
+        return await self._propose("release", params, "name", "group", "id")
 
     async def start_device(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         device, old_token = state.token_of(params, "device"), state.text_of(params, "old_token")

@@ -186,6 +186,7 @@ class RegistryService(EmbeddedService):
             "name": self._config.name,
             "address": self._config.address,
             "http": self._config.http,
+            "uid": "",
         }
         while True:
             try:

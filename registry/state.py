@@ -9,8 +9,9 @@ key                         value
 =========================== ==========================================================================
 ``host/NAME``               labels, address, http
 ``device/ID``               host, address, capacity, token, count, refused (reason, "" when it is not)
-``service/KIND/GROUP/NAME`` address, http
-``name/NAME``               group, kind: the metadata group that owns a volume's or bucket's name
+``service/KIND/GROUP/NAME`` address, http, uid (of its metadata group, else "")
+``group/GROUP``             uid: which metadata group has this name; others are refused
+``name/NAME``               group, kind, id: the metadata group that owns a name, and the volume or bucket
 ``count/KIND``              how many hosts, devices, services there are, for their limits
 =========================== ==========================================================================
 
@@ -90,9 +91,27 @@ def _join_host(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def _join_service(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    uid = text_of(command, "uid")
+    if command["service"] == "metadata":
+        _admit_group(kv, name_of(command, "group"), token_of(command, "uid"))
     key = f"service/{name_of(command, 'service')}/{name_of(command, 'group')}/{name_of(command, 'name')}"
-    _put_counted(kv, "service", key, {"address": address_of(command), "http": text_of(command, "http")})
+    _put_counted(
+        kv, "service", key, {"address": address_of(command), "http": text_of(command, "http"), "uid": uid}
+    )
     return {}
+
+
+def _admit_group(kv: Store, group: str, uid: str) -> None:
+    """The first group of a name keeps it. A second one would give out the ids of the first one's replicas
+    again, and delete them."""
+    found = kv.get(f"group/{group}")
+    if found is None:
+        kv.put(f"group/{group}", {"uid": uid})
+    elif found["uid"] != uid:
+        raise IdentityConflict(
+            f"this cluster has a metadata group {group} already, and this is another one, founded by itself:"
+            " to add a member start it with --join and --peers, to add a group with a --group of its own"
+        )
 
 
 def _put_counted(kv: Store, kind: str, key: str, value: dict[str, Any]) -> None:
@@ -180,26 +199,29 @@ def _refuse_device(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def _claim(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    """Sent again, or late by a leader that is none any more: ids of a group rise, the greatest is newest."""
     name, group, kind = name_of(command, "name"), name_of(command, "group"), command.get("kind")
     if kind not in KINDS:
         raise Invalid(f"kind {kind!r}: use one of {', '.join(KINDS)}")
+    wanted = {"group": group, "kind": kind, "id": int_of(command, "id")}
     found = kv.get(f"name/{name}")
-    if found is not None and found != {"group": group, "kind": kind}:
+    if found is not None and ((found["group"], found["kind"]) != (group, kind) or found["id"] > wanted["id"]):
         raise NameTaken(
             f"the name {name!r} is taken by a {found['kind']}: choose another one", name=name, **found
         )
-    kv.put(f"name/{name}", {"group": group, "kind": kind})
+    kv.put(f"name/{name}", wanted)
     return {"group": group}
 
 
 def _release(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
-    name, group = name_of(command, "name"), name_of(command, "group")
+    name, group, former = name_of(command, "name"), name_of(command, "group"), int_of(command, "id")
     found = kv.get(f"name/{name}")
     if found is not None and found["group"] != group:
         raise NameTaken(
             f"the name {name!r} belongs to group {found['group']}, not {group}", name=name, **found
         )
-    kv.delete(f"name/{name}")
+    if found is not None and found["id"] <= former:  # else: late, the name is in use again
+        kv.delete(f"name/{name}")
     return {}
 
 
@@ -222,7 +244,8 @@ def services(kv: View) -> list[dict[str, Any]]:
     found = []
     for key, value in kv.scan("service/"):
         _, kind, group, name = key.split("/")
-        found.append({"service": kind, "group": group, "name": name, **value})
+        where = {"address": value["address"], "http": value["http"]}
+        found.append({"service": kind, "group": group, "name": name, **where})
     return found
 
 

@@ -40,7 +40,7 @@ async def _drop_once(context: TaskContext, volume_id: int) -> MoorageError | Non
         by_device.setdefault(device, []).append(replica)
     outcomes = await asyncio.gather(
         *(
-            context.orders.drop_replicas(device, replicas, context.order_timeout_s)
+            context.orders.drop_replicas(device, volume_id, replicas, context.order_timeout_s)
             for device, replicas in by_device.items()
         )
     )
@@ -59,7 +59,7 @@ async def _release_once(context: TaskContext, volume_id: int) -> MoorageError | 
     if volume is None or volume["state"] != records.DELETING or volume["released"]:
         return None
     try:
-        await context.directory.release(volume["name"], timeout=context.order_timeout_s)
+        await context.directory.release(volume["name"], volume_id, timeout=context.order_timeout_s)
     except MoorageError as error:
         return error
     await context.propose({"do": "released", "volume": volume_id})

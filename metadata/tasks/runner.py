@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 
 from moorage.metadata import records
@@ -83,6 +84,8 @@ class TaskRunner:
         while True:
             try:
                 await self._context.replicated.read_barrier()
+                if records.group(self._context.replicated.kv) is None:
+                    await self._context.replicated.propose({"do": "found", "uid": secrets.token_hex(16)})
                 break
             except NotLeader:
                 return  # `follow` comes next

@@ -54,7 +54,9 @@ class Group:
         return str(described["raft"]["leader"]["name"])
 
     async def claim(self, name: str) -> None:
-        await self.client.call("registry.claim", {"name": name, "kind": "volume", "group": "m1"}, timeout=15)
+        await self.client.call(
+            "registry.claim", {"name": name, "kind": "volume", "group": "m1", "id": 1}, timeout=15
+        )
 
     async def locate(self, name: str) -> Any:
         return await self.client.call("registry.locate", {"name": name}, timeout=15)
@@ -83,7 +85,7 @@ async def test_names_survive_the_leader(group: Group) -> None:
     await group.claim("db")
     leader = await group.leader()
     await group.members[leader].stop(signal.SIGKILL)
-    assert await group.locate("db") == {"group": "m1", "kind": "volume"}
+    assert await group.locate("db") == {"group": "m1", "kind": "volume", "id": 1}
     assert await group.leader() != leader
     await (await group.launch(leader)).wait_ready()
     services = (await group.client.call("registry.view", {}))["services"]
@@ -127,7 +129,7 @@ async def test_a_member_on_another_port_is_the_same_member(group: Group) -> None
             await asyncio.sleep(0.05)
     await (await group.launch("r2")).wait_ready()
     await group.members["r3"].stop(signal.SIGKILL)  # and r1 and r2, which has never heard of the new address
-    assert await group.locate("db") == {"group": "m1", "kind": "volume"}
+    assert await group.locate("db") == {"group": "m1", "kind": "volume", "id": 1}
 
 
 async def known_addresses(group: Group, name: str) -> list[str]:
@@ -143,7 +145,7 @@ async def test_all_members_move_at_once(group: Group) -> None:
     group.ports = dict(zip(NAMES, free_ports(3), strict=True))
     group.peers = ",".join(f"{name}=127.0.0.1:{port}" for name, port in group.ports.items())
     await group.start()
-    assert await group.locate("db") == {"group": "m1", "kind": "volume"}
+    assert await group.locate("db") == {"group": "m1", "kind": "volume", "id": 1}
 
 
 async def test_a_wiped_member_is_refused_by_its_peers(group: Group) -> None:
@@ -176,7 +178,7 @@ async def test_a_wiped_member_is_replaced(group: Group) -> None:
     assert await group.launcher.post(leader, "/v1/raft.registry.promote", {"name": "r2"}) == (200, {})
     other = next(name for name in NAMES if name != "r2" and group.members[name] is not leader)
     await group.members[other].stop(signal.SIGKILL)
-    assert await group.locate("db") == {"group": "m1", "kind": "volume"}
+    assert await group.locate("db") == {"group": "m1", "kind": "volume", "id": 1}
     await group.claim("with-the-new-member")
 
 

@@ -154,13 +154,13 @@ async def test_describe_is_answered_by_any_member(registry: Registry) -> None:
     ("method", "params"),
     [
         ("join_host", {"host": "h1", "labels": {}, "address": "a:1", "http": ""}),
-        ("join_service", {"service": "metadata", "group": "m1", "name": "h1", "address": "a:1", "http": ""}),
+        ("join_service", {"service": "metadata", "group": "m1", "name": "h1", "address": "a:1", "uid": "u"}),
         ("start_device", device()),
         ("heartbeat", beat(1)),
         ("view", {}),
-        ("claim", {"name": "db", "kind": "volume", "group": "m1"}),
+        ("claim", {"name": "db", "kind": "volume", "group": "m1", "id": 1}),
         ("locate", {"name": "db"}),
-        ("release", {"name": "db", "group": "m1"}),
+        ("release", {"name": "db", "group": "m1", "id": 1}),
         ("status", {}),
     ],
 )
@@ -182,7 +182,8 @@ async def test_all_else_is_the_leaders(registry: Registry, method: str, params: 
 async def test_a_device_in_the_view(registry: Registry) -> None:
     conn = await registry.connect()
     await call(conn, "join_host", host="h1", labels={"rack": "a"}, address="10.0.0.1:7", http="10.0.0.1:8")
-    await call(conn, "join_service", service="metadata", group="m1", name="h1", address="10.0.0.1:7", http="")
+    member = {"service": "metadata", "group": "m1", "name": "h1", "address": "10.0.0.1:7", "http": ""}
+    await call(conn, "join_service", **member, uid="u1")
     await call(conn, "start_device", **device())
     view = await call(conn, "view")
     assert view["devices"]["d1"]["health"] == "suspect"
@@ -236,6 +237,7 @@ async def test_the_view_of_the_largest_cluster_fits_into_a_frame(registry: Regis
         registry.group.apply({"op": "start_device", **fields})
     for number in range(state.SERVICES_MAX):
         fields = {"service": "metadata", "group": f"m{number}", "name": f"storage-{number:04}", **where}
+        fields["uid"] = f"{number:032}"
         registry.group.apply({"op": "join_service", **fields})
     view = await call(conn, "view")
     assert [len(view[each]) for each in ("hosts", "devices", "services")] == [512, 1024, 1024]
@@ -245,7 +247,16 @@ async def test_joining_again_needs_no_entry_in_the_log(registry: Registry) -> No
     conn = await registry.connect()
     for _ in range(3):
         await call(conn, "join_host", host="h1", labels={}, address="10.0.0.1:7", http="")
-        await call(conn, "join_service", service="node", group="x", name="h1", address="10.0.0.1:7", http="")
+        await call(
+            conn,
+            "join_service",
+            service="node",
+            group="x",
+            name="h1",
+            address="10.0.0.1:7",
+            http="",
+            uid="u1",
+        )
     assert registry.group.proposed == ["join_host", "join_service"]
     await call(conn, "join_host", host="h1", labels={}, address="10.0.0.1:9", http="")
     assert registry.group.proposed[2:] == ["join_host"]
@@ -255,11 +266,11 @@ async def test_the_directory_of_names(registry: Registry) -> None:
     conn = await registry.connect()
     with pytest.raises(NotFound):
         await call(conn, "locate", name="db")
-    assert await call(conn, "claim", name="db", kind="volume", group="m1") == {"group": "m1"}
-    assert await call(conn, "locate", name="db") == {"group": "m1", "kind": "volume"}
+    assert await call(conn, "claim", name="db", kind="volume", group="m1", id=5) == {"group": "m1"}
+    assert await call(conn, "locate", name="db") == {"group": "m1", "kind": "volume", "id": 5}
     with pytest.raises(NameTaken):
-        await call(conn, "claim", name="db", kind="volume", group="m2")
-    await call(conn, "release", name="db", group="m1")
+        await call(conn, "claim", name="db", kind="volume", group="m2", id=5)
+    await call(conn, "release", name="db", group="m1", id=5)
     with pytest.raises(NotFound):
         await call(conn, "locate", name="db")
 

@@ -125,31 +125,69 @@ def test_a_host_that_moved_is_the_same_host(registry: Registry) -> None:
 
 def test_services_are_listed_in_order(registry: Registry) -> None:
     for name, group in (("h2", "m1"), ("h1", "m1"), ("h1", "m2")):
-        registry("join_service", service="metadata", group=group, name=name, address="10.0.0.1:7", http="")
+        registry(
+            "join_service",
+            service="metadata",
+            group=group,
+            name=name,
+            address="10.0.0.1:7",
+            http="",
+            uid="u1",
+        )
     found = [(each["group"], each["name"]) for each in state.services(registry.kv)]
     assert found == [("m1", "h1"), ("m1", "h2"), ("m2", "h1")]
 
 
+def join_metadata(registry: Registry, group: str, uid: str, name: str = "h1") -> None:
+    where = {"name": name, "address": "10.0.0.1:7", "http": ""}
+    registry("join_service", service="metadata", group=group, uid=uid, **where)
+
+
+def test_a_second_metadata_group_of_one_name_is_refused(registry: Registry) -> None:
+    join_metadata(registry, "m1", "u1")
+    join_metadata(registry, "m1", "u1", "h2")
+    join_metadata(registry, "m2", "u2")
+    with pytest.raises(IdentityConflict, match=r"has a metadata group m1 already.*--join"):
+        join_metadata(registry, "m1", "u3", "h4")
+    with pytest.raises(Invalid, match="uid"):
+        join_metadata(registry, "m3", "")
+    assert [each["name"] for each in state.services(registry.kv)] == ["h1", "h2", "h1"]
+
+
+def test_a_late_release_or_claim_does_not_touch_a_name_in_use_again(registry: Registry) -> None:
+    registry("claim", name="db", kind="volume", group="m1", id=5)
+    registry("release", name="db", group="m1", id=5)
+    registry("claim", name="db", kind="volume", group="m1", id=9)
+    registry("release", name="db", group="m1", id=5)
+    with pytest.raises(NameTaken):
+        registry("claim", name="db", kind="volume", group="m1", id=5)
+    assert state.locate(registry.kv, "db")["id"] == 9
+    registry("release", name="db", group="m1", id=9)
+    registry("claim", name="db", kind="volume", group="m1", id=5)  # late: nobody will release it
+    registry("claim", name="db", kind="volume", group="m1", id=12)
+    assert state.locate(registry.kv, "db")["id"] == 12
+
+
 def test_a_name_belongs_to_one_group(registry: Registry) -> None:
-    assert registry("claim", name="db", kind="volume", group="m1") == {"group": "m1"}
-    assert registry("claim", name="db", kind="volume", group="m1") == {"group": "m1"}
-    assert state.locate(registry.kv, "db") == {"group": "m1", "kind": "volume"}
+    assert registry("claim", name="db", kind="volume", group="m1", id=5) == {"group": "m1"}
+    assert registry("claim", name="db", kind="volume", group="m1", id=5) == {"group": "m1"}
+    assert state.locate(registry.kv, "db") == {"group": "m1", "kind": "volume", "id": 5}
     for group, kind in (("m2", "volume"), ("m1", "bucket")):
         with pytest.raises(NameTaken, match="'db' is taken by a volume") as found:
-            registry("claim", name="db", kind=kind, group=group)
+            registry("claim", name="db", kind=kind, group=group, id=5)
         assert found.value.details["group"] == "m1"
     with pytest.raises(NameTaken, match="belongs to group m1"):
-        registry("release", name="db", group="m2")
-    registry("release", name="db", group="m1")
-    registry("release", name="db", group="m1")
+        registry("release", name="db", group="m2", id=5)
+    registry("release", name="db", group="m1", id=5)
+    registry("release", name="db", group="m1", id=5)
     with pytest.raises(NotFound, match="'db'"):
         state.locate(registry.kv, "db")
-    registry("claim", name="db", kind="bucket", group="m2")
+    registry("claim", name="db", kind="bucket", group="m2", id=5)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a" * 63, "a.b_c-d"])
 def test_names_within_the_limit(registry: Registry, name: str) -> None:
-    registry("claim", name=name, kind="volume", group="m1")
+    registry("claim", name=name, kind="volume", group="m1", id=5)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +195,7 @@ def test_names_within_the_limit(registry: Registry, name: str) -> None:
 )
 def test_names_just_past_it(registry: Registry, name: Any) -> None:
     with pytest.raises(Invalid, match="1 to 63"):
-        registry("claim", name=name, kind="volume", group="m1")
+        registry("claim", name=name, kind="volume", group="m1", id=5)
     with pytest.raises(Invalid, match="1 to 63"):
         state.locate(registry.kv, name)
 
@@ -189,17 +227,17 @@ def test_fields_of_the_wrong_kind_are_named(registry: Registry, changes: dict[st
 )
 def test_labels(registry: Registry, labels: Any) -> None:
     with pytest.raises(Invalid):
-        registry("join_host", host="h1", labels=labels, address="10.0.0.1:7", http="")
+        registry("join_host", host="h1", labels=labels, address="10.0.0.1:7", http="", uid="u1")
 
 
 def test_labels_at_their_limit(registry: Registry) -> None:
     labels = {str(i) * 63: "x" * 63 for i in range(state.LABELS_MAX)}
-    registry("join_host", host="h1", labels=labels, address="10.0.0.1:7", http="")
+    registry("join_host", host="h1", labels=labels, address="10.0.0.1:7", http="", uid="u1")
 
 
 def test_a_kind_that_is_none_and_a_command_of_a_later_version(registry: Registry) -> None:
     with pytest.raises(Invalid, match="volume, bucket"):
-        registry("claim", name="db", kind="table", group="m1")
+        registry("claim", name="db", kind="table", group="m1", id=5)
     with pytest.raises(Invalid, match="upgrade"):
         registry("split")
 
@@ -213,18 +251,18 @@ def test_the_limits_of_hosts_and_devices_at_and_just_past_their_end(
         registry.start("one-more")
     registry.start("d7", old_token="t7", new_token="t7b")  # those that are there go on
     for host in range(state.HOSTS_MAX):
-        registry("join_host", host=f"h{host}", labels={}, address="10.0.0.1:7", http="")
+        registry("join_host", host=f"h{host}", labels={}, address="10.0.0.1:7", http="", uid="u1")
     with pytest.raises(LimitExceeded, match=f"{state.HOSTS_MAX} hosts"):
-        registry("join_host", host="one-more", labels={}, address="10.0.0.1:7", http="")
+        registry("join_host", host="one-more", labels={}, address="10.0.0.1:7", http="", uid="u1")
 
 
 def test_two_members_that_apply_the_same_commands_hold_the_same() -> None:
     def history() -> list[tuple[str, Any]]:
         registry = Registry()
         registry.start()
-        registry("join_host", host="h1", labels={"b": "1", "a": "2"}, address="10.0.0.1:7", http="")
+        registry("join_host", host="h1", labels={"b": "1", "a": "2"}, address="10.0.0.1:7", http="", uid="u1")
         registry("note_counts", counts={"d1": ["t1", 3], "d0": ["t", 1]})
-        registry("claim", name="db", kind="volume", group="m1")
+        registry("claim", name="db", kind="volume", group="m1", id=5)
         return list(registry.kv.scan_raw(b""))
 
     assert history() == history()

@@ -14,13 +14,21 @@ from typing import Any
 
 import pytest
 
+from moorage.metadata import records
 from moorage.metadata import service as service_module
 from moorage.metadata.invariants import validate
 from moorage.metadata.service import MetadataConfig, MetadataService
 from moorage.service.embed import Route
 from moorage.service.kv import KV
 from moorage.service.replicated import StateMachine
-from moorage.wire.errors import DeadlineExceeded, MoorageError, NameTaken, NotFound, NotLeader
+from moorage.wire.errors import (
+    DeadlineExceeded,
+    IdentityConflict,
+    MoorageError,
+    NameTaken,
+    NotFound,
+    NotLeader,
+)
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
 from moorage.wire.rpc import CallContext, Router
@@ -48,7 +56,8 @@ class FakeRegistry:
     """The registry's methods that metadata uses, from a dict."""
 
     def __init__(self) -> None:
-        self.names: dict[str, tuple[str, str]] = {}
+        self.names: dict[str, tuple[str, str, int]] = {}
+        self.uids: dict[str, str] = {}
         self.view: Params = {"hosts": {}, "devices": {}, "services": [], "groups": ["m1"]}
         self.failing: MoorageError | None = None
         self.address = ""
@@ -79,16 +88,20 @@ class FakeRegistry:
 
     async def _claim(self, context: CallContext, params: Params) -> Params:
         self._check()
-        wanted = params["group"], params["kind"]
-        if self.names.setdefault(params["name"], wanted) != wanted:
+        wanted = params["group"], params["kind"], params["id"]
+        found = self.names.get(params["name"], wanted)
+        if found[:2] != wanted[:2] or found[2] > wanted[2]:
             raise NameTaken(f"the name {params['name']!r} is taken by a volume of another group")
+        self.names[params["name"]] = wanted
         return {"group": params["group"]}
 
     async def _release(self, context: CallContext, params: Params) -> Params:
         self._check()
-        if self.names.get(params["name"], (params["group"],))[0] != params["group"]:
+        found = self.names.get(params["name"], (params["group"], "", 0))
+        if found[0] != params["group"]:
             raise NameTaken("not yours")
-        self.names.pop(params["name"], None)
+        if found[2] <= params["id"]:
+            self.names.pop(params["name"], None)
         return {}
 
     async def _locate(self, context: CallContext, params: Params) -> Params:
@@ -98,6 +111,8 @@ class FakeRegistry:
 
     async def _join_service(self, context: CallContext, params: Params) -> Params:
         self._check()
+        if self.uids.setdefault(params["group"], params["uid"]) != params["uid"]:
+            raise IdentityConflict("another group has this name")
         if params not in self.view["services"]:
             self.view["services"].append(params)
         return {}
@@ -384,11 +399,19 @@ def fake_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLog]:
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path, fake_log: FakeLog) -> AsyncIterator[Cluster]:
-    """Led by host1 until the test elects another."""
+async def new_cluster(tmp_path: Path, fake_log: FakeLog) -> AsyncIterator[Cluster]:
+    """Its group has no leader yet, and is not founded."""
     async with running(Cluster(tmp_path, hosts=4, lease_ms=4000, create_timeout_s=1.0)) as made:
-        fake_log.elect("host1")
         yield made
+
+
+@pytest.fixture
+async def cluster(new_cluster: Cluster, fake_log: FakeLog) -> Cluster:
+    """Led by host1 until the test elects another."""
+    fake_log.elect("host1")
+    members = new_cluster.services.values()
+    await until(lambda: all(records.admitted(each.replicated.kv) for each in members))
+    return new_cluster
 
 
 @pytest.fixture

@@ -108,7 +108,9 @@ class Chaos:
     def check(self) -> None:
         kv = self.log.members["host2"].kv
         volumes = list(records.volumes(kv))
-        assert self.cluster.registry.names == {volume["name"]: ("m1", "volume") for volume in volumes}
+        assert self.cluster.registry.names == {
+            volume["name"]: ("m1", "volume", volume["id"]) for volume in volumes
+        }
         expected: dict[str, set[int]] = {node.device: set() for node in self.cluster.nodes}
         for volume in volumes:
             for group in volume["groups"]:

@@ -10,7 +10,15 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from moorage.metadata.service import MetadataConfig, MetadataService
-from moorage.wire.errors import CannotConnect, DeviceFailed, Invalid, MoorageError, NotLeader
+from moorage.wire.errors import (
+    CannotConnect,
+    DeviceFailed,
+    IdentityConflict,
+    Invalid,
+    MoorageError,
+    NotLeader,
+    Unavailable,
+)
 from moorage.wire.handshake import Hello
 from moorage.wire.secret import ClusterSecret
 
@@ -34,6 +42,31 @@ async def test_json_api_has_the_calls_of_an_operator(cluster: Any) -> None:
     assert (await followed["GET metadata.describe"]({}))["leader"]["name"] == "host1"
     with pytest.raises(NotLeader):
         await followed["GET metadata.list_volumes"]({})
+
+
+async def test_a_second_group_of_the_same_name_ends_and_serves_nothing(
+    new_cluster: Any, fake_log: Any
+) -> None:
+    new_cluster.registry.uids["m1"] = "of the first one"
+    service = new_cluster.services["host1"]
+    ended: list[MoorageError] = []
+    service.fatal = ended.append
+    fake_log.elect("host1")
+    async with asyncio.timeout(5):
+        while not ended:
+            await asyncio.sleep(0.01)
+    assert isinstance(ended[0], IdentityConflict)
+    with pytest.raises(Unavailable, match="serves once the registry knows it"):
+        await new_cluster.create("db")
+    assert not new_cluster.replicas()
+
+
+async def test_a_group_serves_without_the_registry_once_it_was_admitted(cluster: Any) -> None:
+    await cluster.create("db")
+    cluster.registry.failing = CannotConnect("the registry is away")
+    await cluster.stop_member("host2")
+    await cluster.restart_member("host2")
+    assert (await cluster.attach("db", 7))["epoch"] == 1
 
 
 async def test_readiness_says_for_whom_it_waits(cluster: Any, fake_log: Any) -> None:

@@ -50,7 +50,7 @@ async def test_created_volume_is_ready_and_its_replicas_are_there(cluster: Any) 
                 "durability": "writeback",
                 "members": 3,
             }
-    assert cluster.registry.names == {"db": ("m1", "volume")}
+    assert cluster.registry.names == {"db": ("m1", "volume", volume["id"])}
 
 
 async def test_create_sent_again_gives_the_same_volume(cluster: Any) -> None:
@@ -127,7 +127,7 @@ async def test_no_space(cluster: Any) -> None:
 async def test_bad_parameters(cluster: Any, fake_log: Any, change: Any, error: Any) -> None:
     with pytest.raises(error):
         await cluster.create(**change)
-    assert fake_log.commands == []
+    assert [command["do"] for command in fake_log.commands] == ["found", "admit"]
 
 
 async def test_limits_are_reached(cluster: Any) -> None:

@@ -183,7 +183,7 @@ async def test_volume_from_creation_to_deletion(hosts: Cluster) -> None:
     with pytest.raises(NotFound):
         await hosts.registry.call("registry.locate", {"name": "db"})
     # and a name that another metadata group owns
-    await hosts.registry.call("registry.claim", {"name": "other", "kind": "volume", "group": "m2"})
+    await hosts.registry.call("registry.claim", {"name": "other", "kind": "volume", "group": "m2", "id": 1})
     with pytest.raises(NameTaken, match="'other'"):
         await hosts.create("other")
     assert (await hosts.registry.call("registry.locate", {"name": "other"}))["group"] == "m2"

@@ -88,6 +88,17 @@ async def test_a_node_that_has_stopped_serves_nobody(site: Any) -> None:
     assert not failures
 
 
+async def test_an_order_for_another_volume_under_the_same_id_is_refused(site: Any) -> None:
+    node = await site.node()
+    await site.create(node)
+    other = {"replica": 7, "volume": 2, "group": 0, "durability": "sync", "members": 3}
+    with pytest.raises(Invalid, match="replica id 7 is in use"):
+        await site.order(node, "create_replica", other)
+    with pytest.raises(Invalid, match="of volume 1, not of 2"):
+        await site.order(node, "drop_replica", {"replica": 7, "volume": 2})
+    assert len(await site.order(node, "list_replicas", {})) == 1
+
+
 async def test_everything_is_there_after_a_restart(site: Any) -> None:
     node = await site.node()
     await site.create(node)
@@ -194,11 +205,11 @@ async def test_a_device_without_the_replica_says_so(site: Any) -> None:
         await site.order(node, "create_replica", {"replica": 7}, service="client")
     await site.create(node)
     await writer.seal()
-    await site.order(node, "drop_replica", {"replica": 7})
+    await site.order(node, "drop_replica", {"replica": 7, "volume": 1})
     with pytest.raises(NoReplica):
         await writer.read(0, 0)
     with pytest.raises(NoReplica):
-        await site.order(node, "drop_replica", {"replica": 7})
+        await site.order(node, "drop_replica", {"replica": 7, "volume": 1})
     await node.stop()
     await node.start()
     assert await site.order(node, "list_replicas", {}) == []
