@@ -76,7 +76,7 @@ class Compactor:
         """Move what lives in ``segment``; the next checkpoint frees it if all of it could be moved."""
         segment.readers += 1
         try:
-            candidates = await self._lane.run(lambda: list_blocks(segment))
+            candidates = await self._lane.run(lambda: list_blocks(segment, self._log.seed))
             moved = 0
             batch: list[tuple[Replica, Run, Extent]] = []
             for each in candidates:
@@ -212,20 +212,20 @@ def _settle(future: asyncio.Future[None]) -> Callable[[MoorageError | None], Non
     return done
 
 
-def list_blocks(segment: Segment) -> list[Candidate]:
+def list_blocks(segment: Segment, seed: int) -> list[Candidate]:
     """Every run of blocks that was written into a segment, from its frames' heads (blocking)."""
     found: list[Candidate] = []
     offset = FIRST_FRAME
     while offset < segment.end:
         raw = bytearray(FRAME_HEADER_SIZE)
         segment.file.preadv([raw], offset)
-        header = parse_frame_header(raw, segment.number)
+        header = parse_frame_header(raw, segment.number, seed)
         if header is None:
             break  # what cannot be read here keeps the segment; its blocks still have their own checksums
         front = bytearray(FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE + header.bodies_size)
         segment.file.preadv([front], offset)
         view = memoryview(front)
-        if not frame_verified(view, header):
+        if not frame_verified(view, header, seed):
             break
         body_at = FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE
         data_at = segment.number << OFFSET_BITS | (offset + header.data_at)

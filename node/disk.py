@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from typing import Protocol
 from moorage.quorum.record import Buffer
 from moorage.service.identity import fsync_directory
 
+NAME = re.compile(r"\d{8}\.seg")
 IOV_MAX = 1024
 WOULD_BLOCK = -1
 
@@ -42,7 +44,8 @@ class File(Protocol):
 
 
 class Disk(Protocol):
-    def names(self) -> list[str]: ...
+    def names(self) -> list[str]:
+        """Segment files, in order; what else is in the directory is nobody's business."""
 
     def size(self, name: str) -> int: ...
 
@@ -55,10 +58,9 @@ class Disk(Protocol):
 
 
 class RealFile:
-    __slots__ = ("_fd", "_nowait", "_path")
+    __slots__ = ("_fd", "_nowait")
 
-    def __init__(self, path: Path, fd: int) -> None:
-        self._path = path
+    def __init__(self, fd: int) -> None:
         self._fd = fd
         self._nowait = True
 
@@ -67,7 +69,7 @@ class RealFile:
 
     def pwritev_direct(self, buffers: Sequence[Buffer], offset: int) -> None:
         # Opened for each call, which costs microseconds: thousands of files need not be open twice.
-        with _direct(self._path) as fd:
+        with _direct(self._fd) as fd:
             pending = [memoryview(each) for each in buffers]
             if fd is not None:
                 pending, offset = _pwritev_direct(fd, pending, offset)
@@ -130,13 +132,12 @@ def _pwritev_direct(fd: int, pending: list[memoryview], offset: int) -> tuple[li
 
 
 @contextlib.contextmanager
-def _direct(path: Path) -> Iterator[int | None]:
-    """A descriptor that goes past the page cache; None where the file system has no such thing."""
+def _direct(file: int) -> Iterator[int | None]:
+    """A descriptor of the same open file that goes past the page cache; None where there is no such thing, or
+    no descriptor left: nothing was written yet, and all can go through the cache."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
+        fd = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
         yield None
         return
     try:
@@ -163,14 +164,13 @@ class RealDisk:
         fsync_directory(directory.parent)
 
     def names(self) -> list[str]:
-        return sorted(os.listdir(self._directory))
+        return sorted(name for name in os.listdir(self._directory) if NAME.fullmatch(name))
 
     def size(self, name: str) -> int:
         return (self._directory / name).stat().st_size
 
     def open(self, name: str) -> File:
-        path = self._directory / name
-        return RealFile(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        return RealFile(os.open(self._directory / name, os.O_RDWR | os.O_CLOEXEC))
 
     def create(self, name: str, size: int) -> File:
         path = self._directory / name
@@ -183,7 +183,7 @@ class RealDisk:
             os.close(fd)
             os.unlink(path)
             raise
-        return RealFile(path, fd)
+        return RealFile(fd)
 
     def unlink(self, name: str) -> None:
         os.unlink(self._directory / name)

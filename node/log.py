@@ -65,6 +65,7 @@ class Log:
         self,
         *,
         device: bytes,
+        seed: int,
         segment_size: int,
         lane: Runner,
         call_soon: Callable[[Callable[[], None]], object],
@@ -74,6 +75,7 @@ class Log:
         metrics: StoreMetrics,
     ) -> None:
         self._device = device
+        self.seed = seed
         self.segment_size = segment_size
         self._lane = lane
         self._call_soon = call_soon
@@ -186,7 +188,8 @@ class Log:
 
     def _header(self, segment: Segment) -> bytes:
         return pack_segment_header(
-            SegmentHeader(segment.number, self.group + 1, self._previous, self._previous_end, self._device)
+            SegmentHeader(segment.number, self.group + 1, self._previous, self._previous_end, self._device),
+            self.seed,
         )
 
     def begin_life(self, previous: int, previous_end: int, number: int, group: int) -> None:
@@ -216,7 +219,7 @@ class Log:
     def _write(self, segment: Segment, taken: list[Queued], buffers: list[Buffer]) -> None:
         start = segment.end
         entries = [(replica.info.replica, entry) for replica, entry in taken]
-        frame = build_frame(segment.number, self.group + 1, start, entries)
+        frame = build_frame(segment.number, self.group + 1, start, entries, self.seed)
         offset = start - FIRST_FRAME if buffers else start
         buffers.append(frame.front)
         if not frame.direct:

@@ -60,8 +60,9 @@ class Opening:
         fresh = report.fresh = meta is None
         if meta is None:
             meta = Meta()
+        device, seed = store.config.device, store.config.seed
         known = {number: name for number, name, _ in meta.segments}
-        found = await self._lane.run(lambda: catalogue(self._disk, store.config.device, known, meta.segment))
+        found = await self._lane.run(lambda: catalogue(self._disk, device, seed, known, meta.segment))
         self._forget_half_made(found)
         store.all_files = dict(found.files)
         report.notes = found.notes
@@ -143,7 +144,7 @@ class Opening:
         if at is None:
             self._catch_up()
             return Cursor(0, FIRST_FRAME, meta.group)
-        replay = Replay(found, at, self._store.layout.segment_size)
+        replay = Replay(found, at, self._store.layout.segment_size, self._store.config.seed)
         while steps := await self._lane.run(replay.batch):
             for step in steps:
                 self._step(step)

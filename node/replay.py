@@ -14,19 +14,22 @@ from moorage.node.disk import Disk, File
 from moorage.node.recovery import Chain, Cursor, Found, Place, Verdict, judge
 from moorage.node.segment import (
     ALIGN,
+    ENTRY_SIZE,
     FIRST_FRAME,
-    FRAME_HEADER,
     FRAME_HEADER_SIZE,
     FRAME_MAGIC,
     SEGMENT_HEADER_SIZE,
+    SEGMENT_MAGIC,
     FrameHeader,
     ParsedEntry,
     SegmentHeader,
+    device_field,
     frame_verified,
     parse_entries,
     parse_frame_header,
     parse_segment_header,
 )
+from moorage.wire.errors import Corrupt
 
 BATCH_BYTES = 8 << 20
 _SCAN_BYTES = 4 << 20
@@ -55,25 +58,29 @@ class Catalogue:
     last_number: int = 0
 
 
-def catalogue(disk: Disk, device: bytes, known: dict[int, str], replay_from: int) -> Catalogue:
-    """Read every header. ``known``: the checkpoint's own list, which counts where a header is damaged."""
+def catalogue(disk: Disk, device: bytes, seed: int, known: dict[int, str], replay_from: int) -> Catalogue:
+    """Read every header. ``known``: the checkpoint's own list, which counts where a header is damaged. Raises
+    Corrupt when a file is another device's: it must neither be read nor be written again."""
     found = Catalogue(last_number=max(known, default=0))
-    bare: list[str] = []
+    bare: dict[str, bytes] = {}
     for name in disk.names():
         file = found.files[name] = disk.open(name)
         raw = bytearray(SEGMENT_HEADER_SIZE)
-        header = parse_segment_header(raw) if file.preadv([raw], 0) == len(raw) else None
-        if header is None or header.device != device:
-            bare.append(name)
-        else:
+        header = parse_segment_header(raw, seed) if file.preadv([raw], 0) == len(raw) else None
+        if header is not None and header.device == device:
             _enter(found, name, header, FIRST_FRAME)
+        else:
+            bare[name] = bytes(raw)
     for number, name in known.items():
         if name in bare and number not in found.headers:
             found.notes.append(f"{name}: header of segment {number} is damaged")
             _enter(found, name, SegmentHeader(number, 0, 0, 0, device), FIRST_FRAME)
-            bare.remove(name)
-    for name in bare:
-        _salvage(found, name, disk.size(name), replay_from, device)
+            del bare[name]
+    for name, raw_header in bare.items():
+        if _salvage(found, name, disk.size(name), replay_from, device, seed):
+            continue
+        if raw_header.startswith(SEGMENT_MAGIC) and device_field(raw_header) != device:
+            raise Corrupt(f"segments/{name} belongs to another device: move it away, then start again")
     return found
 
 
@@ -84,18 +91,19 @@ def _enter(found: Catalogue, name: str, header: SegmentHeader, start: int) -> No
     found.last_number = max(found.last_number, header.number)
 
 
-def _salvage(found: Catalogue, name: str, size: int, replay_from: int, device: bytes) -> None:
+def _salvage(found: Catalogue, name: str, size: int, replay_from: int, device: bytes, seed: int) -> bool:
     """A file without a header may be free, torn when it was begun, or damaged: its frames tell."""
-    at = _scan(found.files[name], FIRST_FRAME, size, None, replay_from)
+    at = _scan(found.files[name], FIRST_FRAME, size, None, replay_from, seed)
     if at is None or at.segment in found.headers:
-        return
+        return False
     found.notes.append(f"{name}: header of segment {at.segment} is missing or damaged, its frames are read")
     previous = max((number for number in found.headers if number < at.segment), default=0)
     header = SegmentHeader(at.segment, at.group, previous, _UNKNOWN_END, device)
     _enter(found, name, header, at.offset)
+    return True
 
 
-def _scan(file: File, start: int, size: int, segment: int | None, above: int) -> Cursor | None:
+def _scan(file: File, start: int, size: int, segment: int | None, above: int, seed: int) -> Cursor | None:
     """The first verified frame from ``start`` on: of ``segment`` with a group above ``above``, or (None) of
     any segment above ``above``."""
     while start < size:
@@ -104,7 +112,7 @@ def _scan(file: File, start: int, size: int, segment: int | None, above: int) ->
         at = raw.find(FRAME_MAGIC)
         while at >= 0:
             if (start + at) % ALIGN == 0:
-                header = _frame_at(file, start + at, segment)
+                header = _frame_at(file, start + at, segment, seed)
                 if header is not None and (header.segment if segment is None else header.group) > above:
                     return Cursor(header.segment, start + at, header.group)
             at = raw.find(FRAME_MAGIC, at + 1)
@@ -112,24 +120,24 @@ def _scan(file: File, start: int, size: int, segment: int | None, above: int) ->
     return None
 
 
-def _frame_at(file: File, offset: int, segment: int | None) -> FrameHeader | None:
+def _frame_at(file: File, offset: int, segment: int | None, seed: int) -> FrameHeader | None:
     raw = bytearray(FRAME_HEADER_SIZE)
     if file.preadv([raw], offset) < FRAME_HEADER_SIZE:
         return None
-    number = FRAME_HEADER.unpack(raw)[3] if segment is None else segment
-    header = parse_frame_header(raw, number)
+    header = parse_frame_header(raw, segment, seed)
     if header is None:
         return None
-    frame = bytearray(min(header.frame_size, 64 << 20))
-    frame = frame[: file.preadv([frame], offset)]
-    return header if frame_verified(memoryview(frame), header) else None
+    front = bytearray(FRAME_HEADER_SIZE + ENTRY_SIZE * header.entry_count)
+    front = front[: file.preadv([front], offset)]
+    return header if frame_verified(memoryview(front), header, seed) else None
 
 
 class Replay:
     """``steps`` from ``cursor`` to the end of the log; afterwards ``end`` is where that is."""
 
-    def __init__(self, found: Catalogue, cursor: Cursor, segment_size: int) -> None:
+    def __init__(self, found: Catalogue, cursor: Cursor, segment_size: int, seed: int) -> None:
         self._found = found
+        self._seed = seed
         self._chain = Chain(found.headers)
         self._size = segment_size
         self.end = cursor
@@ -149,7 +157,7 @@ class Replay:
         while True:
             found, header, entries = self._look(at)
             follower = self._chain.follower(at.segment)
-            ended = follower is not None and _ended(follower, at, found)
+            ended = follower is not None and _ended(follower, at)
             later = None if ended or found is Found.WHOLE else self._later(at, header)
             verdict = judge(Place(found, ended, later is not None))
             self.end = at
@@ -170,12 +178,12 @@ class Replay:
         raw = bytearray(FRAME_HEADER_SIZE)
         if at.offset >= self._size or file.preadv([raw], at.offset) < FRAME_HEADER_SIZE:
             return Found.BAD, None, []
-        header = parse_frame_header(raw, at.segment)
+        header = parse_frame_header(raw, at.segment, self._seed)
         if header is None or header.group != at.group or at.offset + header.frame_size > self._size:
             return Found.BAD, None, []
         frame = bytearray(header.frame_size)
         view = memoryview(frame)
-        if file.preadv([frame], at.offset) < len(frame) or not frame_verified(view, header):
+        if file.preadv([frame], at.offset) < len(frame) or not frame_verified(view, header, self._seed):
             return Found.BAD, None, []
         entries = list(parse_entries(view, header))
         return (Found.WHOLE if all(each.whole for each in entries) else Found.PART), header, entries
@@ -184,7 +192,7 @@ class Replay:
         """Proof that a later group commit was written, and where to go on."""
         file = self._found.files[self._found.names[at.segment]]
         start = at.offset + (header.frame_size if header is not None else 0)
-        here = _scan(file, start, self._size, at.segment, at.group)
+        here = _scan(file, start, self._size, at.segment, at.group, self._seed)
         if here is not None:
             return here
         following = self._chain.follower(at.segment) or self._chain.next_after(at.segment)
@@ -193,8 +201,8 @@ class Replay:
         return Cursor(following.number, self._found.starts[following.number], following.first_group)
 
 
-def _ended(follower: SegmentHeader, at: Cursor, found: Found) -> bool:
+def _ended(follower: SegmentHeader, at: Cursor) -> bool:
     """Whether the log of this segment ended here. A salvaged follower says so by its group only."""
     if follower.previous_end == _UNKNOWN_END:
-        return found is Found.BAD and follower.first_group == at.group
+        return follower.first_group == at.group
     return follower.previous_end == at.offset

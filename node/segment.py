@@ -1,7 +1,8 @@
 """The segment format: bytes of segment files in and out (byte tables in docs/node-store.md). Pure.
 
 Owns: segment header, frames (one frame is one group commit) and their entries. Must never do I/O.
-Invariants: a checksum covers the segment's number, so bytes of a former life of the file never parse; a
+Invariants: a checksum covers the segment's number, so bytes of a former life of the file never parse, and is
+seeded with a secret of the device, so what a client wrote as data never does; a
 frame's header and entry table have one checksum, each entry's body its own, each block of data its own: so
 damage can be told apart by replica. Frames start at multiples of ``ALIGN``: a sector that holds acknowledged
 bytes is not written again by a later group commit.
@@ -14,8 +15,8 @@ Segment header (64 bytes, little-endian, the rest of 512 is zero)::
 Frame header (64), then ``entry_count`` entry heads (40 each), then the bodies, then the data::
 
     0 4s magic "MOGC"  4 u16 version  6 u16 -  8 u64 segment  16 u64 group  24 u32 frame_size
-    28 u32 bodies_size  32 u32 data_size  36 u32 entry_count  40 u32 data_at  44 12s -
-    56 u64 check (of the bytes before and the entry heads)
+    28 u32 bodies_size  32 u32 data_size  36 u32 entry_count  40 u32 data_at  44 4s -
+    48 u64 check of the 48 bytes before  56 u64 check of the 56 bytes before and the entry heads
 
 Data begins at ``data_at``, which is right behind the bodies unless there is much of it: then it begins, and
 ends, at a page of the file, so that it can be written past the page cache.
@@ -56,17 +57,16 @@ VERSION = 1
 SEGMENT_HEADER = struct.Struct("<4sHHQQQQ16sQ")
 SEGMENT_HEADER_SIZE = 64
 FIRST_FRAME = ALIGN
-FRAME_HEADER = struct.Struct("<4sHHQQIIIII12sQ")
+FRAME_HEADER = struct.Struct("<4sHHQQIIIIII")  # without its two checks
 FRAME_HEADER_SIZE = 64
 ENTRY = struct.Struct("<QQIIIB3xQ")
 ENTRY_SIZE = 40
 _CHECK = struct.Struct("<Q")
 SEGMENT_MAGIC = b"MOSG"
 FRAME_MAGIC = b"MOGC"
-_ZERO12 = bytes(12)
 _PADDING = bytes(ALIGN)
 assert SEGMENT_HEADER.size == SEGMENT_HEADER_SIZE
-assert FRAME_HEADER.size == FRAME_HEADER_SIZE
+assert FRAME_HEADER.size + 2 * _CHECK.size == FRAME_HEADER_SIZE
 assert ENTRY.size == ENTRY_SIZE
 
 OFFSET_BITS = 32  # a block's location: segment number << 32 | offset in the file
@@ -113,19 +113,28 @@ class EntryHead(NamedTuple):
     check: int
 
 
-def pack_segment_header(header: SegmentHeader) -> bytes:
+def pack_segment_header(header: SegmentHeader, seed: int) -> bytes:
     raw = SEGMENT_HEADER.pack(SEGMENT_MAGIC, VERSION, 0, *header, 0)[:-8]
-    return (raw + _CHECK.pack(_xxh3(raw))).ljust(FIRST_FRAME, b"\0")
+    return (raw + _CHECK.pack(_xxh3(raw, seed))).ljust(FIRST_FRAME, b"\0")
 
 
-def parse_segment_header(raw: Buffer) -> SegmentHeader | None:
+def parse_segment_header(raw: Buffer, seed: int) -> SegmentHeader | None:
     """None when these bytes are not a whole header (a file that was never used, or a torn write)."""
     if len(raw) < SEGMENT_HEADER_SIZE:
         return None
     magic, version, _, number, first, previous, end, device, check = SEGMENT_HEADER.unpack_from(raw)
-    if magic != SEGMENT_MAGIC or version != VERSION or check != _xxh3(bytes(raw[: SEGMENT_HEADER_SIZE - 8])):
+    if (
+        magic != SEGMENT_MAGIC
+        or version != VERSION
+        or check != _xxh3(bytes(raw[: SEGMENT_HEADER_SIZE - 8]), seed)
+    ):
         return None
     return SegmentHeader(number, first, previous, end, device)
+
+
+def device_field(raw: bytes) -> bytes:
+    """Which device a segment header names, right or wrong."""
+    return bytes(SEGMENT_HEADER.unpack_from(raw)[7])
 
 
 class Entry:
@@ -184,7 +193,7 @@ class Frame(NamedTuple):
     direct: bool  # ``data`` begins and ends at a page of the file
 
 
-def build_frame(segment: int, group: int, start: int, entries: list[tuple[int, Entry]]) -> Frame:
+def build_frame(segment: int, group: int, start: int, entries: list[tuple[int, Entry]], seed: int) -> Frame:
     """A frame of (replica, entry) that begins at ``start`` of the segment's file."""
     heads: list[bytes] = []
     bodies: list[bytes] = []
@@ -207,23 +216,25 @@ def build_frame(segment: int, group: int, start: int, entries: list[tuple[int, E
         data_at = -(-(start + front_size) // PAGE) * PAGE - start
     frame_size = align(data_at + data_size)
     fields = (segment, group, frame_size, bodies_size, data_size, len(entries), data_at)
-    header = FRAME_HEADER.pack(FRAME_MAGIC, VERSION, 0, *fields, _ZERO12, 0)[:-8]
+    header = FRAME_HEADER.pack(FRAME_MAGIC, VERSION, 0, *fields, 0)
+    header += _CHECK.pack(_xxh3(header, seed))
     table = b"".join(heads)
-    front = b"".join(
-        (header, _CHECK.pack(_xxh3(header + table)), table, *bodies, bytes(data_at - front_size))
-    )
+    header += _CHECK.pack(_xxh3(header + table, seed))
+    front = b"".join((header, table, *bodies, bytes(data_at - front_size)))
     if padding := frame_size - data_at - data_size:
         data.append(_PADDING[:padding])
     return Frame(front, data, data_at, frame_size, direct)
 
 
-def parse_frame_header(raw: Buffer, segment: int) -> FrameHeader | None:
-    """The fields as they stand, when they can be those of a frame of this segment. Not verified: the check
-    covers the entry table too, see :func:`frame_verified`."""
+def parse_frame_header(raw: Buffer, segment: int | None, seed: int) -> FrameHeader | None:
+    """The header of a frame of this segment (None: of any), when these bytes are one. What it says of its
+    entries is verified by :func:`frame_verified`."""
     if len(raw) < FRAME_HEADER_SIZE:
         return None
-    magic, version, _, number, group, size, bodies, data, count, data_at, _, _ = FRAME_HEADER.unpack_from(raw)
-    if magic != FRAME_MAGIC or version != VERSION or number != segment:
+    magic, version, _, number, group, size, bodies, data, count, data_at, _ = FRAME_HEADER.unpack_from(raw)
+    if magic != FRAME_MAGIC or version != VERSION or segment not in (None, number):
+        return None
+    if _CHECK.unpack_from(raw, FRAME_HEADER.size)[0] != _xxh3(bytes(raw[: FRAME_HEADER.size]), seed):
         return None
     front_size = FRAME_HEADER_SIZE + count * ENTRY_SIZE + bodies
     if not front_size <= data_at < front_size + PAGE or size != align(data_at + data):
@@ -231,14 +242,14 @@ def parse_frame_header(raw: Buffer, segment: int) -> FrameHeader | None:
     return FrameHeader(number, group, size, bodies, data, count, data_at)
 
 
-def frame_verified(frame: memoryview, header: FrameHeader) -> bool:
+def frame_verified(frame: memoryview, header: FrameHeader, seed: int) -> bool:
     """Whether header and entry table match their check; ``frame`` begins at the header."""
     table_end = FRAME_HEADER_SIZE + header.entry_count * ENTRY_SIZE
     if len(frame) < table_end:
         return False
     (check,) = _CHECK.unpack_from(frame, FRAME_HEADER_SIZE - 8)
     covered = bytes(frame[: FRAME_HEADER_SIZE - 8]) + bytes(frame[FRAME_HEADER_SIZE:table_end])
-    return bool(check == _xxh3(covered))
+    return bool(check == _xxh3(covered, seed))
 
 
 class ParsedEntry(NamedTuple):

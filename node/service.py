@@ -89,6 +89,7 @@ class NodeService(EmbeddedService):
                 bytes.fromhex(fields.device),
                 fields.capacity,
                 fields.segment_size,
+                int(fields.seed, 16),
             )
         )
         store.on_failed = self._device_failed

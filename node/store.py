@@ -57,6 +57,7 @@ class StoreConfig:
     device: bytes  # 16 bytes: in every segment header, so that a file of another device is not taken for ours
     capacity: int
     segment_size: int = 0  # 0: from the capacity
+    seed: int = 0  # secret of the device: of all checks that tell the log from what clients wrote
     index_pages_max: int = 65_536  # clean pages of 128 KiB in memory: about 60 MiB, for 8 GiB of hot blocks
     checkpoint_bytes: int = 256 << 20  # of log: bounds what a restart replays
     checkpoint_pages: int = 16_384  # dirty: bounds memory
@@ -86,6 +87,7 @@ class Store:
         self.fold.on_damage = self._damaged
         self.log = Log(
             device=config.device,
+            seed=config.seed,
             segment_size=self.layout.segment_size,
             lane=self._device_lane,
             call_soon=loop.call_soon,

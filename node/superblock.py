@@ -32,6 +32,7 @@ _FREE_SHARE = 90  # per cent of what the file system has free, when nobody said 
 @dataclass(frozen=True)
 class Fields:
     device: str  # 32 hex digits, for good
+    seed: str  # 16 hex digits: secret, of the log's checks (see segment.py)
     token: str  # the last one that the registry is known to have agreed to; "" before the first start
     next_token: str  # asked for, outcome not known; ""
     count: int  # heartbeats below this may have been sent
@@ -136,4 +137,6 @@ def _fresh(directory: Path, capacity: int | None) -> Fields:
         capacity = found.f_bavail * found.f_frsize * _FREE_SHARE // 100
         if capacity < CAPACITY_MIN:
             raise Invalid(f"{directory}: the file system has only {capacity >> 20} MiB to give: make room")
-    return Fields(secrets.token_hex(16), "", "", 0, segment_size_for(capacity), capacity)
+    return Fields(
+        secrets.token_hex(16), secrets.token_hex(8), "", "", 0, segment_size_for(capacity), capacity
+    )

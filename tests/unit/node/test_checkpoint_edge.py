@@ -25,7 +25,7 @@ async def test_a_checkpoint_while_the_first_group_of_a_segment_is_under_way(tmp_
     store.create(ReplicaInfo(1, 1, 0, "sync", 3), done.set_result)
     await done
     for segment in store.log.free:  # they have been in use before
-        segment.file.pwritev([pack_segment_header(SegmentHeader(1, 1, 0, 0, b"0" * 16))], 0)
+        segment.file.pwritev([pack_segment_header(SegmentHeader(1, 1, 0, 0, b"0" * 16), 0)], 0)
         segment.file.fdatasync()
     replica, lsn, released = store.replica(1), 0, threading.Event()
     syncing = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -68,20 +69,37 @@ def test_memory_that_is_not_aligned_is_written_all_the_same(file: File, direct: 
     assert content(file, 2 * PAGE, 192 << 10) == b"".join(pieces)
 
 
-def test_a_file_system_without_direct_io(
-    file: File, direct: list[bool], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EMFILE])
+def test_without_direct_io_or_a_descriptor_for_it_all_goes_through_the_cache(
+    file: File, direct: list[bool], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     real = os.open
 
     def refuse(path: Any, flags: int, *rest: Any, **more: Any) -> int:
         if flags & os.O_DIRECT:
-            raise OSError(22, "Invalid argument")
+            raise OSError(number, os.strerror(number))
         return real(path, flags, *rest, **more)
 
     monkeypatch.setattr(os, "open", refuse)
     data = payload(64 << 10)
     file.pwritev_direct([data], 0)
     assert direct == [False] and content(file, 0, 64 << 10) == data
+
+
+def test_a_direct_write_goes_to_the_file_that_is_open(file: File, tmp_path: Path) -> None:
+    data = payload(256 << 10)
+    (tmp_path / "segments").rename(tmp_path / "moved")
+    RealDisk(tmp_path / "segments").create("1.seg", SIZE).close()
+    file.pwritev_direct([data], PAGE)
+    assert content(file, PAGE, len(data)) == data
+
+
+def test_only_segments_are_looked_at(tmp_path: Path) -> None:
+    disk = RealDisk(tmp_path / "segments")
+    disk.create("00000007.seg", SIZE).close()
+    (tmp_path / "segments" / "lost+found").mkdir()
+    (tmp_path / "segments" / "README.txt").write_text("do not touch")
+    assert disk.names() == ["00000007.seg"]
 
 
 def test_what_was_cached_before_a_direct_write_is_not_read_after_it(file: File) -> None:

@@ -12,7 +12,7 @@ from moorage.node.handlers import Handlers
 from moorage.wire.errors import DeviceFailed, NoReplica
 
 CONTEXT: Any = SimpleNamespace(peer=SimpleNamespace(service="metadata"))
-PARAMS = {"replica": 5}
+PARAMS = {"replica": 5, "volume": 1}
 
 
 class Rig:
@@ -20,7 +20,9 @@ class Rig:
 
     def __init__(self) -> None:
         self.failed = None
-        self.members: dict[int, Any] = {5: object()}
+        self.members: dict[int, Any] = {
+            5: SimpleNamespace(replica=SimpleNamespace(info=SimpleNamespace(volume=1)))
+        }
         self.drops: list[Any] = []
         me: Any = self
         nothing: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,9 @@ from moorage.node.segment import (
     pack_segment_header,
 )
 from moorage.quorum.record import Kind, Record, block_sums
+from moorage.wire.errors import Corrupt
 
+SEED = 0x5EED
 DEVICE = b"d" * 16
 SIZE = 128 << 10
 
@@ -60,11 +63,11 @@ class Writer:
         self.number, self.end = number, FIRST_FRAME
         file = self.disk.create(self.name, SIZE)
         header = SegmentHeader(number, self.group + 1, previous, end, DEVICE)
-        file.pwritev([pack_segment_header(header)], 0)
+        file.pwritev([pack_segment_header(header, SEED)], 0)
 
     def frame(self, *entries: tuple[int, Entry]) -> None:
         self.group += 1
-        frame = build_frame(self.number, self.group, self.end, list(entries))
+        frame = build_frame(self.number, self.group, self.end, list(entries), SEED)
         self.disk.open(self.name).pwritev([frame.front, *frame.data], self.end)
         self.frames.append((self.name, self.end, frame.size))
         self.end += frame.size
@@ -90,9 +93,9 @@ def write(replica: int, lsn: int, blocks: int = 1) -> tuple[int, Entry]:
 
 class Outcome:
     def __init__(self, disk: MemoryDisk) -> None:
-        self.found = catalogue(disk, DEVICE, {}, 0)
+        self.found = catalogue(disk, DEVICE, SEED, {}, 0)
         first = min(self.found.headers)
-        replay = Replay(self.found, Cursor(first, self.found.starts[first], 1), SIZE)
+        replay = Replay(self.found, Cursor(first, self.found.starts[first], 1), SIZE, SEED)
         self.fold = Fold(Index(lambda handle, number: None, 64))
         self.all_damaged = False
         self.entries_damaged: set[int] = set()
@@ -207,7 +210,7 @@ def test_stale_frames_of_a_former_life_of_the_file_do_not_parse() -> None:
     old.frame(write(1, 2))
     new = Writer(disk)
     new.number, new.name, new.end = 9, old.name, FIRST_FRAME
-    disk.open(old.name).pwritev([pack_segment_header(SegmentHeader(9, 1, 0, 0, DEVICE))], 0)
+    disk.open(old.name).pwritev([pack_segment_header(SegmentHeader(9, 1, 0, 0, DEVICE), SEED)], 0)
     new.frame(create(1), create(2))  # of the same length: the old second frame begins right behind it
     outcome = Outcome(disk)
     assert outcome.verdicts == [Verdict.KEEP, Verdict.TORN_TAIL]
@@ -238,6 +241,63 @@ def test_a_torn_first_group_of_a_segment_is_a_torn_tail() -> None:
     outcome = Outcome(disk)
     assert not outcome.all_damaged
     assert outcome.last(1) == 3
+
+
+@pytest.mark.parametrize("seed", [0, SEED])
+def test_what_a_client_wrote_is_no_proof_of_a_later_group(seed: int) -> None:
+    """Bytes of a client's blocks lie behind the tail of a segment that is used again. Only who knows the
+    device's seed could make frames of them, which then would be read as group commits."""
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    forged = build_frame(writer.number, 10**9, writer.end, [(2, Entry(EntryKind.DROP))], seed)
+    slot = b"".join((forged.front, *forged.data))
+    disk.open(writer.name).pwritev([slot * 16], writer.end + 512)
+    outcome = Outcome(disk)
+    assert outcome.all_damaged is (seed == SEED)
+    assert outcome.verdicts[:5] == [Verdict.KEEP] * 4 + (
+        [Verdict.DAMAGED_ALL] if seed == SEED else [Verdict.TORN_TAIL]
+    )
+
+
+def test_a_scan_reads_little_of_what_is_no_frame() -> None:
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    slot = build_frame(writer.number, 10**9, 512, [(2, Entry(EntryKind.DROP))], 0).front[:64].ljust(512, b"x")
+    disk.open(writer.name).pwritev([slot * ((SIZE - writer.end) // 512)], writer.end)
+    read: list[int] = []
+    file = disk.files[writer.name]
+    real = file.preadv
+
+    def preadv(into: Any, offset: int) -> int:
+        read.append(real(into, offset))
+        return read[-1]
+
+    file.preadv = preadv  # type: ignore[method-assign]
+    assert not Outcome(disk).all_damaged
+    assert sum(read) < 4 * SIZE
+
+
+def test_a_torn_tail_before_a_life_whose_header_is_damaged_is_no_corruption() -> None:
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    name, offset, size = writer.frames[-1]
+    flipped(disk, name, offset + size - 10)  # the last group was torn, the next life has left it out
+    writer.group -= 1
+    writer.segment(3, ended=offset)
+    writer.frame(write(1, 4))
+    flipped(disk, writer.name, 8)
+    outcome = Outcome(disk)
+    assert not outcome.all_damaged and not outcome.entries_damaged
+    assert Verdict.LIFE_END not in outcome.verdicts and outcome.end.segment == 3
+
+
+def test_a_file_of_another_device_is_named() -> None:
+    disk = MemoryDisk()
+    log_of_four(disk)
+    header = SegmentHeader(99, 1, 0, 0, b"e" * 16)
+    disk.create("00000099.seg", SIZE).pwritev([pack_segment_header(header, SEED + 1)], 0)
+    with pytest.raises(Corrupt, match=r"00000099\.seg belongs to another device"):
+        Outcome(disk)
 
 
 def test_followers() -> None:

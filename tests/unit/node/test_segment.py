@@ -27,20 +27,22 @@ from moorage.node.segment import (
 )
 from moorage.quorum.record import Kind, Record, block_sums
 
+SEED = 0x5EED
+
 
 def test_segment_header() -> None:
     header = SegmentHeader(7, 100, 5, 4608, b"0123456789abcdef")
-    raw = pack_segment_header(header)
+    raw = pack_segment_header(header, SEED)
     assert len(raw) == ALIGN
-    assert parse_segment_header(raw) == header
+    assert parse_segment_header(raw, SEED) == header
     for at in range(64):
         changed = bytearray(raw)
         changed[at] ^= 1
-        assert parse_segment_header(changed) is None, at
+        assert parse_segment_header(changed, SEED) is None, at
 
 
 def frame_of(entries: list[tuple[int, Entry]], segment: int = 3, group: int = 9, start: int = 512) -> bytes:
-    frame = build_frame(segment, group, start, entries)
+    frame = build_frame(segment, group, start, entries, SEED)
     raw = b"".join((frame.front, *frame.data))
     assert len(raw) == frame.size and frame.size % ALIGN == 0
     return raw
@@ -60,9 +62,9 @@ def test_frame_with_records() -> None:
     entry.count = 3
     empty = Entry(EntryKind.DROP)
     raw = memoryview(frame_of([(77, entry), (78, empty)]))
-    header = parse_frame_header(raw, 3)
-    assert header is not None and header.group == 9 and frame_verified(raw, header)
-    assert parse_frame_header(raw, 4) is None, "another segment's number"
+    header = parse_frame_header(raw, 3, SEED)
+    assert header is not None and header.group == 9 and frame_verified(raw, header, SEED)
+    assert parse_frame_header(raw, 4, SEED) is None, "another segment's number"
     first, second = parse_entries(raw, header)
     assert (first.head.replica, first.head.argument, first.whole, second.whole) == (77, 8, True, True)
     assert bytes(first.data) == data == bytes(raw[first.data_offset : first.data_offset + 8192])
@@ -79,11 +81,11 @@ def test_much_data_begins_and_ends_at_a_page_of_the_file(start: int) -> None:
         entry.add_body(pack_head(Record(1, lsn, Kind.WRITE, 0, 32 * lsn, 32, block_sums(piece), piece)))
         entry.add_data(piece)
     entry.count = 3
-    frame = build_frame(3, 9, start, [(77, entry)])
+    frame = build_frame(3, 9, start, [(77, entry)], SEED)
     assert frame.direct and (start + frame.data_at) % PAGE == 0 == (start + frame.size) % PAGE
     raw = memoryview(frame_of([(77, entry)], start=start))
-    header = parse_frame_header(raw, 3)
-    assert header is not None and frame_verified(raw, header)
+    header = parse_frame_header(raw, 3, SEED)
+    assert header is not None and frame_verified(raw, header, SEED)
     (parsed,) = parse_entries(raw, header)
     assert parsed.whole and bytes(parsed.data) == b"".join(pieces)
     assert parsed.data_offset == frame.data_at
@@ -95,26 +97,37 @@ def test_small_pieces_stay_packed() -> None:
         piece = bytes([lsn]) * 4096
         entry.add_body(pack_head(Record(1, lsn, Kind.WRITE, 0, lsn, 1, block_sums(piece), piece)))
         entry.add_data(piece)
-    frame = build_frame(3, 9, 512, [(77, entry)])
+    frame = build_frame(3, 9, 512, [(77, entry)], SEED)
     assert not frame.direct and frame.data_at == len(frame.front)
 
 
 def test_an_empty_frame() -> None:
     raw = memoryview(frame_of([]))
-    header = parse_frame_header(raw, 3)
-    assert header is not None and frame_verified(raw, header) and header.frame_size == ALIGN
+    header = parse_frame_header(raw, 3, SEED)
+    assert header is not None and frame_verified(raw, header, SEED) and header.frame_size == ALIGN
     assert list(parse_entries(raw, header)) == []
+
+
+def test_who_does_not_know_the_seed_makes_no_frame_and_no_segment() -> None:
+    raw = frame_of([(77, Entry(EntryKind.DROP))])
+    header = parse_frame_header(raw, 3, SEED)
+    assert header is not None
+    assert parse_frame_header(raw, 3, SEED + 1) is None
+    assert not frame_verified(memoryview(raw), header, SEED + 1)
+    segment = pack_segment_header(SegmentHeader(7, 100, 5, 4608, b"0123456789abcdef"), SEED)
+    assert parse_segment_header(segment, 0) is None
 
 
 @given(st.binary(max_size=300))
 def test_garbage_is_no_frame(raw: bytes) -> None:
-    assert parse_segment_header(raw) is None
-    assert parse_frame_header(raw, 1) is None
+    assert parse_segment_header(raw, SEED) is None
+    assert parse_frame_header(raw, 1, SEED) is None
     # a plausible header in front of garbage is not verified
     forged = bytearray(frame_of([(1, Entry(EntryKind.DROP))], segment=1))
     forged[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + len(raw)] = raw
-    header = parse_frame_header(forged, 1)
-    if header is not None and frame_verified(memoryview(forged), header):
+    header = parse_frame_header(forged, 1, SEED)
+    assert header is not None
+    if frame_verified(memoryview(forged), header, SEED):
         assert forged[: FRAME_HEADER_SIZE + 40] == frame_of([(1, Entry(EntryKind.DROP))], segment=1)[:104]
 
 
