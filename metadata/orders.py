@@ -20,28 +20,31 @@ NODE_SERVICES: Final = ("node", "host")
 
 
 class NodeOrders:
-    def __init__(self, directory: Directory, *, hello: Hello, secret: ClusterSecret) -> None:
+    def __init__(self, directory: Directory, *, group: str, hello: Hello, secret: ClusterSecret) -> None:
         self._directory = directory
+        self._group = group
         self._hello = hello
         self._secret = secret
 
     async def create_replicas(
-        self, device: str, orders: list[dict[str, Any]], timeout: float
+        self, device: str, term: int, orders: list[dict[str, Any]], timeout: float
     ) -> list[MoorageError | None]:
-        """Send ``node.create_replica`` for each; one outcome per order, None: it is there."""
-        return await self._send(device, "node.create_replica", orders, timeout)
+        """Send ``node.create_replica`` for each; one outcome per order, None: it is there. ``term``: of the
+        leadership that orders it, so that a node refuses what a former leader still sends."""
+        return await self._send(device, "node.create_replica", term, orders, timeout)
 
     async def drop_replicas(
-        self, device: str, volume: int, replicas: list[int], timeout: float
+        self, device: str, term: int, volume: int, replicas: list[int], timeout: float
     ) -> list[MoorageError | None]:
         """Send ``node.drop_replica`` for each; None: it is gone, or never was there."""
         orders = [{"replica": replica, "volume": volume} for replica in replicas]
-        outcomes = await self._send(device, "node.drop_replica", orders, timeout)
+        outcomes = await self._send(device, "node.drop_replica", term, orders, timeout)
         return [None if isinstance(outcome, NoReplica) else outcome for outcome in outcomes]
 
     async def _send(
-        self, device: str, method: str, orders: list[dict[str, Any]], timeout: float
+        self, device: str, method: str, term: int, orders: list[dict[str, Any]], timeout: float
     ) -> list[MoorageError | None]:
+        orders = [{**order, "metadata": self._group, "term": term} for order in orders]
         try:
             async with asyncio.timeout(timeout):
                 return await self._send_over_one_connection(device, method, orders, timeout)

@@ -92,7 +92,7 @@ class MetadataService(EmbeddedService):
         self.attachments = Attachments(
             self.replicated, self.directory, config.secret, lease_ms=config.lease_ms
         )
-        orders = NodeOrders(self.directory, hello=config.hello, secret=config.secret)
+        orders = NodeOrders(self.directory, group=config.group, hello=config.hello, secret=config.secret)
         self.runner = TaskRunner(
             TaskContext(self.replicated, self.directory, orders, create_timeout_s=config.create_timeout_s)
         )

@@ -84,6 +84,7 @@ class Handlers:
         self._describe = describe
         self._creating: dict[int, tuple[ReplicaInfo, asyncio.Future[None]]] = {}
         self._dropping: dict[int, asyncio.Future[None]] = {}  # members no more, but not durably yet
+        self._terms: dict[str, int] = {}  # the greatest one of each metadata group that ordered something
 
     def register(self, router: Router) -> None:
         for name, method in (
@@ -342,7 +343,7 @@ class Handlers:
     # -- replicas -------------------------------------------------------------------------------------
 
     async def create_replica(self, context: CallContext, params: dict[str, Any]) -> Any:
-        _require_orderer(context)
+        self._require_orderer(context, params)
         self._require_device()
         info = ReplicaInfo(
             replica=_number(params, "replica", LSN_MAX),
@@ -376,7 +377,7 @@ class Handlers:
         return waiting
 
     async def drop_replica(self, context: CallContext, params: dict[str, Any]) -> Any:
-        _require_orderer(context)
+        self._require_orderer(context, params)
         self._require_device()
         identity, volume = _number(params, "replica", LSN_MAX), _number(params, "volume", LSN_MAX)
         if identity in self._creating:
@@ -410,6 +411,16 @@ class Handlers:
 
     async def describe(self, context: CallContext, params: dict[str, Any]) -> Any:
         return self._describe()
+
+    def _require_orderer(self, context: CallContext, params: dict[str, Any]) -> None:
+        """A former leader's order may come late: it would create again what the next one has dropped."""
+        if context.peer.service not in _ORDERERS:
+            raise Denied("replicas are created and dropped by metadata's order only")
+        group, term = str(params.get("metadata", "")), _number(params, "term", LSN_MAX)
+        newest = self._terms.get(group, 0)
+        if term < newest:
+            raise Stale(f"metadata group {group} is led in term {newest}, not {term} any more")
+        self._terms[group] = term
 
     def _require_device(self) -> None:
         if self._store.failed is not None:
@@ -456,11 +467,6 @@ def _check_same(found: ReplicaInfo, ordered: ReplicaInfo) -> None:
     for done: its sender would drop what is another's."""
     if found != ordered:
         raise Invalid(f"replica id {ordered.replica} is in use: {found}, ordered is {ordered}")
-
-
-def _require_orderer(context: CallContext) -> None:
-    if context.peer.service not in _ORDERERS:
-        raise Denied("replicas are created and dropped by metadata's order only")
 
 
 def _number(params: dict[str, Any], name: str, limit: int) -> int:

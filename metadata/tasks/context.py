@@ -25,6 +25,7 @@ class TaskContext:
     order_timeout_s: float = 2.0  # for one try at one device
     retry_s: float = 0.2  # between tries while a creation waits
     drop_retry_max_s: float = 10.0
+    term: int = 0  # of the leadership whose tasks run: goes with each order
     progressed: Callable[[], None] = field(default=lambda: None)  # the state of a volume moved
 
     async def propose(self, command: dict[str, Any]) -> Any:

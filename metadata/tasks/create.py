@@ -74,7 +74,9 @@ async def _order(context: TaskContext, waiting: dict[tuple[str, str], list[dict[
     places = list(waiting)
     outcomes = await asyncio.gather(
         *(
-            context.orders.create_replicas(device, waiting[device, host], context.order_timeout_s)
+            context.orders.create_replicas(
+                device, context.term, waiting[device, host], context.order_timeout_s
+            )
             for device, host in places
         )
     )

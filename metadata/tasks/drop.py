@@ -40,7 +40,7 @@ async def _drop_once(context: TaskContext, volume_id: int) -> MoorageError | Non
         by_device.setdefault(device, []).append(replica)
     outcomes = await asyncio.gather(
         *(
-            context.orders.drop_replicas(device, volume_id, replicas, context.order_timeout_s)
+            context.orders.drop_replicas(device, context.term, volume_id, replicas, context.order_timeout_s)
             for device, replicas in by_device.items()
         )
     )

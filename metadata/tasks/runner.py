@@ -33,6 +33,7 @@ class TaskRunner:
     def lead(self) -> None:
         """Leadership begins: take up what the former leaders left."""
         self._leading = True
+        self._context.term = self._context.replicated.term
         self._resume = asyncio.create_task(self._resume_all(), name="metadata-resume")
 
     def follow(self) -> None:

@@ -49,6 +49,8 @@ async def test_created_volume_is_ready_and_its_replicas_are_there(cluster: Any) 
                 "group": group["group"],
                 "durability": "writeback",
                 "members": 3,
+                "metadata": "m1",
+                "term": 1,
             }
     assert cluster.registry.names == {"db": ("m1", "volume", volume["id"])}
 

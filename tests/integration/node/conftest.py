@@ -282,6 +282,7 @@ class Site:
         return node
 
     async def order(self, node: Node, method: str, params: dict[str, Any], service: str = "metadata") -> Any:
+        params = {"metadata": "m1", "term": 1, **params}
         hello = Hello(service, SECRET.cluster, "m", secrets.token_hex(8))
         conn = await connect(node.address, hello=hello, secret=SECRET)
         try:

@@ -99,6 +99,17 @@ async def test_an_order_for_another_volume_under_the_same_id_is_refused(site: An
     assert len(await site.order(node, "list_replicas", {})) == 1
 
 
+async def test_an_order_of_a_former_leader_is_refused(site: Any) -> None:
+    node = await site.node()
+    made = {"replica": 7, "volume": 1, "group": 0, "durability": "sync", "members": 3}
+    await site.order(node, "create_replica", {**made, "term": 4})
+    await site.order(node, "drop_replica", {"replica": 7, "volume": 1, "term": 5})
+    with pytest.raises(Stale, match="group m1 is led in term 5, not 4"):
+        await site.order(node, "create_replica", {**made, "term": 4})
+    await site.order(node, "create_replica", {**made, "replica": 8, "metadata": "m2", "term": 1})
+    assert [row["replica"] for row in await site.order(node, "list_replicas", {})] == [8]
+
+
 async def test_everything_is_there_after_a_restart(site: Any) -> None:
     node = await site.node()
     await site.create(node)

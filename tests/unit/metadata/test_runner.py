@@ -21,7 +21,7 @@ class World:
         self.ended = 0
         self.volume = group.create()["id"]
         group.apply("found", uid="u1")
-        replicated = SimpleNamespace(kv=group.kv, leader=None, read_barrier=self._barrier)
+        replicated = SimpleNamespace(kv=group.kv, leader=None, term=1, read_barrier=self._barrier)
         self.runner = TaskRunner(SimpleNamespace(replicated=replicated, retry_s=0.01))  # type: ignore[arg-type]
         monkeypatch.setattr(runner_module, "create", self._create)
 

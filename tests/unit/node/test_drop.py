@@ -12,7 +12,7 @@ from moorage.node.handlers import Handlers
 from moorage.wire.errors import DeviceFailed, NoReplica
 
 CONTEXT: Any = SimpleNamespace(peer=SimpleNamespace(service="metadata"))
-PARAMS = {"replica": 5, "volume": 1}
+PARAMS = {"replica": 5, "volume": 1, "metadata": "m1", "term": 1}
 
 
 class Rig:
