@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from moorage.metadata import limits, records
 from moorage.metadata.directory import Directory
 from moorage.metadata.lease import LeaseTable, check_current, check_takeover
-from moorage.metadata.params import check_known, number_of, remaining_s
+from moorage.metadata.params import check_known, flag_of, number_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
 from moorage.service.replicated import Replicated
 from moorage.wire.capability import Capability, sign
@@ -68,6 +68,7 @@ class Attachments:
         if mode not in ("rw", "ro", "recover"):
             raise Invalid(f"mode {mode!r} is not accepted: use rw, ro or recover")
         recovers = mode == "recover"
+        force = flag_of(params, "force") and not recovers
         holder = limits.check_holder(params.get("holder"))
         await self._replicated.read_barrier(remaining_s(context))
         await self._know_members(records.volume_by_name(self._replicated.kv, name))
@@ -87,7 +88,7 @@ class Attachments:
                     "recovers": recovers,
                     "now_ms": wall_ms(),
                 },
-                bool(params.get("force", False)) and not recovers,
+                force,
                 "attach",
                 RECOVERY_GRACE_MS if recovers else 0,
             )

@@ -16,7 +16,7 @@ from typing import Any, Final
 from moorage.metadata import limits, placement, records
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.directory import Directory
-from moorage.metadata.params import check_known, remaining_s
+from moorage.metadata.params import check_known, flag_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.replicated import Replicated
@@ -252,9 +252,10 @@ class Handlers:
         check_known(params, "name", "force", "request")
         name = limits.check_name(params.get("name"))
         request = limits.check_request(params["request"]) if params.get("request") else ""
+        force = flag_of(params, "force")
         timeout = remaining_s(context) - REPLY_MARGIN_S
         await self._replicated.read_barrier(remaining_s(context))
-        volume = await self._delete(name, request, bool(params.get("force", False)))
+        volume = await self._delete(name, request, force)
         found = volume["id"]
         await self._freed(found, timeout, f"the deletion of volume {name!r}")
         left = records.drops(self._replicated.kv, found)

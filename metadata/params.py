@@ -24,6 +24,15 @@ def number_of(params: dict[str, Any], key: str) -> int:
     return value
 
 
+def flag_of(params: dict[str, Any], key: str) -> bool:
+    """False when it is not given. The truth of another value is never guessed: the JSON API's query is text,
+    and ``force=false`` there would be true."""
+    value = params.get(key, False)
+    if not isinstance(value, bool):
+        raise Invalid(f'{key} {value!r} is not accepted: write {{"{key}": true}} or false, in a JSON body')
+    return value
+
+
 def remaining_s(context: CallContext | None) -> float:
     """Seconds to work; the JSON API has no context."""
     return TIMEOUT_S if context is None else context.remaining(TIMEOUT_S)

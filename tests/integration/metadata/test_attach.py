@@ -196,6 +196,8 @@ async def test_registry_away_stops_no_attachment(cluster: Any) -> None:
         ({"mode": "x"}, Invalid),
         ({"holder": {}}, Invalid),
         ({"extra": 1}, Invalid),
+        ({"force": "false"}, Invalid),
+        ({"force": 0}, Invalid),
     ],
 )
 async def test_bad_attach(cluster: Any, change: Any, error: Any) -> None:

@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from moorage.metadata.service import MetadataConfig, MetadataService
+from moorage.service.http import HttpServer
 from moorage.wire.errors import (
     CannotConnect,
     DeviceFailed,
@@ -23,6 +25,7 @@ from moorage.wire.handshake import Hello
 from moorage.wire.secret import ClusterSecret
 
 GIB = 1 << 30
+TOKEN = "a-token-of-some-length"
 
 
 def routes(service: Any) -> dict[str, Any]:
@@ -67,6 +70,27 @@ async def test_a_group_serves_without_the_registry_once_it_was_admitted(cluster:
     await cluster.stop_member("host2")
     await cluster.restart_member("host2")
     assert (await cluster.attach("db", 7))["epoch"] == 1
+
+
+@pytest.mark.parametrize("text", ["false", "true", "0", "no", ""])
+async def test_force_as_text_in_a_query_deletes_no_held_volume(cluster: Any, text: str) -> None:
+    await cluster.create("db")
+    await cluster.attach("db", 7)
+    http = HttpServer(token=TOKEN, metrics=CollectorRegistry(), not_ready=list)
+    http.add_routes(cluster.leader().routes())
+    url = (
+        f"http://127.0.0.1:{await http.start('127.0.0.1', 0)}/v1/metadata.delete_volume?name=db&force={text}"
+    )
+    try:
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
+            client.post(url) as answer,
+        ):
+            assert answer.status == 400
+            assert 'write {"force": true} or false' in (await answer.json())["error"]["message"]
+    finally:
+        await http.stop()
+    assert len(cluster.replicas()) == 3
 
 
 async def test_readiness_says_for_whom_it_waits(cluster: Any, fake_log: Any) -> None:
