@@ -17,6 +17,7 @@ from moorage.metadata.directory import Directory
 from moorage.metadata.lease import LeaseTable, check_current, check_takeover
 from moorage.metadata.params import check_known, flag_of, number_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
+from moorage.quorum.record import EPOCH_MAX
 from moorage.service.replicated import Replicated
 from moorage.wire.capability import Capability, sign
 from moorage.wire.errors import Busy, Fenced, Invalid, StaleConfiguration
@@ -168,9 +169,9 @@ class Attachments:
             self._secret, Capability(volume["id"], volume["epoch"], writer, replicas, rights, expires_ms)
         )
 
-    def end(self, volume: Params) -> None:
-        """The volume was deleted: nobody holds it."""
-        self._leases.end(volume["id"], volume["epoch"])
+    def end(self, volume: int) -> None:
+        """It was deleted: nobody holds it, in whatever epoch."""
+        self._leases.end(volume, EPOCH_MAX)
 
     def public(self, volume: Params) -> Reply:
         return {**records.public(volume), "holder_alive": self._alive(volume)}

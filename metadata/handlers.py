@@ -257,6 +257,7 @@ class Handlers:
         await self._replicated.read_barrier(remaining_s(context))
         volume = await self._delete(name, request, force)
         found = volume["id"]
+        self._attachments.end(found)
         await self._freed(found, timeout, f"the deletion of volume {name!r}")
         left = records.drops(self._replicated.kv, found)
         return {"id": found, "left": [{"replica": r, "device": d, "host": h} for r, d, h in left]}

@@ -247,6 +247,15 @@ async def test_delete_of_a_held_volume_needs_force(cluster: Any) -> None:
         await cluster.call("renew", name="db", volume=held["volume"]["id"], epoch=held["epoch"], writer=7)
 
 
+async def test_lease_of_a_deleted_volume_is_forgotten(cluster: Any) -> None:
+    await cluster.create("db", replicas=1)
+    await cluster.attach("db", 7)
+    assert cluster.leader().attachments.count == 1
+    await cluster.call("delete_volume", name="db", force=True, request="d1")
+    assert cluster.leader().attachments.count == 0
+    await cluster.call("delete_volume", name="db", request="d1")  # sent again
+
+
 async def test_delete_with_a_host_away_frees_the_name_and_drops_later(cluster: Any) -> None:
     volume = await cluster.create("db")
     hosts = {member["host"] for member in volume["groups"][0]["members"]}
