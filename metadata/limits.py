@@ -34,6 +34,8 @@ REQUEST_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 REQUEST_SIZE_MAX: Final = 64
 HOLDER_TEXT_MAX: Final = 255
 WRITER_MAX: Final = (1 << 63) - 1
+# Of each volume. An attach is sent again for some seconds: so many takeovers of one volume do not fit in.
+WRITERS_KEPT: Final = 16
 # Ids of volumes and replicas are u63: the number of the metadata group above, a counter below.
 ID_COUNTER_BITS: Final = 48
 ID_COUNTER_MAX: Final = (1 << ID_COUNTER_BITS) - 1
@@ -73,6 +75,7 @@ TABLE: Final = (
     Limit("Volume and replica ids ever given by a metadata group", f"{ID_COUNTER_MAX}", "`LimitExceeded`"),
     Limit("Epoch of a volume", "2^63 - 1", "`LimitExceeded`"),
     Limit("Writer id", "1 to 2^63 - 1", "`Invalid`"),
+    Limit("Former writers of a volume remembered", f"the last {WRITERS_KEPT}", "an older id is a new writer"),
     Limit("Request id of a retried command", f"`{REQUEST_PATTERN}`", "`Invalid`"),
     Limit("Finished requests remembered", f"the last {REQUESTS_KEPT}", "an older retry is a new request"),
     Limit("Text that describes a holder (host, program)", f"{HOLDER_TEXT_MAX} bytes", "`Invalid`"),

@@ -10,11 +10,12 @@ replicas of a group are on distinct hosts; a replica is either a member (or the 
 ``drop/``, never both; once a volume is ``deleting`` it never comes back. Each command that a client or a
 task may send again is idempotent.
 
-A volume: ``{id, name, size, replicas, durability, epoch, state, groups, created_ms, holder, writer,
+A volume: ``{id, name, size, replicas, durability, epoch, state, groups, created_ms, holder, writers,
 released, ended_ms, request}`` with ``groups: [{group, version, members: [{replica, device, host}],
 wish}]``, ``wish``: the ``{replica, device, host, replaces}`` of a replacement under way or None,
-``holder``: ``{host, pid, program, recovers, writer, since_ms}`` or None. ``writer`` is the last writer, so
-that a detach sent again is told from a fenced one.
+``holder``: ``{host, pid, program, recovers, writer, since_ms}`` or None. ``writers`` are the ids of the last
+writers, the newest at the end: a detach sent again is told from a fenced one, and an attach that comes
+late from a new one.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class StateMachine:
             "groups": [],
             "created_ms": command["created_ms"],
             "holder": None,
-            "writer": 0,
+            "writers": [],
             "released": False,
             "ended_ms": 0,
             "request": command["request"],
@@ -163,7 +164,7 @@ class StateMachine:
         records.check_ready(volume)
         if volume["holder"] is not None and volume["holder"]["writer"] == writer:
             return volume
-        if volume["writer"] == writer:
+        if writer in volume["writers"]:
             raise Fenced(
                 f"this attachment of volume {volume['name']!r} has ended: attach again with a new writer id"
             )
@@ -172,14 +173,14 @@ class StateMachine:
         holder = limits.check_holder(command["holder"])
         about = {"recovers": command["recovers"], "writer": writer, "since_ms": command["now_ms"]}
         volume["holder"] = {**holder, **about}
-        volume["writer"] = writer
+        volume["writers"] = [*volume["writers"], writer][-limits.WRITERS_KEPT :]
         return self._put(kv, volume)
 
     def _detach(self, kv: KV, command: Command, index: int) -> Volume:
         """``{volume, epoch, writer, now_ms}``"""
         volume = self._volume(kv, command)
         holder, epoch, writer = volume["holder"], command["epoch"], command["writer"]
-        if holder is None and volume["epoch"] == epoch and volume["writer"] == writer:
+        if holder is None and volume["epoch"] == epoch and volume["writers"][-1:] == [writer]:
             return volume  # sent again
         check_current(volume, epoch, writer, command["now_ms"])
         volume["holder"] = None

@@ -98,6 +98,15 @@ async def test_force_takes_over_at_once(cluster: Any) -> None:
         await renew(cluster, held, 7)
 
 
+async def test_writer_whose_epoch_has_ended_cannot_come_back(cluster: Any) -> None:
+    await cluster.create("db")
+    await cluster.attach("db", 7)
+    held = await cluster.attach("db", 8, force=True)
+    with pytest.raises(Fenced, match="attach again with a new writer id"):
+        await cluster.attach("db", 7, force=True)  # the first command once more, late
+    await renew(cluster, held, 8)
+
+
 async def test_detach_lets_the_next_one_in(cluster: Any) -> None:
     await cluster.create("db")
     held = await cluster.attach("db", 7)

@@ -160,6 +160,24 @@ def test_writer_that_detached_cannot_come_back_under_its_old_id(metadata_group: 
         metadata_group.attach(volume, writer=7, epoch=1)
 
 
+def test_attach_that_comes_again_after_a_takeover_fences_nobody(metadata_group: Any) -> None:
+    volume = metadata_group.ready()
+    metadata_group.attach(volume, writer=7)
+    metadata_group.attach(volume, writer=8, epoch=1)
+    with pytest.raises(Fenced, match="attach again with a new writer id"):
+        metadata_group.attach(volume, writer=7, epoch=2)
+    found = records.volume_by_id(metadata_group.kv, volume["id"])
+    assert (found["epoch"], found["holder"]["writer"]) == (2, 8)
+
+
+def test_only_the_last_writers_are_remembered(metadata_group: Any) -> None:
+    volume = metadata_group.ready()
+    for epoch in range(limits.WRITERS_KEPT + 1):
+        metadata_group.attach(volume, writer=100 + epoch, epoch=epoch)
+    writers = records.volume_by_id(metadata_group.kv, volume["id"])["writers"]
+    assert writers == list(range(101, 101 + limits.WRITERS_KEPT))
+
+
 def test_attach_needs_a_ready_volume(metadata_group: Any) -> None:
     volume = metadata_group.create()
     with pytest.raises(Busy, match="being created"):
