@@ -23,7 +23,6 @@ from moorage.service.replicated import Replicated
 from moorage.wire.errors import (
     DeadlineExceeded,
     Invalid,
-    NotEnoughHosts,
     NotFound,
     NotLeader,
     Unavailable,
@@ -163,24 +162,21 @@ class Handlers:
     async def _place(
         self, size: int, replicas: int, groups: int, timeout: float
     ) -> list[list[dict[str, str]]]:
-        """Waits a little for hosts that are only suspect: they are all so after the registry's leader
-        changed.
+        """Waits a little for devices that are only suspect, also when there are enough others: all are so
+        after the registry's leader changed, and who reported first must not decide for the volume's life.
         """
         deadline = _now_s() + timeout
-        patience = min(deadline, _now_s() + SUSPECT_PATIENCE_S)
+        patience = _now_s() + min(SUSPECT_PATIENCE_S, timeout / 2)
         while True:
             view = await self._directory.fetch_view(deadline - _now_s())
-            cluster = placement.cluster_from_view(view, records.provisioned(self._replicated.kv))
-            count = groups or placement.groups_default(cluster, size, replicas)
-            try:
-                chosen = placement.place(cluster, size=size, replicas=replicas, groups=count)
-            except NotEnoughHosts:
-                healths = {entry["health"] for entry in view["devices"].values()}
-                if "suspect" not in healths or _now_s() >= patience:
-                    raise
-                await asyncio.sleep(SUSPECT_POLL_S)
-                continue
-            return [[{"device": place.device, "host": place.host} for place in group] for group in chosen]
+            suspect = any(entry["health"] == "suspect" for entry in view["devices"].values())
+            if not suspect or _now_s() >= patience:
+                break
+            await asyncio.sleep(SUSPECT_POLL_S)
+        cluster = placement.cluster_from_view(view, records.provisioned(self._replicated.kv))
+        count = groups or placement.groups_default(cluster, size, replicas)
+        chosen = placement.place(cluster, size=size, replicas=replicas, groups=count)
+        return [[{"device": place.device, "host": place.host} for place in group] for group in chosen]
 
     async def _created(self, volume: Params, request: str, timeout: float) -> Params:
         """Wait until the volume's task has brought it to an end, good or bad."""

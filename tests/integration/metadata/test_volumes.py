@@ -105,6 +105,50 @@ async def test_suspect_hosts_are_waited_for_a_little(cluster: Any, monkeypatch: 
         await cluster.create("other")
 
 
+def make_suspect(cluster: Any, *numbers: int) -> None:
+    for number in numbers:
+        for row in (cluster.registry.view["hosts"][f"host{number}"], device_of(cluster, number)):
+            row.update(health="suspect", reason="silent since this leader began, 0 s ago")
+
+
+def make_up(cluster: Any, *numbers: int) -> None:
+    for number in numbers:
+        for row in (cluster.registry.view["hosts"][f"host{number}"], device_of(cluster, number)):
+            row.update(health="up", reason="")
+
+
+def device_of(cluster: Any, number: int) -> Any:
+    return cluster.registry.view["devices"][f"dev{number}"]
+
+
+async def test_who_reported_first_does_not_fix_the_number_of_groups(cluster: Any) -> None:
+    """Six hosts, of which three have reported to the registry's new leader."""
+    for number in (5, 6):
+        cluster.nodes.append(type(cluster.nodes[0])(f"dev{number}", f"host{number}"))
+        cluster.registry.add_device(f"dev{number}", f"host{number}", await cluster.nodes[-1].start())
+    make_suspect(cluster, 4, 5, 6)
+    creation = asyncio.create_task(cluster.create("db"))
+    await asyncio.sleep(0.2)
+    assert not creation.done()
+    make_up(cluster, 4, 5, 6)
+    assert len((await creation)["groups"]) == 2
+
+
+async def test_suspect_host_is_waited_for_when_another_is_full(cluster: Any) -> None:
+    device_of(cluster, 1)["used"] = device_of(cluster, 1)["capacity"]
+    make_suspect(cluster, 4)
+    creation = asyncio.create_task(cluster.create("db"))
+    await asyncio.sleep(0.2)
+    assert not creation.done()
+    make_up(cluster, 4)
+    assert (await creation)["state"] == "ready"
+
+
+async def test_suspect_host_is_waited_for_half_of_the_callers_time(cluster: Any) -> None:
+    make_suspect(cluster, 4)
+    assert (await cluster.create("db", timeout=1.5))["state"] == "ready"
+
+
 async def test_no_space(cluster: Any) -> None:
     for number in (1, 2):
         cluster.registry.view["devices"][f"dev{number}"]["used"] = 100 * GIB
@@ -263,7 +307,7 @@ async def test_delete_with_a_host_away_frees_the_name_and_drops_later(cluster: A
     await away.stop()
     deleted = await cluster.call("delete_volume", name="db")
     assert [entry["device"] for entry in deleted["left"]] == [away.device]
-    cluster.registry.view["devices"][away.device]["health"] = "suspect"
+    cluster.registry.view["devices"][away.device]["health"] = "down"
     assert len(away.replicas) == 1
     await cluster.create("db", request="second", replicas=1)
     cluster.registry.add_device(away.device, away.host, await away.start())
