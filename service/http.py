@@ -3,7 +3,8 @@
 Owns the listener, the token check and the one table from errors to status codes. ``GET /healthz``,
 ``/readyz`` and ``/metrics`` are open and change nothing; every other path needs ``Authorization: Bearer
 TOKEN``, also one that does not exist, so that nothing can be learnt by asking. Without a token file every
-such call is refused.
+such call is refused. Who has no token may still connect: connections are bounded, and end when no request
+comes, since they share the process's descriptors with the binary protocol.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 BODY_MAX = 1 << 20
 TOKEN_MIN = 16
+CONNECTIONS_MAX = 128  # some probes, a scraper and operators: the descriptors are for the binary protocol
+HEADERS_S = 5.0  # for the headers of a request, from connecting or from the last answer; as for a handshake
 _OPEN = frozenset({"/healthz", "/readyz", "/metrics"})
 LAG_INTERVAL_S = 0.5
 
@@ -99,6 +102,8 @@ class HttpServer:
         self._started = time.monotonic()
         self._routes: dict[tuple[str, str], Call] = {}
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
+        self._serving: set[asyncio.BaseProtocol] = set()  # connections with a request that is being answered
         self._lag_task: asyncio.Task[None] | None = None
         self._lag = Gauge(
             "moorage_loop_lag_seconds", "How late the event loop woke up last.", registry=metrics
@@ -111,23 +116,48 @@ class HttpServer:
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the bound port. Raises CannotBind."""
-        self._runner = web.AppRunner(self._app(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            self._app(),
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            keepalive_timeout=HEADERS_S,  # also of a connection that never sent a request
+        )
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            self._listener = await asyncio.get_running_loop().create_server(self._accept, host, port)
         except OSError as error:
             await self.stop()
             raise errors.CannotBind(
                 f"cannot listen for HTTP on {host} port {port}: {error.strerror or error}"
             ) from None
         self._lag_task = asyncio.create_task(self._watch_lag(), name="loop-lag")
-        return int(self._runner.addresses[0][1])
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    def _accept(self) -> asyncio.Protocol:
+        assert self._runner is not None and self._runner.server is not None
+        made = self._runner.server()
+        loop = asyncio.get_running_loop()
+        # aiohttp counts a connection from its connection_made on, which comes in the next turn of the loop.
+        loop.call_soon(loop.call_soon, self._make_room, made)
+        return made
+
+    def _make_room(self, newest: web.RequestHandler) -> None:
+        """Past the bound the oldest connection without a whole request ends, which may be the newest."""
+        if self._runner is None or self._runner.server is None:
+            return
+        alive = [each for each in self._runner.server.connections if each.transport is not None]
+        if len(alive) > CONNECTIONS_MAX:
+            next((each for each in alive if each not in self._serving), newest).force_close()
 
     async def stop(self) -> None:
         if self._lag_task is not None:
             self._lag_task.cancel()
             await asyncio.wait([self._lag_task])
             self._lag_task = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -149,6 +179,7 @@ class HttpServer:
             return _failure(
                 401, "send the token of --token-file as 'Authorization: Bearer TOKEN'", "Unauthorized"
             )
+        self._serving.add(request.protocol)
         try:
             return await handler(request)
         except web.HTTPException as error:
@@ -158,6 +189,8 @@ class HttpServer:
         except Exception:
             log.exception("request failed: %s %s", request.method, request.path)
             return _failure(500, "internal error; the log has the story", "Internal")
+        finally:
+            self._serving.discard(request.protocol)
 
     def _authorized(self, request: web.Request) -> bool:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
+from moorage.service import http
 from moorage.service.embed import Route
-from moorage.service.http import BODY_MAX, HttpServer, create_token, load_token
+from moorage.service.http import BODY_MAX, CONNECTIONS_MAX, HttpServer, create_token, load_token
 from moorage.wire import errors
 
 TOKEN = "a-token-of-some-length"
+Streams = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 
 
 class Service:
@@ -25,6 +28,8 @@ class Service:
         self.reasons: list[str] = []
         self.done: list[dict[str, Any]] = []
         self.error: Exception | None = None
+        self.asked, self.gate = asyncio.Event(), asyncio.Event()
+        self.gate.set()
         self.server = HttpServer(token=token, metrics=CollectorRegistry(), not_ready=lambda: self.reasons)
         self.server.add_routes([Route("POST", "do", self.do), Route("GET", "look", self.look)])
         self.url = ""
@@ -36,6 +41,8 @@ class Service:
         return {"did": params, "raw": b"\xff"}
 
     async def look(self, params: dict[str, Any]) -> Any:
+        self.asked.set()
+        await self.gate.wait()
         return params
 
 
@@ -179,6 +186,92 @@ async def test_a_mistake_of_ours_shows_no_traceback(service: Service, client: ai
     async with client.post(f"{service.url}/v1/do", headers=bearer()) as answer:
         assert answer.status == 500
         assert "boom" not in await answer.text() and "Traceback" not in await answer.text()
+
+
+# -- connections that ask for nothing ------------------------------------------------------------------
+
+
+@pytest.fixture
+async def strangers(service: Service) -> AsyncIterator[Callable[[int, bytes], Awaitable[Streams]]]:
+    """Connections that send some bytes and wait; they are made one after the other."""
+    made: Streams = []
+
+    async def connect(count: int, sent: bytes) -> Streams:
+        port = int(service.url.rpartition(":")[2])
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+        for _, writer in pairs:
+            writer.write(sent)
+        made.extend(pairs)
+        return pairs
+
+    yield connect
+    for _, writer in made:
+        writer.close()
+
+
+def alive(pairs: Streams) -> int:
+    return sum(not (reader.at_eof() or reader.exception()) for reader, _ in pairs)
+
+
+async def until_alive(pairs: Streams, count: int) -> None:
+    async with asyncio.timeout(5):
+        while alive(pairs) != count:
+            await asyncio.sleep(0.01)
+
+
+async def test_connections_are_bounded_and_the_oldest_makes_room(
+    service: Service, client: aiohttp.ClientSession, strangers: Any
+) -> None:
+    pairs = await strangers(CONNECTIONS_MAX + 50, b"GET /v1/look HTTP/1.1\r\n")
+    await until_alive(pairs, CONNECTIONS_MAX)
+    assert alive(pairs[:50]) == 0
+    async with client.get(f"{service.url}/healthz") as answer:
+        assert answer.status == 200
+    await until_alive(pairs, CONNECTIONS_MAX - 1)
+
+
+async def test_connections_that_come_all_at_once_are_bounded_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "CONNECTIONS_MAX", 8)
+    port = int(service.url.rpartition(":")[2])
+    pairs = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(64)))
+    await until_alive(pairs, 8)
+    for _, writer in pairs:
+        writer.close()
+
+
+async def test_a_request_being_answered_makes_no_room(
+    service: Service, client: aiohttp.ClientSession, strangers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "CONNECTIONS_MAX", 1)
+    service.gate.clear()
+
+    async def ask() -> int:
+        async with client.get(f"{service.url}/v1/look", headers=bearer()) as answer:
+            return answer.status
+
+    asking = asyncio.create_task(ask())
+    async with asyncio.timeout(5):
+        await service.asked.wait()
+    await until_alive(await strangers(3, b""), 0)
+    service.gate.set()
+    assert await asking == 200
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /v1/look HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"]
+)
+async def test_a_connection_without_a_request_ends(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(http, "HEADERS_S", 0.2)
+    service = Service()
+    reader, writer = await asyncio.open_connection("127.0.0.1", await service.server.start("127.0.0.1", 0))
+    writer.write(sent)
+    async with asyncio.timeout(3):
+        answer = await reader.read()
+    assert (b"alive" in answer) == (b"healthz" in sent)
+    writer.close()
+    await service.server.stop()
 
 
 async def test_a_port_in_use(service: Service) -> None:

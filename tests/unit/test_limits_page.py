@@ -69,6 +69,12 @@ ROWS = {
     ),
     "Gateways and HTTP": (
         Limit("Body of a JSON call", human(http.BODY_MAX), "413"),
+        Limit(
+            "HTTP connections of a process",
+            str(http.CONNECTIONS_MAX),
+            "the oldest without a whole request is dropped",
+        ),
+        Limit("Time for the headers of an HTTP request", f"{http.HEADERS_S:g} s", "the connection ends"),
         Limit("NBD request", human(nbd.PAYLOAD_SIZE_MAX), "EINVAL"),
         Limit("NBD option, handshake", human(nbd.OPTION_SIZE_MAX), "the connection ends"),
     ),
