@@ -18,7 +18,7 @@ class Exit(IntEnum):
     CANNOT_BIND = 6  # an address is in use or not ours
     DEVICE_FAILED = 7  # a write or fsync failed: replace the device
     DRAIN_OVERRUN = 8  # stopped as asked, but not in time; nothing acknowledged is lost
-    UNAVAILABLE = 9  # others that are needed did not answer in time: try again
+    UNAVAILABLE = 9  # others that are needed did not answer in time, or hold the volume: try again
 
 
 # First match wins, so the narrow classes stand before the wide ones.
@@ -29,6 +29,7 @@ _BY_ERROR: tuple[tuple[type[errors.MoorageError], Exit], ...] = (
     (errors.Corrupt, Exit.CORRUPT),
     (errors.Denied, Exit.REFUSED),
     (errors.Fenced, Exit.REFUSED),
+    (errors.Busy, Exit.UNAVAILABLE),  # passes by itself: the lease ends, the name is free again
     (errors.Invalid, Exit.CONFIGURATION),
     (errors.Fatal, Exit.DEVICE_FAILED),
     (errors.NoSpace, Exit.DEVICE_FAILED),

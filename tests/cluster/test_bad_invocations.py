@@ -1,6 +1,7 @@
 """What people type by mistake: one line that says what to do, the right exit code, never a traceback.
 
-Exit codes are those of docs/launch.md: 2 usage, 3 a value is wrong, 4 refused, 9 others do not answer.
+Exit codes are those of docs/launch.md: 2 usage, 3 a value is wrong, 4 refused, 9 others do not answer, or
+hold the volume.
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ ONLINE: list[tuple[str, int, str]] = [
     ("volume resize nobody --size 4M", 3, "nobody"),
     ("volume resize taken --size 1M", 3, "shrink"),
     ("volume delete nobody", 3, "nobody"),
-    ("volume delete taken", 3, "--force"),
+    ("volume delete taken", 9, "--force"),
     ("attach nobody --nbd unix:{tmp}/s", 3, "nobody"),
-    ("attach taken --nbd unix:{tmp}/s", 3, "--force"),
+    ("attach taken --nbd unix:{tmp}/s", 9, "--force"),
     ("attach taken --nbd nonsense --read-only", 3, "unix:"),
     ("attach http://x/y --nbd unix:{tmp}/s", 3, "moorage://"),
     ("attach moorage:///taken?colour=red --nbd unix:{tmp}/s", 3, "colour"),

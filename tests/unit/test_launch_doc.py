@@ -51,6 +51,7 @@ def test_every_error_has_its_own_exit_code() -> None:
         )
     assert exit_code(KeyError("x")) is Exit.INTERNAL
     assert exit_code(errors.CannotBind("x")) is Exit.CANNOT_BIND, "a narrow class wins over its base"
+    assert exit_code(errors.Busy("held")) is Exit.UNAVAILABLE, "a lease ends by itself"
     rows = [kind for kind, _ in exits._BY_ERROR]
     for place, kind in enumerate(rows):
         assert not any(issubclass(later, kind) for later in rows[place + 1 :]), f"{kind} hides a later row"
