@@ -176,7 +176,10 @@ def check_start(device: str, found: dict[str, Any], wanted: dict[str, Any], old_
         )
 
 
-_NEXT_STEP = "start with an empty directory, under a new identity, and its replicas are placed anew"
+_NEXT_STEP = (
+    "start with an empty directory, under a new identity; this device's replicas stay lost, nothing repairs"
+    " them yet: see docs/launch.md before its data is deleted"
+)
 
 
 def _note_counts(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
