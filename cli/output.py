@@ -14,6 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from moorage.wire.errors import MoorageError
 
@@ -33,12 +34,17 @@ def _encode(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A cell is shown as it is, also where it looks like markup ([fe80::1]:7070); a Text has a colour."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
         made.add_column(column)
     for row in rows:
-        made.add_row(*("" if cell is None else str(cell) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else Text(_plain(cell)) for cell in row))
     return made
+
+
+def _plain(cell: object) -> str:
+    return "" if cell is None else str(cell)
 
 
 def size(count: int | float | None) -> str:
@@ -62,9 +68,9 @@ def since(timestamp_ms: int | None) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-def health(word: str) -> str:
+def health(word: str) -> Text:
     colour = {"up": "green", "ready": "green", "suspect": "yellow", "creating": "yellow"}.get(word, "red")
-    return f"[{colour}]{word}[/{colour}]"
+    return Text(word, style=colour)
 
 
 def emit_error(error: MoorageError, *, as_json: bool) -> None:

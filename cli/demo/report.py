@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 GAP_AIM_MS = 100.0
@@ -27,12 +28,12 @@ class Report:
     phases: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self, text: str) -> None:
-        self.console.print(f"[bold]›[/bold] {text}")
+        self.console.print(f"[bold]›[/bold] {escape(text)}")
 
     def promise(self, what: str, kept: bool, figure: str = "") -> None:
         self.promises.append(Promise(what, kept, figure))
         mark = "[green]✓[/green]" if kept else "[red]✗[/red]"
-        self.console.print(f"  {mark} {what}" + (f" [dim]({figure})[/dim]" if figure else ""))
+        self.console.print(f"  {mark} {escape(what)}" + (f" [dim]({escape(figure)})[/dim]" if figure else ""))
 
     def phase(self, figures: dict[str, Any]) -> None:
         self.phases.append(figures)
@@ -77,7 +78,7 @@ class Report:
             table.add_column(column)
         for promise in self.promises:
             mark = "[green]yes[/green]" if promise.kept else "[bold red]NO[/bold red]"
-            table.add_row(promise.what, mark, promise.figure)
+            table.add_row(escape(promise.what), mark, escape(promise.figure))
         return table
 
     def document(self) -> dict[str, Any]:
