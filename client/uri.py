@@ -18,8 +18,9 @@ SCHEME = "moorage:"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
 OPTIONS = frozenset({"size", "replicas", "groups", "durability", "mode", "io_timeout", "fs", "iops", "bw"})
+SIZE_END = 1 << 63  # no message holds more
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,13 @@ def parse_size(text: str | int) -> int:
     if isinstance(text, int):
         return text
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise Invalid(f"{text!r} is not a size: write bytes, or a number with K, M, G or T such as 10G")
-    size = float(match[1]) * _UNITS[match[2].lower()]
-    return int(match[1]) * _UNITS[match[2].lower()] if match[1].isdigit() else int(size)
+    size = SIZE_END
+    if match is not None:
+        unit = _UNITS[match[2].lower()]
+        size = int(match[1]) * unit if match[1].isdigit() else int(float(match[1]) * unit)
+    if size >= SIZE_END:
+        raise Invalid(f"{text[:80]!r} is not a size: write bytes, or a number with K, M, G or T such as 10G")
+    return size
 
 
 def _split_authority(text: str, body: str) -> tuple[str, str]:

@@ -20,6 +20,8 @@ from moorage.wire.errors import Invalid
 # Not options: a secret in the environment is seen by whoever may read /proc or the scheduler's own pages.
 _FORBIDDEN = {"MOORAGE_SECRET": "MOORAGE_SECRET_FILE", "MOORAGE_TOKEN": "MOORAGE_TOKEN_FILE"}
 
+SHOWN_MAX = 80  # characters of a bad value that an error repeats
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -148,7 +150,11 @@ def _parsed(option: Option, source: str, text: str) -> object:
     try:
         return option.parse(text)
     except Invalid as error:
-        raise Invalid(f"{source} {text!r}: {error}") from None
+        raise Invalid(f"{source} {_shown(text)}: {error}") from None
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]!r}..."
 
 
 def _fill_in(values: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -24,7 +24,9 @@ _METADATA = frozenset({"metadata", "host"})
 _NODE = frozenset({"node", "host"})
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_COUNT = re.compile(r"[0-9]{1,10}")
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+SIZE_END = 1 << 63  # no state and no message holds more
 _SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 
 
@@ -37,23 +39,24 @@ def parse_name(text: str) -> str:
 def parse_size(text: str) -> int:
     """Bytes, or with K, M, G, T, P (powers of 1024)."""
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
+    size = SIZE_END
+    if match is not None:
+        shift = _SHIFT[match[2].upper()]
+        size = int(float(match[1]) * (1 << shift)) if "." in match[1] else int(match[1]) << shift
+    if size >= SIZE_END:
         raise Invalid("use a number of bytes, or one with K, M, G, T (powers of 1024), such as 200G")
-    return (
-        int(float(match[1]) * (1 << _SHIFT[match[2].upper()]))
-        if "." in match[1]
-        else int(match[1]) << _SHIFT[match[2].upper()]
-    )
+    return size
 
 
 def parse_port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+    port = address.port_of(text)
+    if port is None:
         raise Invalid("use a port from 1 to 65535, or 0 for any free one")
-    return int(text)
+    return port
 
 
 def parse_count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
+    if not (_COUNT.fullmatch(text) and 0 < int(text) < 1 << 31):
         raise Invalid("use a whole number above 0")
     return int(text)
 
@@ -97,7 +100,7 @@ def parse_peers(text: str) -> dict[str, str]:
     for name, where in peers.items():
         parse_name(name)
         host, _, port = where.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) <= 65535:
+        if not host or not address.port_of(port):
             raise Invalid(f"{where!r} is not HOST:PORT: use NAME=HOST:PORT,NAME=HOST:PORT,...")
     return peers
 

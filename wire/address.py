@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from moorage.wire.errors import Invalid
 
 UNIX_PATH_MAX = 107  # sun_path is 108 bytes with its final zero
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 class Tcp(NamedTuple):
@@ -36,9 +38,15 @@ def parse(text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise _bad(text)
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    number = port_of(port)
+    if not colon or not host or number is None:
         raise _bad(text)
-    return Tcp(host, int(port))
+    return Tcp(host, number)
+
+
+def port_of(text: str) -> int | None:
+    """0 to 65535 in plain digits; None for all else, such as '²' (a digit too) and 5000 digits."""
+    return int(text) if _PORT.fullmatch(text) and int(text) <= 65535 else None
 
 
 def _parse_unix(text: str) -> Unix:

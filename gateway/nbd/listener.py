@@ -110,7 +110,7 @@ def _host_and_port(address: str, rest: str) -> tuple[str, int]:
     host, _, port = rest.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise errors.Invalid(f"bad NBD address {address!r}: use tcp:HOST:PORT, with a port from 0 to 65535")
     return host, int(port)
 

@@ -58,7 +58,8 @@ def test_sizes() -> None:
         3 << 39,
         7,
     ]
-    for text in ("", "G", "-1", "1X", "1e3"):
+    assert parse_size("8191P") == 8191 << 50
+    for text in ("", "G", "-1", "1X", "1e3", "8192P", "9" * 5000, "9" * 400 + ".5", "٣"):
         with pytest.raises(Invalid, match="not a size"):
             parse_size(text)
 
