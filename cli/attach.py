@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moorage.cli.options import connection_options, run_or_exit
+from moorage.cli.options import Seconds, connection_options, run_or_exit
 
 if TYPE_CHECKING:
     from moorage.client.volume import Volume
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 @click.option("--nbd", "address", required=True, help="Where to serve it: unix:PATH or tcp:HOST:PORT.")
 @click.option("--read-only", is_flag=True, help="Look without taking it: also beside its holder.")
 @click.option("--force", is_flag=True, help="Take it from its holder, who is fenced.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds to attach."
-)
+@click.option("--timeout", type=Seconds(min=0.1), default=30.0, show_default=True, help="Seconds to attach.")
 @connection_options
 def attach(
     name: str,

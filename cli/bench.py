@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import output
-from moorage.cli.options import SIZE, connection_options, run_or_exit
+from moorage.cli.options import SIZE, Seconds, connection_options, run_or_exit
 from moorage.wire.errors import Invalid
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ ATTACH_TIMEOUT_S = 30.0
 @click.option("--overwrite", is_flag=True, help="Agree that --volume loses what is in the region measured.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=5.0,
     show_default=True,
     help="For each workload, after a warm-up of a fifth of it.",

@@ -7,14 +7,14 @@ import os
 import aiohttp
 import click
 
-from moorage.cli.options import run_or_exit
+from moorage.cli.options import Seconds, run_or_exit
 from moorage.service.launch import http_address
 from moorage.wire.errors import Unavailable
 
 
 @click.command()
 @click.option("--ready", is_flag=True, help="Ask whether it can serve now, not only whether it lives.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=Seconds(min=0.1), default=2.0, show_default=True, help="Seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print an error as JSON.")
 def health(ready: bool, timeout: float, as_json: bool) -> None:
     """Exit with 0 when the service that has this environment (MOORAGE_HTTP_PORT, ...) answers."""

@@ -7,6 +7,7 @@ deadline of a command, and the exit code of an error. A command body is a corout
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -39,15 +40,24 @@ class SizeType(click.ParamType[int]):
 
 SIZE = SizeType()
 
+
+class Seconds(click.FloatRange):
+    """A range of seconds; nan is in every range for click, and no deadline."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
 _CONNECTION_OPTIONS = [
     click.option("--cluster", help="Configured name, SRV name or host:port of the cluster."),
     click.option("--registry", help="host:port,... or srv:NAME of the registries [env: MOORAGE_REGISTRY]."),
     click.option("--secret-file", help="File with the cluster's secret [env: MOORAGE_SECRET_FILE]."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
 ]
-_TIMEOUT = click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds."
-)
+_TIMEOUT = click.option("--timeout", type=Seconds(min=0.1), default=30.0, show_default=True, help="Seconds.")
 Callback = TypeVar("Callback", bound=Callable[..., None])
 
 
@@ -96,7 +106,8 @@ def cluster_command(
 
 
 def run_or_exit(main: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool) -> None:
-    """Run a coroutine on uvloop; an error of Moorage becomes one line and its exit code, no traceback."""
+    """Run a coroutine on uvloop; an error of Moorage becomes one line and its exit code, no traceback. So
+    does a file that cannot be used; any other exception is our own mistake, and keeps its traceback."""
     import uvloop
 
     try:
@@ -104,5 +115,11 @@ def run_or_exit(main: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool)
     except MoorageError as error:
         output.emit_error(error, as_json=as_json)
         raise SystemExit(int(exit_code(error))) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        refused = Invalid(f"cannot use {error.filename}: {error.strerror}")
+        output.emit_error(refused, as_json=as_json)
+        raise SystemExit(int(exit_code(refused))) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import output
-from moorage.cli.options import connection_options, run_or_exit
+from moorage.cli.options import Seconds, connection_options, run_or_exit
 from moorage.wire.errors import Invalid, MoorageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="How long to load it."
+    "--seconds", type=Seconds(min=0.1), default=10.0, show_default=True, help="How long to load it."
 )
 @click.option(
     "--depth", type=click.IntRange(1, 256), default=16, show_default=True, help="Operations in flight."
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     help="Number that marks the blocks of this run; default: a random one.",
 )
 @click.option("--journal", type=click.Path(path_type=Path), help="File that gets each acknowledgement.")
-@click.option(
-    "--flush-every", type=click.FloatRange(min=0), default=0.0, help="Seconds between flushes; 0: none."
-)
+@click.option("--flush-every", type=Seconds(min=0), default=0.0, help="Seconds between flushes; 0: none.")
 @click.option("--force", is_flag=True, help="Take the volume from its holder.")
 @click.option(
     "--steps", is_flag=True, help="Be led from stdin, one word a line: phase NAME, members, verify, stop."
