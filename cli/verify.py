@@ -70,6 +70,7 @@ def verify(
         import moorage
         from moorage.bench.verify import BLOCK, Journal, VerifyingLoad
 
+        kept = Journal(journal) if journal else None  # first: when it cannot be written, nothing is zeroed
         async with (
             await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected,
             await connected.attach(name, force=force) as volume,
@@ -78,7 +79,6 @@ def verify(
                 raise Invalid(f"{name} has {volume.size // BLOCK} blocks: use --blocks up to that")
             # What stands there from before is no version of this run: it would be taken for damage.
             await volume.write_zeroes(0, blocks * BLOCK)
-            kept = Journal(journal) if journal else None
             marked = int.from_bytes(os.urandom(6), "big") if run is None else run
             load = VerifyingLoad(volume, blocks=blocks, run=marked, depth=depth, journal=kept)
             flusher = asyncio.create_task(_flush(volume, load, flush_every)) if flush_every else None

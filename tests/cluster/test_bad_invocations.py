@@ -51,6 +51,11 @@ OFFLINE: list[tuple[str, int, str]] = [
     ("bench block --seconds none", 2, "seconds"),
     ("bench verify", 2, "Missing argument"),
     ("bench verify v --depth 0", 2, "depth"),
+    (  # seen before anything is connected to, or zeroed
+        "bench verify v --journal {tmp}/no/j --registry 127.0.0.1:1 --secret-file {tmp}/secret",
+        3,
+        "{tmp}/no/j: No such file",
+    ),
     ("status", 3, "MOORAGE_REGISTRY"),
     ("volume list", 3, "MOORAGE_REGISTRY"),
     ("status --registry 127.0.0.1:1", 3, "MOORAGE_SECRET_FILE"),
