@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -65,7 +65,27 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+class Program(LazyGroup):
+    """The outermost group. With ``--json``, what click says of the command line is JSON like other errors."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        options = given[: given.index("--")] if "--" in given else given
+        if "--json" not in options:
+            return super().main(given, *more, **extra)
+        try:
+            sys.exit(super().main(given, *more, **{**extra, "standalone_mode": False}))
+        except click.ClickException as error:
+            from moorage.cli.output import emit_error
+            from moorage.wire.errors import Invalid
+
+            emit_error(Invalid(error.format_message()), as_json=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(1)
+
+
+@click.group(cls=Program, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="moorage", message="%(prog)s %(version)s")
 def main() -> None:
     """Moorage: replicated volumes for tasks on a cluster.

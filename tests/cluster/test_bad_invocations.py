@@ -7,6 +7,7 @@ hold the volume.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -141,9 +142,8 @@ def test_there_are_at_least_sixty() -> None:
     assert len(OFFLINE) + len(ONLINE) >= 60
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), OFFLINE, ids=[row[0] for row in OFFLINE])
-def test_offline(directory: Path, arguments: str, code: int, words: str) -> None:
-    done = subprocess.run(
+def run(directory: Path, arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "moorage.cli.main", *arguments.format(tmp=directory).split()],
         env={"PATH": os.environ["PATH"], "HOME": str(directory)},
         stdin=subprocess.DEVNULL,
@@ -151,7 +151,39 @@ def test_offline(directory: Path, arguments: str, code: int, words: str) -> None
         text=True,
         timeout=30,
     )
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), OFFLINE, ids=[row[0] for row in OFFLINE])
+def test_offline(directory: Path, arguments: str, code: int, words: str) -> None:
+    done = run(directory, arguments)
     check(done.returncode, done.stdout, done.stderr, code, words.format(tmp=directory), arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("frobnicate --json", 2, "No such command"),
+        ("volume frob --json", 2, "No such command"),
+        ("volume create v --json", 2, "Missing option '--size'"),
+        ("volume create v --json --size big", 2, "not a size"),
+        ("bench block --volume v --json", 2, "--overwrite"),
+        ("status --json", 3, "MOORAGE_REGISTRY"),
+    ],
+)
+def test_with_json_a_bad_invocation_is_answered_with_json(
+    directory: Path, arguments: str, code: int, words: str
+) -> None:
+    done = run(directory, arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    said = json.loads(done.stderr)["error"]
+    assert said.keys() == {"name", "code", "message", "details"}
+    assert words in said["message"]
+
+
+@pytest.mark.parametrize("arguments", ["volume create --json --help", "up --json --help"])
+def test_help_is_help_with_json_too(directory: Path, arguments: str) -> None:
+    done = run(directory, arguments)
+    assert done.returncode == 0 and "Usage" in done.stdout
 
 
 @pytest.fixture
