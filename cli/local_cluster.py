@@ -18,12 +18,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moorage.wire.errors import Unavailable
+from moorage.service.exits import Exit
+from moorage.service.identity import replace_durably
+from moorage.wire.errors import CannotBind, Corrupt, Denied, DeviceFailed, Invalid, MoorageError, Unavailable
 from moorage.wire.secret import ClusterSecret
 
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 _PR_SET_PDEATHSIG = 1
+_BY_EXIT: dict[int, type[MoorageError]] = {
+    Exit.INTERNAL: MoorageError,
+    Exit.CONFIGURATION: Invalid,
+    Exit.REFUSED: Denied,
+    Exit.CORRUPT: Corrupt,
+    Exit.CANNOT_BIND: CannotBind,
+    Exit.DEVICE_FAILED: DeviceFailed,
+}
 
 
 class LocalHost:
@@ -80,7 +90,8 @@ class LocalHost:
             raise Unavailable(f"{self.name} is not ready after {timeout:.0f} s; {self._log_end()}") from None
         if not line:
             code = await self._process.wait()
-            raise Unavailable(f"{self.name} ended with exit code {code}; {self._log_end()}")
+            kind = _BY_EXIT.get(code, Unavailable)  # the caller ends with the same code
+            raise kind(f"{self.name} ended with exit code {code}; {self._log_end()}")
         self.ready = json.loads(line)
 
     def _log_end(self) -> str:
@@ -155,17 +166,31 @@ class LocalCluster:
         ]
 
     def _load_or_create(self, hosts: int) -> dict[str, tuple[int, int]]:
+        """The ports of each host. The plan is written last: without one no host was ever started."""
         plan_file = self.directory / "cluster.json"
-        if plan_file.exists():
-            return {name: (ports[0], ports[1]) for name, ports in json.loads(plan_file.read_text()).items()}
-        self.directory.mkdir(parents=True, exist_ok=True)
-        ClusterSecret.create(self.secret_file)
-        ports = _free_ports(2 * hosts)
-        plan = {f"h{i + 1}": (ports[2 * i], ports[2 * i + 1]) for i in range(hosts)}
-        temporary = plan_file.with_suffix(".new")
-        temporary.write_text(json.dumps(plan))
-        temporary.replace(plan_file)
+        try:
+            if plan_file.exists():
+                return _parse_plan(plan_file)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._ensure_secret()
+            ports = _free_ports(2 * hosts)
+            plan = {f"h{i + 1}": (ports[2 * i], ports[2 * i + 1]) for i in range(hosts)}
+            replace_durably(plan_file, json.dumps(plan).encode(), mode=0o644)
+        except OSError as error:
+            raise Invalid(
+                f"cannot keep a cluster in {self.directory}: {error.strerror}: choose another one with --data"
+            ) from None
         return plan
+
+    def _ensure_secret(self) -> None:
+        """The one of a start that did not come to its plan is as good as a new one."""
+        if self.secret_file.exists():
+            ClusterSecret.load(self.secret_file)
+            return
+        beside = self.secret_file.with_name("secret.new")
+        beside.unlink(missing_ok=True)
+        ClusterSecret.create(beside)
+        beside.replace(self.secret_file)
 
     async def start(self) -> None:
         """Launch all hosts at once and wait until each is ready; nothing is left running when one fails."""
@@ -192,6 +217,21 @@ class LocalCluster:
 
     def host(self, name: str) -> LocalHost:
         return next(host for host in self.hosts if host.name == name)
+
+
+def _parse_plan(path: Path) -> dict[str, tuple[int, int]]:
+    try:
+        plan = {
+            str(name): (int(port), int(http)) for name, (port, http) in json.loads(path.read_bytes()).items()
+        }
+        if plan and all(0 < port <= 65535 for ports in plan.values() for port in ports):
+            return plan
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise Corrupt(
+        f"{path} is damaged: restore this file, or start another cluster with --data; it is one line"
+        ' of JSON, {"h1": [PORT, HTTP_PORT], ...}'
+    )
 
 
 def _inherited() -> dict[str, str]:

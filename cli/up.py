@@ -49,14 +49,25 @@ def up(hosts: str, data: Path, capacity: str | None, as_json: bool) -> None:
 
 
 def _configure(cluster: LocalCluster) -> Path | None:
-    """Make this the default cluster of the user, unless another one is configured."""
+    """Make this the default cluster of the user, unless another one is or nothing can be written."""
     path = clusters_directory() / f"{DEFAULT_CLUSTER}.json"
     document = {"registry": cluster.registry, "secret_file": str(cluster.secret_file), "written_by": "up"}
-    if path.exists() and json.loads(path.read_text()).get("written_by") != "up":
+    try:
+        if path.exists() and not _is_ours(path):
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2))
+    except OSError:
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2))
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return False  # somebody's, and damaged
+    return isinstance(found, dict) and found.get("written_by") == "up"
 
 
 def _announce(cluster: LocalCluster, configured: Path | None, as_json: bool) -> None:
@@ -71,7 +82,7 @@ def _announce(cluster: LocalCluster, configured: Path | None, as_json: bool) -> 
     if configured:
         click.echo("Other terminals find it by themselves: moorage status")
     else:
-        click.echo("Another default cluster is configured; to use this one:")
+        click.echo("This is not the default cluster of other commands; to use it:")
         click.echo(f"  export MOORAGE_REGISTRY={cluster.registry}")
         click.echo(f"  export MOORAGE_SECRET_FILE={cluster.secret_file}")
     click.echo("Next: moorage volume create NAME --size 1G, moorage attach NAME --nbd unix:/tmp/NAME.sock")

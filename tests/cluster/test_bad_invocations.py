@@ -47,6 +47,7 @@ OFFLINE: list[tuple[str, int, str]] = [
     ("attach v", 2, "--nbd"),
     ("status extra", 2, "unexpected extra argument"),
     ("up --hosts 2", 2, "--hosts"),
+    ("up --data /proc/nope", 3, "--data"),
     ("demo --fast", 2, "No such option"),
     ("bench", 2, "Usage"),
     ("bench block --seconds none", 2, "seconds"),
@@ -191,6 +192,18 @@ async def held(cluster: moorage.Cluster) -> AsyncIterator[None]:
     await cluster.create_volume("taken", size=2 << 20, replicas=3)
     async with await cluster.attach("taken"):
         yield
+
+
+async def test_a_second_up_ends_as_the_host_that_was_refused(
+    local: LocalCluster,
+    environment: dict[str, str],
+    tmp_path: Path,
+    moorage_command: Callable[..., Awaitable[tuple[int, str, str]]],
+) -> None:
+    environment = {**environment, "HOME": str(tmp_path)}
+    code, out, err = await moorage_command("up", "--data", str(local.directory), env=environment)
+    check(code, out, err, 4, "in use by another process", "up")
+    assert all(host.running for host in local.hosts)
 
 
 async def test_online(
