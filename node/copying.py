@@ -16,7 +16,16 @@ from moorage.node.member import MemberShell
 from moorage.node.segment import Run, RunKind, unpack_runs
 from moorage.node.store import Store
 from moorage.quorum.orders import Pull
-from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, Buffer, Position, first_bad_block
+from moorage.quorum.record import (
+    BLOCK_SIZE,
+    BLOCKS_PER_CHUNK,
+    CHUNKS_MAX,
+    EPOCH_MAX,
+    LSN_MAX,
+    Buffer,
+    Position,
+    first_bad_block,
+)
 from moorage.wire.connection import Connection
 from moorage.wire.errors import Behind, Corrupt, MoorageError, ProtocolError, Unavailable
 from moorage.wire.handshake import Hello
@@ -229,11 +238,12 @@ def _parse(answer: Any, payload: memoryview) -> tuple[list[Run], Position, list[
     """Check what a source sent: a hostile or broken peer ends the copy, not the node."""
     try:
         body, (epoch, lsn), cursor = answer
+        if not (0 <= epoch <= EPOCH_MAX and 0 <= lsn <= LSN_MAX):
+            raise ValueError("position out of range")
         runs: list[Run] = unpack_runs(memoryview(body))
         sums: list[Buffer] = []
         for run in runs:
-            if run.kind != RunKind.CHUNKS and run.block + len(run.lsns) > BLOCKS_PER_CHUNK:
-                raise ValueError("blocks outside of their chunk")
+            _check_run(run)
             sums += [each.to_bytes(8, "little") for each in run.sums]
     except (ValueError, TypeError) as error:
         raise ProtocolError(f"an answer to node.pull makes no sense: {error}") from None
@@ -242,3 +252,17 @@ def _parse(answer: Any, payload: memoryview) -> tuple[list[Run], Position, list[
     if first_bad_block(b"".join(sums), payload) >= 0:
         raise Corrupt("a copied block does not match its checksum")
     return runs, Position(epoch, lsn), cursor
+
+
+def _check_run(run: Run) -> None:
+    """A run is logged as it came: the fold must be able to take it, live and at every start."""
+    count = len(run.lsns)
+    if run.kind == RunKind.CHUNKS:
+        if count != 1 or not run.block:
+            raise ValueError("no range of whole chunks")
+    elif not count or run.block + count > BLOCKS_PER_CHUNK:
+        raise ValueError("blocks outside of their chunk")
+    if run.chunk + (run.block if run.kind == RunKind.CHUNKS else 1) > CHUNKS_MAX:
+        raise ValueError("chunks out of range")
+    if not all(0 < lsn <= LSN_MAX for lsn in run.lsns):
+        raise ValueError("LSN out of range")

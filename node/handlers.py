@@ -24,6 +24,7 @@ from moorage.quorum import member as outcomes
 from moorage.quorum.lease import LEASE_MS
 from moorage.quorum.record import (
     BLOCKS_PER_CHUNK,
+    CHUNKS_MAX,
     EPOCH_MAX,
     LSN_MAX,
     Position,
@@ -174,6 +175,8 @@ class Handlers:
             raise NoReplica(f"this device has no replica {replica}", replica=replica)
         if not count or block + count > BLOCKS_PER_CHUNK:
             raise Invalid(f"blocks {block}..{block + count} are not inside of a chunk")
+        if chunk >= CHUNKS_MAX:
+            raise Invalid(f"chunk {chunk} is past the end of every volume")
         self._read(member, conn, request_id, (epoch, lsn, chunk, block, count, flags))
 
     def _read(

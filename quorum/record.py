@@ -8,7 +8,8 @@ offset size field    meaning
 ====== ==== ======== =====================================================================
 0      8    epoch    the epoch that the record was *first* written in (recovery keeps it)
 8      8    lsn      from 1, without gaps, per replica group
-16     8    chunk    group-local chunk number: chunk ``i`` of a volume is ``i // G`` of group ``i % G``
+16     8    chunk    group-local chunk number: chunk ``i`` of a volume is ``i // G`` of group ``i % G``;
+                     below ``CHUNKS_MAX``, as is the end of a range
 24     4    block    first block in the chunk (0..1023); 0 for ZERO_CHUNKS and BARRIER
 28     4    count    blocks (WRITE, ZERO) or group-local chunks (ZERO_CHUNKS); 0 for BARRIER
 32     4    data_size  bytes of data that belong to the record: ``count * 4096`` for WRITE, else 0
@@ -34,6 +35,9 @@ Buffer = bytes | bytearray | memoryview
 BLOCK_SIZE = 4096
 CHUNK_SIZE = 4 << 20
 BLOCKS_PER_CHUNK = CHUNK_SIZE // BLOCK_SIZE
+# Chunks of a group: far above the largest volume (64 TiB are 2**24), far below what a store's index can key
+# (pages of a chunk are numbered in 64 bits). A chunk past it is refused before it is logged.
+CHUNKS_MAX = 1 << 48
 
 HEAD = struct.Struct("<QQQIIIB3x")
 HEAD_SIZE = HEAD.size + 8
@@ -148,6 +152,8 @@ def problem(epoch: int, lsn: int, kind: int, chunk: int, block: int, count: int,
     """What makes these values no valid record, or the empty string."""
     if not (0 < epoch <= EPOCH_MAX and 0 < lsn <= LSN_MAX):
         return "position out of range"
+    if chunk + (count if kind == _ZERO_CHUNKS else 1) > CHUNKS_MAX:
+        return "chunks out of range"
     if kind in (_WRITE, _ZERO):
         if not (count and block + count <= BLOCKS_PER_CHUNK):
             return "blocks outside of the chunk"

@@ -10,7 +10,7 @@ import pytest
 
 from moorage.quorum.lease import LEASE_MS
 from moorage.quorum.member import FENCED, NO_SESSION
-from moorage.quorum.record import decode_batch
+from moorage.quorum.record import CHUNKS_MAX, decode_batch
 from moorage.wire.errors import (
     Behind,
     ConnectionLost,
@@ -52,6 +52,8 @@ async def test_write_and_read(site: Any, durability: str) -> None:
     assert await writer.read(9, 256, 4) == bytes(4 * 4096), "never written"
     with pytest.raises(Invalid):
         await writer.read(0, 1000, 25)
+    with pytest.raises(Invalid):
+        await writer.read(CHUNKS_MAX, 0)
     with pytest.raises(Behind):
         await writer.read(0, 0, lsn=last + 1)
 

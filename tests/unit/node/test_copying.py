@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from moorage.node import copying
-from moorage.node.copying import START, Batch, Copier
+from moorage.node.copying import START, Batch, Copier, _parse
+from moorage.node.segment import Run, RunKind
 from moorage.node.tombstones import Tombstones
 from moorage.quorum.orders import Pull
-from moorage.quorum.record import Position
-from moorage.wire.errors import Unavailable
+from moorage.quorum.record import BLOCKS_PER_CHUNK, CHUNKS_MAX, LSN_MAX, Position
+from moorage.wire.errors import ProtocolError, Unavailable
 
 
 def copier() -> Copier:
@@ -66,3 +67,37 @@ async def test_a_pull_that_ends_in_any_error_is_told_to_the_writer(
     monkeypatch.setattr(pulls, "_pull_all", fail)
     await pulls._run(member, Pull(1, {}, Position(1, 1), 0, False, False))
     assert told == [True]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run(RunKind.CHUNKS, 0, 1, (), ()),
+        Run(RunKind.CHUNKS, 0, 1, (5, 6), ()),
+        Run(RunKind.CHUNKS, 0, 0, (5,), ()),
+        Run(RunKind.CHUNKS, CHUNKS_MAX - 1, 2, (5,), ()),
+        Run(RunKind.ZERO, CHUNKS_MAX, 0, (5,), ()),
+        Run(RunKind.ZERO, 0, 0, (), ()),
+        Run(RunKind.ZERO, 0, BLOCKS_PER_CHUNK - 1, (5, 5), ()),
+        Run(RunKind.ZERO, 0, 0, (0,), ()),
+        Run(RunKind.ZERO, 0, 0, (LSN_MAX + 1,), ()),
+    ],
+)
+def test_a_run_that_the_fold_could_not_take_is_refused(run: Run) -> None:
+    with pytest.raises(ProtocolError):
+        _parse([run.pack(), [1, 5], None], memoryview(b""))
+
+
+def test_runs_at_the_ends_of_their_ranges_are_taken() -> None:
+    runs = [
+        Run(RunKind.CHUNKS, CHUNKS_MAX - 2, 2, (5,), ()),
+        Run(RunKind.ZERO, CHUNKS_MAX - 1, BLOCKS_PER_CHUNK - 1, (LSN_MAX,), ()),
+    ]
+    body = b"".join(run.pack() for run in runs)
+    assert _parse([body, [1, 5], None], memoryview(b"")) == (runs, Position(1, 5), None)
+
+
+@pytest.mark.parametrize("position", [[-1, 5], [1, 1 << 63], ["1", 5], [1]])
+def test_a_source_that_shows_no_position_is_refused(position: Any) -> None:
+    with pytest.raises(ProtocolError):
+        _parse([b"", position, None], memoryview(b""))

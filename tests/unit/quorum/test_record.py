@@ -7,6 +7,7 @@ import pytest
 from moorage.quorum.record import (
     BLOCK_SIZE,
     BLOCKS_PER_CHUNK,
+    CHUNKS_MAX,
     EPOCH_MAX,
     HEAD_SIZE,
     LSN_MAX,
@@ -81,6 +82,10 @@ def test_batches_follow_one_another() -> None:
         (1, 1, Kind.ZERO, 0, 0, 1, BLOCK_SIZE),
         (1, 1, Kind.ZERO_CHUNKS, 0, 0, 0, 0),
         (1, 1, Kind.ZERO_CHUNKS, 0, 1, 1, 0),
+        (1, 1, Kind.WRITE, CHUNKS_MAX, 0, 1, BLOCK_SIZE),
+        (1, 1, Kind.ZERO, CHUNKS_MAX, 0, 1, 0),
+        (1, 1, Kind.ZERO_CHUNKS, CHUNKS_MAX - 4, 0, 5, 0),
+        (1, 1, Kind.ZERO_CHUNKS, (1 << 64) - 1, 0, 1, 0),
         (1, 1, Kind.BARRIER, 0, 0, 1, 0),
         (1, 1, 0, 0, 0, 0, 0),
         (1, 1, 9, 0, 0, 0, 0),
@@ -93,6 +98,8 @@ def test_what_is_no_record(values: tuple[int, int, int, int, int, int, int]) -> 
 def test_ends_of_the_ranges_are_records() -> None:
     assert not problem(EPOCH_MAX, LSN_MAX, Kind.ZERO, 0, BLOCKS_PER_CHUNK - 1, 1, 0)
     assert not problem(1, 1, Kind.WRITE, 0, 0, BLOCKS_PER_CHUNK, BLOCKS_PER_CHUNK * BLOCK_SIZE)
+    assert not problem(1, 1, Kind.ZERO, CHUNKS_MAX - 1, 0, 1, 0)
+    assert not problem(1, 1, Kind.ZERO_CHUNKS, CHUNKS_MAX - 5, 0, 5, 0)
 
 
 def test_bad_blocks_are_found() -> None:
