@@ -29,7 +29,7 @@ from moorage.quorum.lease import LEASE_MS, GrantedLease
 from moorage.quorum.orders import Append, Apply, Effect, Note, Pull, SealAnswer, Sync
 from moorage.quorum.record import HEAD_SIZE, ZERO_POSITION, Kind, Position, Record
 from moorage.quorum.state import CopyState, MemberState
-from moorage.wire.errors import Fenced, Stale, invariant, violated
+from moorage.wire.errors import Fenced, ProtocolError, Stale, invariant, violated
 
 # outcomes of ``append`` (the code of a NACK) and of ``may_read``
 OK = 0
@@ -234,12 +234,15 @@ class Member:
         """Take a message of the writer: records that follow the position (prev_epoch, prev_lsn), or none:
         then the position itself is what may match. ``records`` and their buffers belong to the member (and
         the store) afterwards. Returns OK, or the code of the NACK to send (with ``matched`` and the promised
-        epoch)."""
+        epoch). Raises :class:`ProtocolError` for a record of a later epoch than the writer's own: nobody can
+        have written it yet, and it would never be charged."""
         state = self.state
         if epoch != state.epoch or writer != state.writer:
             return FENCED if epoch <= state.epoch else NO_SESSION
         if session != self.session or not self._answered or (state.damaged and state.copy is None):
             return NO_SESSION
+        if records and records[-1].epoch > epoch:  # epochs do not fall within a message
+            raise ProtocolError(f"record {records[-1].lsn} is of epoch {records[-1].epoch}, past {epoch}")
         last = state.last
         if prev_lsn > last or (
             prev_lsn > state.commit and epochs.epoch_at(state.history, prev_lsn) != prev_epoch

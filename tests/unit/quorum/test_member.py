@@ -11,7 +11,7 @@ from moorage.quorum.lease import LEASE_MS
 from moorage.quorum.member import BEHIND, FENCED, FLUSH, FULL, GAP, NO_ROOM, NO_SESSION, OK, WHOLE
 from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record
 from moorage.quorum.state import MemberState
-from moorage.wire.errors import Fenced, InvariantViolation, Stale
+from moorage.wire.errors import Fenced, InvariantViolation, ProtocolError, Stale
 
 Make = Callable[..., Any]
 
@@ -229,6 +229,15 @@ def test_space(hands: Make) -> None:
     assert write(3) == OK
 
 
+def test_records_of_a_later_epoch_than_the_writers_are_refused(hands: Make) -> None:
+    one = hands()
+    one.seal(3)
+    with pytest.raises(ProtocolError):
+        one.append((3, 1), (4, 2), epoch=3, prev=(0, 0))
+    assert one.member.state.last == 0
+    assert one.append((2, 1), (3, 2), epoch=3, prev=(0, 0)) == OK, "recovered ones are of earlier epochs"
+
+
 def test_copy(hands: Make) -> None:
     one = hands()
     one.log([(1, 1), (1, 2), (1, 3)], epoch=1, commit=2)
@@ -297,6 +306,6 @@ def test_damage(hands: Make) -> None:
 
 def test_cutting_what_matched_is_our_own_mistake(hands: Make) -> None:
     one = hands()
-    one.log([(1, 1), (1, 2)], epoch=1)
+    one.log([(2, 1), (2, 2)], epoch=2)
     with pytest.raises(InvariantViolation):
-        one.append((2, 2), epoch=1, prev=(1, 1))
+        one.append((1, 2), epoch=2, prev=(2, 1))
