@@ -142,6 +142,7 @@ class Fold:
             self._bury(replica.table)
             replica.table = self.new_table(handle)
             replica.found = ""
+            replica.state.copy = None  # a copy begins, also when the former one had the same base
         replica.fold_note(self._index, packed)
 
     def _drop(self, replica: Replica) -> None:

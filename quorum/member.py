@@ -468,10 +468,13 @@ class Member:
         state = self.state
         above = state.copy.above if state.copy is not None else state.commit
         until = base if fresh or state.newest.lsn < base.lsn else state.newest
+        attempt = 1
         if state.copy is not None:
             floor = max(floor, state.copy.floor)
+            attempt = state.copy.attempt + 1
         floor = max(floor, state.vote)
-        state.copy = CopyState(base, 0 if fresh else above, until, state.vote, floor)
+        above = 0 if fresh else above
+        state.copy = CopyState(base, above, until, state.vote, floor, attempt=attempt)
         known = [(e, first) for e, first in history]
         if epochs.position_at(known, base.lsn) == base:
             state.history = known

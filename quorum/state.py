@@ -37,9 +37,11 @@ class CopyState:
     ``floor``: what it may have acknowledged: when whole it answers with its new log, which must not be lower.
     ``copied``: everything above ``above`` was copied; once ``until`` is applied too, and the log has reached
     the floor, it is whole again.
+    ``attempt``: how often it was begun without having become whole; a copy that begins anew from the same
+    base differs from its former one by this alone.
     """
 
-    __slots__ = ("above", "base", "copied", "floor", "old", "until")
+    __slots__ = ("above", "attempt", "base", "copied", "floor", "old", "until")
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class CopyState:
         old: Position,
         floor: Position = ZERO_POSITION,
         copied: bool = False,
+        attempt: int = 1,
     ) -> None:
         self.base = base
         self.above = above
@@ -56,6 +59,7 @@ class CopyState:
         self.old = old
         self.floor = floor
         self.copied = copied
+        self.attempt = attempt
 
     def __repr__(self) -> str:
         ends = f"base={tuple(self.base)} until={tuple(self.until)} old={tuple(self.old)}"
@@ -105,7 +109,8 @@ class MemberState:
         with it, since it may contain lost records."""
         if self.copy is None or self.copy.above:
             return False
-        return former.copy is None or former.copy.base != self.copy.base
+        now, then = self.copy, former.copy
+        return then is None or (then.base, then.attempt) != (now.base, now.attempt)
 
     @property
     def base(self) -> int:
@@ -136,7 +141,7 @@ class MemberState:
         packed_copy = None
         if copy is not None:
             ends = [list(copy.base), list(copy.until), list(copy.old), list(copy.floor)]
-            packed_copy = [ends, copy.above, copy.copied]
+            packed_copy = [ends, copy.above, copy.copied, copy.attempt]
         history = [list(entry) for entry in self.history]
         fields = [VERSION, self.replica, self.epoch, self.writer, history, self.commit, self.last]
         packed: bytes = msgpack.packb([*fields, packed_copy, self.damaged])
@@ -182,5 +187,6 @@ class MemberState:
 def _unpack_copy(packed: list[Any] | None) -> CopyState | None:
     if packed is None:
         return None
-    (base, until, old, floor), above, copied = packed
-    return CopyState(Position(*base), above, Position(*until), Position(*old), Position(*floor), copied)
+    (base, until, old, floor), above, copied, attempt = packed
+    ends = Position(*base), above, Position(*until), Position(*old), Position(*floor)
+    return CopyState(*ends, copied, attempt)

@@ -72,11 +72,8 @@ def test_read_map_never_asks_for_less(writes: list[tuple[int, bool]], size: int)
 @given(LOGS.filter(bool), st.integers(0, 1 << 62), st.data())
 def test_states_come_back(log: list[int], writer: int, data: st.DataObject) -> None:
     commit = data.draw(st.integers(1, len(log)))
-    copy = data.draw(
-        st.sampled_from(
-            (None, CopyState(Position(log[0], 1), 0, Position(9, 9), Position(1, 1), Position(9, 12), True))
-        )
-    )
+    begun = CopyState(Position(log[0], 1), 0, Position(9, 9), Position(1, 1), Position(9, 12), True, 3)
+    copy = data.draw(st.sampled_from((None, begun)))
     state = MemberState(
         5,
         epoch=9,

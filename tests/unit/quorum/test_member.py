@@ -9,6 +9,7 @@ import pytest
 
 from moorage.quorum.lease import LEASE_MS
 from moorage.quorum.member import BEHIND, FENCED, FLUSH, FULL, GAP, NO_ROOM, NO_SESSION, OK, WHOLE
+from moorage.quorum.orders import Note
 from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record
 from moorage.quorum.state import MemberState
 from moorage.wire.errors import Fenced, InvariantViolation, ProtocolError, Stale
@@ -276,6 +277,26 @@ def test_copy_is_resumed_by_the_same_base(hands: Make) -> None:
         one.member.copy(3, 1, 1, "b", Position(1, 20), False)
     with pytest.raises(Stale):
         one.member.copy(4, 1, 1, "b", Position(1, 5), False)
+
+
+def test_each_fresh_copy_drops_the_index_once(hands: Make) -> None:
+    one = hands()
+    one.seal(1)
+    before, dropped = MemberState(1), []
+
+    def notes() -> None:
+        nonlocal before
+        for effect in one.member.take_effects():
+            if isinstance(effect, Note):
+                state = MemberState.unpack(effect.state)
+                dropped.append(state.drops_index(before))
+                before = state
+
+    for session in (2, 3):  # it was ended by a new SEAL; nobody has written meanwhile
+        one.member.copy(session, 1, 1, "a", Position(1, 5), True)
+        assert one.member.pulled(session - 1, Position(1, 8))
+        notes()
+    assert dropped == [True, False, True, False]
 
 
 def test_source(hands: Make) -> None:
