@@ -319,16 +319,16 @@ class Handlers:
                 pass
             case _:
                 raise Invalid("source: use {address, device, replica}")
-        match params.get("base"):
-            case [int(base_epoch), int(base_lsn)]:
-                base = Position(base_epoch, base_lsn)
-            case _:
-                raise Invalid("base: use [epoch, LSN]")
+        base = _position(params.get("base"), "base")
+        floor = _position(params.get("floor", (0, 0)), "floor")
+        history = params.get("history", ())
+        if not isinstance(history, list | tuple):
+            raise Invalid("history: use a list of [epoch, first LSN]")
+        known = [_position(each, "history") for each in history]
         session = _number(params, "session", (1 << 32) - 1)
         epoch, writer = _number(params, "epoch", EPOCH_MAX), _number(params, "writer", LSN_MAX)
-        fresh, history = bool(params.get("fresh")), params.get("history", ())
-        floor = Position(*params.get("floor", (0, 0)))
-        member.core.copy(session, epoch, writer, source, base, fresh, history, floor)
+        fresh = bool(params.get("fresh"))
+        member.core.copy(session, epoch, writer, source, base, fresh, known, floor)
         member.drain()
         member.send_ack()
         return {}
@@ -477,3 +477,11 @@ def _number(params: dict[str, Any], name: str, limit: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
         raise Invalid(f"{name}: use a number from 0 to {limit}")
     return value
+
+
+def _position(value: Any, name: str) -> Position:
+    match value:
+        case [int(epoch), int(lsn)]:
+            return Position(epoch, lsn)
+        case _:
+            raise Invalid(f"{name}: use [epoch, LSN]")

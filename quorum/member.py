@@ -27,9 +27,9 @@ from collections.abc import Callable, Sequence
 from moorage.quorum import history as epochs
 from moorage.quorum.lease import LEASE_MS, GrantedLease
 from moorage.quorum.orders import Append, Apply, Effect, Note, Pull, SealAnswer, Sync
-from moorage.quorum.record import HEAD_SIZE, ZERO_POSITION, Kind, Position, Record
+from moorage.quorum.record import HEAD_SIZE, LSN_MAX, ZERO_POSITION, Kind, Position, Record
 from moorage.quorum.state import CopyState, MemberState
-from moorage.wire.errors import Fenced, ProtocolError, Stale, invariant, violated
+from moorage.wire.errors import Fenced, Invalid, ProtocolError, Stale, invariant, violated
 
 # outcomes of ``append`` (the code of a NACK) and of ``may_read``
 OK = 0
@@ -442,10 +442,13 @@ class Member:
         ``source``. The order for the base that it has already resumes (perhaps with another source). It
         begins a new session: what was acknowledged before is not confused with what comes. ``history``:
         epochs of the log up to the base. ``floor``: position that its new log must reach before it is whole.
-        Raises :class:`Stale` for an old session, or a base that is not ahead."""
+        Raises :class:`Stale` for an old session, or a base that is not ahead, :class:`Invalid` for what no
+        writer of this epoch can mean."""
         state = self.state
         if (epoch, writer) != (state.epoch, state.writer) or not self._answered or session <= self.session:
             raise Stale("the session of this copy is over")
+        if wrong := _problem(epoch, base, history, floor):
+            raise Invalid(f"an order to copy: {wrong}")
         resume = state.copy is not None and not fresh and state.copy.base == base
         if not resume:
             if not fresh and base.lsn <= state.commit:
@@ -555,3 +558,18 @@ class Member:
         tickets = [ticket for ticket, _ in self._unsynced]
         invariant(tickets == sorted(set(tickets)), "tickets out of order", **ids)
         invariant(not (self.whole and state.copy is not None), "whole while copying", **ids)
+
+
+def _problem(epoch: int, base: Position, history: Sequence[Sequence[int]], floor: Position) -> str:
+    """What makes these no order to copy of a writer of ``epoch``, or the empty string. Asked before anything
+    of it is taken over: it could neither be noted nor be undone."""
+    if not (0 < base.epoch <= epoch and 0 < base.lsn <= LSN_MAX):
+        return f"its base {tuple(base)} is no position of a record up to epoch {epoch}"
+    if not (0 <= floor.epoch <= epoch and 0 <= floor.lsn <= LSN_MAX):
+        return f"its floor {tuple(floor)} cannot be reached under epoch {epoch}"
+    before = (0, 0)
+    for known, first in history:
+        if not (before[0] < known <= epoch and before[1] < first <= base.lsn):
+            return f"its history does not rise up to its base at {(known, first)}"
+        before = (known, first)
+    return ""

@@ -288,6 +288,21 @@ async def test_a_dead_source_is_reported(site: Any) -> None:
     await site.until(lambda: any(nack[5] == 6 for nack in writer.nacks))
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"base": [1]}, {"base": [-1, -5]}, {"history": 5}, {"history": [5]}, {"floor": [2, "x"]}]
+)
+async def test_an_order_to_copy_that_makes_no_sense_is_refused(site: Any, wrong: dict[str, Any]) -> None:
+    node = await site.node()
+    await site.create(node)
+    writer = await site.writer(node, epoch=1)
+    await writer.seal()
+    where = {"address": "127.0.0.1:1", "device": "ab" * 16, "replica": 3}
+    writer.session += 1
+    with pytest.raises(Invalid):
+        await writer.call("copy", {"base": [1, 50], "fresh": True, "source": where} | wrong)
+    assert (await writer.seal()).whole, "the member is as it was"
+
+
 async def test_a_full_device_grants_nothing_more(site: Any) -> None:
     node = await site.node()
     await site.create(node)

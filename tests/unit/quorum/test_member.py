@@ -12,7 +12,7 @@ from moorage.quorum.member import BEHIND, FENCED, FLUSH, FULL, GAP, NO_ROOM, NO_
 from moorage.quorum.orders import Note
 from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record
 from moorage.quorum.state import MemberState
-from moorage.wire.errors import Fenced, InvariantViolation, ProtocolError, Stale
+from moorage.wire.errors import Fenced, Invalid, InvariantViolation, ProtocolError, Stale
 
 Make = Callable[..., Any]
 
@@ -277,6 +277,35 @@ def test_copy_is_resumed_by_the_same_base(hands: Make) -> None:
         one.member.copy(3, 1, 1, "b", Position(1, 20), False)
     with pytest.raises(Stale):
         one.member.copy(4, 1, 1, "b", Position(1, 5), False)
+
+
+@pytest.mark.parametrize(
+    ("base", "history", "floor"),
+    [
+        ((-1, -5), [], (0, 0)),
+        ((1, 0), [], (0, 0)),
+        ((0, 5), [], (0, 0)),
+        ((3, 5), [], (0, 0)),
+        ((1, 1 << 63), [], (0, 0)),
+        ((1, 5), [(1, 0)], (0, 0)),
+        ((1, 5), [(1, 6)], (0, 0)),
+        ((1, 5), [(1, 3), (1, 4)], (0, 0)),
+        ((1, 5), [(1, 3), (2, 3)], (0, 0)),
+        ((1, 5), [(3, 1)], (0, 0)),
+        ((1, 5), [], (3, 6)),
+        ((1, 5), [], (1, -6)),
+    ],
+)
+def test_an_order_to_copy_that_makes_no_sense_leaves_the_member_as_it_was(
+    hands: Make, base: tuple[int, int], history: list[tuple[int, int]], floor: tuple[int, int]
+) -> None:
+    one = hands()
+    one.seal(2)
+    before = one.member.state.pack()
+    with pytest.raises(Invalid):
+        one.member.copy(2, 2, 1, "a", Position(*base), True, history, Position(*floor))
+    assert one.member.state.pack() == before and one.member.whole and not one.effects()
+    assert one.append((1, 1), epoch=2, prev=(0, 0)) == OK, "its session goes on"
 
 
 def test_each_fresh_copy_drops_the_index_once(hands: Make) -> None:
