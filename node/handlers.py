@@ -198,7 +198,7 @@ class Handlers:
             if self._store.failed is not None:
                 raise self._store.failed
             # Committed, but not synced here yet: it will be with one of the next group commits.
-            member.park(lsn, lambda: self._read_again(member, conn, request_id, what))
+            member.park(lsn, lambda error: self._read_again(member, conn, request_id, what, error))
             return
         reader = self._store.reader
         if flags & SUMS:
@@ -225,10 +225,13 @@ class Handlers:
         conn: Connection,
         request_id: int,
         what: tuple[int, int, int, int, int, int],
+        ended: MoorageError | None,
     ) -> None:
         if conn.closed:
             return
         try:
+            if ended is not None:
+                raise ended
             self._read(member, conn, request_id, what)
         except MoorageError as error:
             conn.reply_error(request_id, READ, error)

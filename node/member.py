@@ -23,6 +23,9 @@ from moorage.wire.errors import Fenced, MoorageError, NoReplica, Stale
 from moorage.wire.frame import ACK, NACK, ONEWAY
 from moorage.wire.log_messages import pack_ack, pack_nack
 
+# Called once: with None when what it waits for is in the index, or with the error that ends the wait.
+Parked = Callable[[MoorageError | None], None]
+
 
 def boot_ms() -> int:
     """Milliseconds of a clock that counts suspended time: a promise must not outlive a suspend."""
@@ -47,7 +50,7 @@ class MemberShell:
         self.conn: Connection | None = None  # of the session that is served
         self.on_pull: Callable[[MemberShell, Pull], None] = _no_pull
         self._loop = asyncio.get_running_loop()
-        self._parked: list[tuple[int, Callable[[], None]]] = []
+        self._parked: list[tuple[int, Parked]] = []
         self._sealing: asyncio.Future[SealAnswer] | None = None
         self._sealing_conn: Connection | None = None
         self._seal_timer: asyncio.TimerHandle | None = None
@@ -229,7 +232,7 @@ class MemberShell:
 
     # -- reads --------------------------------------------------------------------------------------------
 
-    def park(self, lsn: int, action: Callable[[], None]) -> None:
+    def park(self, lsn: int, action: Parked) -> None:
         """Run ``action`` once ``lsn`` is in the index; it must look again whether it may be served."""
         self._parked.append((lsn, action))
 
@@ -239,12 +242,12 @@ class MemberShell:
         if ready:
             self._parked = [each for each in self._parked if each[0] > applied]
             for action in ready:
-                action()
+                action(None)
 
-    def _flush_parked(self) -> None:
+    def _end_parked(self, error: MoorageError) -> None:
         parked, self._parked = self._parked, []
         for _, action in parked:
-            action()
+            action(error)
 
     # -- the end ----------------------------------------------------------------------------------------
 
@@ -264,14 +267,15 @@ class MemberShell:
 
     def fail(self, error: MoorageError) -> None:
         self._end_seal(error)
-        self._flush_parked()
+        self._end_parked(error)
 
     def dropped(self) -> None:
         """The replica is gone from this device."""
         self.gone = True
         self._account(0)
-        self._end_seal(NoReplica(f"replica {self.replica.info.replica} was dropped"))
-        self._flush_parked()
+        error = NoReplica(f"replica {self.replica.info.replica} was dropped")
+        self._end_seal(error)
+        self._end_parked(error)
         if self._seal_timer is not None:
             self._seal_timer.cancel()
 

@@ -94,5 +94,5 @@ async def test_a_parked_read_that_fails_is_answered_fatal() -> None:
             raise error
 
         handlers._read = fail  # type: ignore[method-assign]
-        handlers._read_again(nothing, conn, 9, (1, 1, 0, 0, 1))
+        handlers._read_again(nothing, conn, 9, (1, 1, 0, 0, 1, 0), None)
     assert [type(each[2]) for each in answers] == [Fatal, Fatal]
