@@ -235,14 +235,26 @@ class Opening:
             if name not in used:
                 store.log.add_free(Segment(name, found.files[name]))
         if not store.log.free:
-            await store.allocate()
-        if not store.log.free:
-            # The reserve is for this, and yet: one segment past the capacity, or nothing would start.
-            store.log.add_free(await store.allocate_one())
+            await self._allocate_first()
         # A number that may be in a torn header is not given again: hence one is left out.
         store.log.begin_life(end.segment, end.offset, found.last_number + 2, end.group - 1)
         store.checkpointer.segment = min(meta.segment, end.segment)
         await store.flushed()
         if store.failed is not None:
             raise store.failed
-        await store.allocate()
+        try:
+            await store.allocate()
+        except OSError as error:
+            # A full file system costs room, not the device: upkeep tries again.
+            log.warning("no segment could be allocated ahead, will try again: %s", error)
+
+    async def _allocate_first(self) -> None:
+        """The reserve is for this, and yet: if need be one past the capacity, or nothing would start."""
+        size = self._store.layout.segment_size
+        try:
+            self._store.log.add_free(await self._store.allocate_one())
+        except OSError as error:
+            raise DeviceFailed(
+                f"a start needs a free segment, and no file of {size} bytes can be allocated in"
+                f" {self._store.config.directory / 'segments'}: {error}; make room in this file system"
+            ) from error

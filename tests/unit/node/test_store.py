@@ -348,6 +348,27 @@ async def test_a_full_file_system_costs_room_not_the_device(rig: Rig) -> None:
     assert (await rig.read(0, 0))[1] is not None
 
 
+async def test_a_store_starts_on_a_full_file_system(rig: Rig) -> None:
+    await rig.write(0, 0, block(1))
+    await rig.store.close()
+    rig.disk.free = 0
+    for _ in range(len(rig.disk.files)):  # each start takes a segment that is free
+        await rig.open()
+        assert (await rig.read(0, 0))[1] == block(1)
+        await rig.store.close()
+    rig.disk.free = SEGMENT
+    await rig.open()
+    await rig.write(0, 0, block(2))
+
+
+async def test_a_start_without_any_free_segment_says_what_to_do(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.disk.free = 0
+    with pytest.raises(DeviceFailed, match="make room"):
+        await rig.open()
+    await rig.store.close()
+
+
 # -- what others copy ------------------------------------------------------------------------------------
 
 
