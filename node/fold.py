@@ -89,6 +89,12 @@ class Fold:
         self.changed.add(replica.info.replica)
         self.on_damage(replica, what)
 
+    def lose_promise(self, replica: Replica, what: str) -> None:
+        """A note of it is lost, or may be, and with it what it had promised: it must not be offered, unless a
+        later note is found. A note is the whole state."""
+        self.damage(replica, what)
+        replica.state.promise_lost = True
+
     # -- replay: entries as they were read ----------------------------------------------------------
 
     def parsed(self, entry: ParsedEntry, location: int) -> None:
@@ -143,6 +149,11 @@ class Fold:
             replica.table = self.new_table(handle)
             replica.found = ""
             replica.state.copy = None  # a copy begins, also when the former one had the same base
+        # The promise first: it is kept, whatever the rest of the note meets.
+        former = replica.state
+        former.promise_lost = True  # should it be of another version
+        state = MemberState.unpack(packed)
+        former.epoch, former.writer, former.promise_lost = state.epoch, state.writer, state.promise_lost
         replica.fold_note(self._index, packed)
 
     def _drop(self, replica: Replica) -> None:

@@ -11,12 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from moorage.node.copying import Copier
 from moorage.node.member import MemberShell
 from moorage.node.reader import Blocks
-from moorage.node.replica import ReplicaInfo
+from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import pack_head
 from moorage.node.sessions import Sessions
 from moorage.node.store import Store
@@ -31,6 +32,7 @@ from moorage.quorum.record import (
     decode_batch,
     first_bad_block,
 )
+from moorage.quorum.state import MemberState
 from moorage.wire.capability import verify
 from moorage.wire.connection import Connection
 from moorage.wire.errors import (
@@ -170,9 +172,7 @@ class Handlers:
         owned: bool,
     ) -> None:
         replica, epoch, lsn, chunk, block, count = unpack_read(body)
-        member = self._members.get(replica)
-        if member is None:
-            raise NoReplica(f"this device has no replica {replica}", replica=replica)
+        member = self._sessions.find(replica)
         if not count or block + count > BLOCKS_PER_CHUNK:
             raise Invalid(f"blocks {block}..{block + count} are not inside of a chunk")
         if chunk >= CHUNKS_MAX:
@@ -358,6 +358,8 @@ class Handlers:
             durability="writeback" if params.get("durability") == "writeback" else "sync",
             members=_number(params, "members", 63),
         )
+        if info.replica in self._sessions.withheld:
+            self._sessions.find(info.replica)  # it is here, and must not begin anew: it would forget
         if info.replica in self._members:
             _check_same(self._members[info.replica].replica.info, info)
             return {}
@@ -390,9 +392,12 @@ class Handlers:
             await asyncio.shield(self._creating[identity][1])
         waiting = self._dropping.get(identity)
         if waiting is None:
-            info = self._sessions.find(identity).replica.info
-            if info.volume != volume:
-                raise Invalid(f"replica {identity} is of volume {info.volume}, not of {volume}: not dropped")
+            if identity not in self._sessions.withheld:
+                info = self._sessions.find(identity).replica.info
+                if info.volume != volume:
+                    raise Invalid(
+                        f"replica {identity} is of volume {info.volume}, not of {volume}: not dropped"
+                    )
             waiting = self._dropping[identity] = self._drop(identity)
         await asyncio.shield(waiting)
         return {}
@@ -413,7 +418,10 @@ class Handlers:
         return waiting
 
     async def list_replicas(self, context: CallContext, params: dict[str, Any]) -> Any:
-        return [_row(member) for _, member in sorted(self._members.items())]
+        members, withheld = self._members, self._sessions.withheld
+        rows = [_row(each.replica, each.core.state, each.core.whole) for each in members.values()]
+        rows += [_row(each, each.state, whole=False) for each in withheld.values()]
+        return sorted(rows, key=itemgetter("replica"))
 
     async def describe(self, context: CallContext, params: dict[str, Any]) -> Any:
         return self._describe()
@@ -453,8 +461,8 @@ def _refusal(member: MemberShell, code: int, lsn: int) -> MoorageError:
     return Stale("no session of this epoch here: seal anew")
 
 
-def _row(member: MemberShell) -> dict[str, Any]:
-    info, state = member.replica.info, member.core.state
+def _row(replica: Replica, state: MemberState, whole: bool) -> dict[str, Any]:
+    info = replica.info
     return {
         "replica": info.replica,
         "volume": info.volume,
@@ -463,8 +471,9 @@ def _row(member: MemberShell) -> dict[str, Any]:
         "epoch": state.epoch,
         "last": state.last,
         "commit": state.commit,
-        "whole": member.core.whole,
+        "whole": whole,
         "damaged": state.damaged,
+        "offered": not state.promise_lost,
     }
 
 

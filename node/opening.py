@@ -20,7 +20,7 @@ from moorage.node.log import Segment
 from moorage.node.recovery import Cursor, Verdict
 from moorage.node.replay import Catalogue, Replay, Step, catalogue
 from moorage.node.replica import Replica, ReplicaInfo
-from moorage.node.segment import FIRST_FRAME, OFFSET_BITS
+from moorage.node.segment import FIRST_FRAME, OFFSET_BITS, EntryHead, EntryKind
 from moorage.node.tombstones import Tombstones
 from moorage.quorum.record import BLOCK_SIZE, decode_head
 from moorage.quorum.state import MemberState
@@ -103,7 +103,8 @@ class Opening:
             replica = Replica(
                 ReplicaInfo(identity, 0, 0, "sync", 0), Table(0, Tombstones()), MemberState(identity)
             )
-            replica.damage(f"the index entry of replica {identity} does not match its checksum")
+            what = f"the index entry of replica {identity} does not match its checksum"
+            self._fold.lose_promise(replica, what)
             return replica
         info, handle, state, pending = packed
         replica = Replica(ReplicaInfo(*info), self._fold.new_table(handle), MemberState.unpack(state))
@@ -181,6 +182,7 @@ class Opening:
         known = {replica.table.handle for replica in fold.replicas.values()}
         for handle in fold.seen.keys() - known:
             fold.dead.setdefault(handle, set())
+            fold.next_handle = max(fold.next_handle, handle + 1)  # the entry that took it may be damaged
         fold.seen = {}
 
     def _step(self, step: Step) -> None:
@@ -196,20 +198,22 @@ class Opening:
             if entry.whole:
                 self._fold.parsed(entry, base + entry.data_offset)
             else:
-                self._damage_one(entry.head.replica, step)
+                self._damage_one(entry.head, step)
 
-    def _damage_one(self, identity: int, step: Step) -> None:
-        replica = self._fold.replicas.get(identity)
+    def _damage_one(self, head: EntryHead, step: Step) -> None:
+        replica = self._fold.replicas.get(head.replica)
         where = f"group commit {step.at.group} in segment {step.at.segment}"
         if replica is None:
-            # What was damaged may have created it: nobody can know which one.
-            self._damage_all(f"{where} has a damaged entry of unknown replica {identity}")
+            # It was about to be created, or is gone: then it is not here, which is not the same as empty.
+            self._report.notes.append(f"{where} has a damaged entry of replica {head.replica}, not held here")
+        elif head.kind in (EntryKind.STATE, EntryKind.RESET):
+            self._fold.lose_promise(replica, f"{where} has a damaged note of this replica")
         else:
             self._fold.damage(replica, f"{where} has a damaged entry of this replica")
 
     def _damage_all(self, what: str) -> None:
         for replica in self._fold.replicas.values():
-            self._fold.damage(replica, what)
+            self._fold.lose_promise(replica, what)
 
     async def _sync(self, found: Catalogue, end: Cursor) -> None:
         """A killed process may have left its last group in the page cache only: from now on it counts."""

@@ -186,6 +186,7 @@ class NodeService(EmbeddedService):
             "room": store.room(),
             "replicas": len(self._sessions.members),
             "damaged": [each for each, replica in store.replicas.items() if replica.damaged],
+            "withheld": sorted(self._sessions.withheld),
             "failed": self._failed(),
         }
 

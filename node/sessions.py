@@ -2,6 +2,7 @@
 
 Owns: replica id -> member, connection -> read lease, and what happens when either goes. Must never answer a
 heartbeat on a connection before the NACK of a member that was sealed away from it: members send that first.
+Must never make a member of a replica that may have lost a promise: a fenced writer could have it again.
 """
 
 from __future__ import annotations
@@ -24,12 +25,21 @@ class Sessions:
         self.store = store
         self._copier = copier
         self.members: dict[int, MemberShell] = {}
+        self.withheld: dict[int, Replica] = {}  # held, and not offered: a promise may be lost
         self._leases: dict[Connection, GrantedLease] = {}
         store.on_damage = self._damaged
 
     def load(self) -> None:
         """Members for what the store found at its start."""
         for identity, replica in self.store.replicas.items():
+            if replica.state.promise_lost:
+                self.withheld[identity] = replica
+                log.error(
+                    "replica %d is not offered: with what is damaged it may have lost a promise. It counts as"
+                    " dead, and is not repaired: its volume has one replica fewer until it is placed anew",
+                    identity,
+                )
+                continue
             self._enter(identity, MemberShell(self.store, replica, created=False))
 
     def created(self, replica: Replica) -> None:
@@ -40,6 +50,7 @@ class Sessions:
         self.members[identity] = member
 
     def dropped(self, identity: int) -> None:
+        self.withheld.pop(identity, None)
         member = self.members.pop(identity, None)
         if member is not None:
             self._copier.end(member)
@@ -47,9 +58,15 @@ class Sessions:
 
     def find(self, identity: int) -> MemberShell:
         found = self.members.get(identity)
-        if found is None:
-            raise NoReplica(f"this device has no replica {identity}", replica=identity)
-        return found
+        if found is not None:
+            return found
+        if identity in self.withheld:
+            what = self.withheld[identity].damaged
+            raise NoReplica(
+                f"replica {identity} may have lost a promise ({what}): it is not offered, place it anew",
+                replica=identity,
+            )
+        raise NoReplica(f"this device has no replica {identity}", replica=identity)
 
     # -- connections ------------------------------------------------------------------------------------
 

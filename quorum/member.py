@@ -98,6 +98,7 @@ class Member:
         lease_ms: int = LEASE_MS,
     ) -> None:
         state.validate()
+        invariant(not state.promise_lost, "its promise may be lost: not to be offered", replica=state.replica)
         self.state = state
         self.sync = sync
         self.session = 0

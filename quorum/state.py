@@ -69,9 +69,10 @@ class CopyState:
 class MemberState:
     """See the module. ``last`` is the LSN of the last record accepted, ``commit`` the greatest LSN known to
     be committed *and* matched, which is also what is (to be) applied. ``writer`` with ``epoch``: the promise.
-    ``damaged``: what was lost, for people; empty when nothing was."""
+    ``damaged``: what was lost, for people; empty when nothing was. ``promise_lost``: a later promise than
+    this one may have been given; the store must not offer the replica, so no ``Member`` ever has it."""
 
-    __slots__ = ("commit", "copy", "damaged", "epoch", "history", "last", "replica", "writer")
+    __slots__ = ("commit", "copy", "damaged", "epoch", "history", "last", "promise_lost", "replica", "writer")
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class MemberState:
         last: int = 0,
         copy: CopyState | None = None,
         damaged: str = "",
+        promise_lost: bool = False,
     ) -> None:
         self.replica = replica
         self.epoch = epoch
@@ -93,6 +95,7 @@ class MemberState:
         self.last = last
         self.copy = copy
         self.damaged = damaged
+        self.promise_lost = promise_lost
 
     @property
     def position(self) -> Position:
@@ -144,16 +147,17 @@ class MemberState:
             packed_copy = [ends, copy.above, copy.copied, copy.attempt]
         history = [list(entry) for entry in self.history]
         fields = [VERSION, self.replica, self.epoch, self.writer, history, self.commit, self.last]
-        packed: bytes = msgpack.packb([*fields, packed_copy, self.damaged])
+        packed: bytes = msgpack.packb([*fields, packed_copy, self.damaged, self.promise_lost])
         return packed
 
     @classmethod
     def unpack(cls, packed: bytes) -> MemberState:
         """Raises :class:`Corrupt` for anything that ``pack`` did not make."""
         try:
-            version, replica, epoch, writer, history, commit, last, copy, damaged = msgpack.unpackb(packed)
+            version, *fields = msgpack.unpackb(packed)
             if version != VERSION:
                 raise Corrupt(f"state of a replica in format {version}; this version reads {VERSION}")
+            replica, epoch, writer, history, commit, last, copy, damaged, promise_lost = fields
             state = cls(
                 replica,
                 epoch=epoch,
@@ -163,6 +167,7 @@ class MemberState:
                 last=last,
                 copy=_unpack_copy(copy),
                 damaged=damaged,
+                promise_lost=promise_lost,
             )
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise Corrupt(f"state of a replica cannot be read: {error}") from error

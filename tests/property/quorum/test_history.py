@@ -83,6 +83,7 @@ def test_states_come_back(log: list[int], writer: int, data: st.DataObject) -> N
         last=len(log),
         copy=copy,
         damaged="x",
+        promise_lost=data.draw(st.booleans()),
     )
     again = MemberState.unpack(state.pack())
     assert again.pack() == state.pack()

@@ -23,6 +23,7 @@ class Rig:
         self.members: dict[int, Any] = {
             5: SimpleNamespace(replica=SimpleNamespace(info=SimpleNamespace(volume=1)))
         }
+        self.withheld: dict[int, Any] = {}
         self.drops: list[Any] = []
         me: Any = self
         nothing: Any = None

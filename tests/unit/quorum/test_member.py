@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from moorage.quorum.lease import LEASE_MS
-from moorage.quorum.member import BEHIND, FENCED, FLUSH, FULL, GAP, NO_ROOM, NO_SESSION, OK, WHOLE
+from moorage.quorum.member import (
+    BEHIND,
+    FENCED,
+    FLUSH,
+    FULL,
+    GAP,
+    NO_ROOM,
+    NO_SESSION,
+    OK,
+    WHOLE,
+    Member,
+)
 from moorage.quorum.orders import Note
 from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record
 from moorage.quorum.state import MemberState
@@ -352,6 +363,11 @@ def test_damage(hands: Make) -> None:
     one.member.copied(1)
     one.sync()
     assert one.member.whole and not one.member.state.damaged
+
+
+def test_no_member_is_made_of_what_may_have_lost_a_promise() -> None:
+    with pytest.raises(InvariantViolation):
+        Member(MemberState(1, promise_lost=True), sync=True, now_ms=0, tail_from=lambda: 1)
 
 
 def test_cutting_what_matched_is_our_own_mistake(hands: Make) -> None:

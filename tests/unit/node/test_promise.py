@@ -1,0 +1,209 @@
+"""What a replica has promised is known after a start, or the replica is not offered any more."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lmdb
+import pytest
+
+from moorage.node.handlers import Handlers
+from moorage.node.memory_disk import MemoryDisk, MemoryFile
+from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.segment import FRAME_MAGIC
+from moorage.node.sessions import Sessions
+from moorage.node.store import Store, StoreConfig
+from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sums
+from moorage.wire.errors import NoReplica
+
+SEGMENT = 256 << 10
+CAPACITY = (8 << 20) + 16 * SEGMENT
+DATA = b"what was written" * (BLOCK_SIZE // 16)
+ORDERER: Any = SimpleNamespace(peer=SimpleNamespace(service="metadata"))
+
+
+class Rig:
+    """Replicas 1 and 2 on a store that is opened again without a checkpoint; tampered with meanwhile."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.disk = MemoryDisk()
+        self.store: Store
+        self.sessions: Sessions
+
+    async def open(self) -> Any:
+        config = StoreConfig(self.directory, b"0" * 16, CAPACITY, SEGMENT, checkpoint_seconds=1e9)
+        self.store = Store(config, self.disk)
+        report = await self.store.open()
+        nothing: Any = None
+        self.sessions = Sessions(self.store, SimpleNamespace(begin=None, end=lambda _: None))  # type: ignore[arg-type]
+        self.sessions.load()
+        self.handlers = Handlers(self.store, self.sessions, nothing, nothing, dict)
+        return report
+
+    async def create(self, identity: int) -> Replica:
+        done = asyncio.get_running_loop().create_future()
+        self.store.create(ReplicaInfo(identity, 1, 0, "sync", 3), done.set_result)
+        assert await done is None
+        return self.store.replica(identity)
+
+    async def promise(self, identity: int, epoch: int) -> bytes:
+        replica = self.store.replica(identity)
+        state = replica.state.clone()
+        state.epoch, state.writer = epoch, 77
+        self.store.note(replica, state.pack(), 1)
+        await self.store.flushed()
+        return state.pack()
+
+    async def write(self, identity: int) -> None:
+        replica = self.store.replica(identity)
+        lsn = replica.last_queued + 1
+        self.store.append(replica, [Record(1, lsn, Kind.WRITE, 0, lsn, 1, block_sums(DATA), DATA)], lsn)
+        self.store.apply(replica, lsn)
+        await self.store.flushed()
+
+    async def reopen(self) -> Any:
+        await self.store.close(checkpoint=False)
+        return await self.open()
+
+    def place(self, needle: bytes) -> tuple[MemoryFile, int]:
+        (file,) = [file for file in self.disk.files.values() if needle in file.now]
+        return file, file.now.index(needle)
+
+    def offered(self, identity: int) -> bool:
+        """And what is withheld says so, for good."""
+        state = self.store.replica(identity).state
+        assert (identity in self.sessions.members) is not state.promise_lost
+        assert state.damaged or not state.promise_lost
+        return not state.promise_lost
+
+    async def damaged_note(self) -> None:
+        """Replica 1 has promised epoch 7, and that note rots."""
+        packed = await self.promise(1, 7)
+        await self.write(2)
+        file, at = self.place(packed)
+        await self.store.close(checkpoint=False)
+        file.now[at + 3] ^= 1
+        await self.open()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> Any:
+    rig = Rig(tmp_path)
+    await rig.open()
+    await rig.create(1)
+    await rig.create(2)
+    yield rig
+    await rig.store.close(checkpoint=False)
+
+
+async def test_a_replica_whose_note_is_damaged_is_never_offered_again(rig: Rig) -> None:
+    await rig.promise(1, 6)
+    await rig.damaged_note()
+    for _ in range(3):  # restart after restart, also when the replay does not meet it any more
+        assert not rig.offered(1) and rig.offered(2)
+        with pytest.raises(NoReplica, match="lost a promise"):
+            rig.sessions.find(1)
+        await rig.write(2)
+        await rig.store.checkpoint()
+        await rig.reopen()
+
+
+async def test_a_replica_that_is_not_offered_is_shown_and_can_be_dropped_only(rig: Rig) -> None:
+    await rig.damaged_note()
+    rows = await rig.handlers.list_replicas(ORDERER, {})
+    assert [(row["replica"], row["offered"], row["whole"]) for row in rows] == [
+        (1, False, False),
+        (2, True, True),
+    ]
+    assert "note" in rows[0]["damaged"]
+    order = {"replica": 1, "volume": 1, "group": 0, "members": 3}
+    with pytest.raises(NoReplica, match="lost a promise"):
+        await rig.handlers.create_replica(ORDERER, order)  # it would begin with a promise of nothing
+    await rig.handlers.drop_replica(ORDERER, order)
+    assert list(rig.store.replicas) == [2]
+    with pytest.raises(NoReplica, match="has no replica"):
+        await rig.handlers.drop_replica(ORDERER, order)
+    await rig.handlers.create_replica(ORDERER, order)
+    await rig.reopen()
+    assert rig.offered(1)
+
+
+async def test_a_replica_that_lost_records_alone_is_offered(rig: Rig) -> None:
+    await rig.promise(1, 7)
+    await rig.write(1)
+    await rig.write(2)
+    file, at = rig.place(DATA)
+    await rig.store.close(checkpoint=False)
+    file.now[at] ^= 1
+    report = await rig.open()
+    assert list(report.damaged) == [1]
+    assert rig.offered(1) and rig.sessions.find(1).core.state.epoch == 7
+
+
+async def test_a_later_note_brings_the_promise_back(rig: Rig) -> None:
+    packed = await rig.promise(1, 7)
+    await rig.write(1)
+    await rig.promise(1, 8)
+    file, at = rig.place(packed)
+    await rig.store.close(checkpoint=False)
+    file.now[at + 3] ^= 1
+    report = await rig.open()
+    assert list(report.damaged) == [1]
+    assert rig.offered(1) and rig.sessions.find(1).core.state.epoch == 8
+
+
+async def test_a_note_behind_lost_records_brings_the_promise_too(rig: Rig) -> None:
+    await rig.write(1)
+    await rig.promise(1, 7)
+    await rig.write(2)
+    file, at = rig.place(DATA)
+    await rig.store.close(checkpoint=False)
+    file.now[at] ^= 1
+    report = await rig.open()
+    assert list(report.damaged) == [1]
+    assert rig.offered(1) and rig.sessions.find(1).core.state.epoch == 7
+
+
+async def test_a_group_commit_that_cannot_be_read_may_have_held_any_promise(rig: Rig) -> None:
+    packed = await rig.promise(1, 7)
+    await rig.promise(2, 8)
+    file, at = rig.place(packed)
+    await rig.store.close(checkpoint=False)
+    file.now[file.now.rindex(FRAME_MAGIC, 0, at) + 20] ^= 1
+    report = await rig.open()
+    assert sorted(report.damaged) == [1, 2]
+    assert not rig.offered(1)
+    assert rig.offered(2) and rig.sessions.find(2).core.state.epoch == 8, "what came later is known"
+
+
+async def test_a_damaged_entry_of_the_index_loses_the_promise(rig: Rig) -> None:
+    await rig.promise(1, 7)
+    await rig.write(2)
+    await rig.store.close()
+    env = lmdb.open(str(rig.directory / "index"), max_dbs=8)
+    with env.begin(write=True, db=env.open_db(b"replicas")) as txn:
+        value = bytearray(txn.get((1).to_bytes(8, "big")))
+        value[-5] ^= 1
+        txn.put((1).to_bytes(8, "big"), bytes(value))
+    env.close()
+    await rig.open()
+    for _ in range(2):
+        assert not rig.offered(1) and rig.offered(2)
+        await rig.reopen()
+
+
+async def test_a_damaged_creation_is_a_replica_that_is_not_there(rig: Rig) -> None:
+    await rig.create(3)
+    await rig.write(2)
+    file, at = rig.place(bytes([0x95, 3, 1, 0, 0xA4]) + b"sync")
+    await rig.store.close(checkpoint=False)
+    file.now[at + 6] ^= 1
+    report = await rig.open()
+    assert not report.damaged and "replica 3" in report.notes[0]
+    assert rig.offered(1) and rig.offered(2)
+    with pytest.raises(NoReplica):
+        rig.sessions.find(3)
