@@ -120,7 +120,7 @@ async def test_a_replica_that_is_not_offered_is_shown_and_can_be_dropped_only(ri
         (2, True, True),
     ]
     assert "note" in rows[0]["damaged"]
-    order = {"replica": 1, "volume": 1, "group": 0, "members": 3}
+    order = {"metadata": "m1", "term": 1, "replica": 1, "volume": 1, "group": 0, "members": 3}
     with pytest.raises(NoReplica, match="lost a promise"):
         await rig.handlers.create_replica(ORDERER, order)  # it would begin with a promise of nothing
     await rig.handlers.drop_replica(ORDERER, order)
