@@ -3,7 +3,8 @@
 Owns: one channel per peer, the pins (name -> instance of the member that had this name first), the birth.
 Must never: pass on a message of an instance that is not the pinned one. A member whose directory was wiped
 comes back under its name with another instance: it has forgotten its votes, so it must not vote again.
-Invariant: a pin is durable before anything is answered to who was pinned (the shell stores ``new_pins``).
+Invariants: only members are pinned, so that a removed one, which may not know it, does not keep its name; a
+pin is durable before anything is answered to who was pinned (the shell stores ``new_pins``).
 
 A copy of a member's directory has the right instance, so that is not enough: while the process that takes
 part under a name is connected and not silent, another process of that name is refused.
@@ -243,8 +244,8 @@ class _Dispatcher:
         match frame.unpack(body):
             case [str(group), str(name), str(instance), message]:
                 transport = self.groups.get(group)
-                if transport is None or name == transport.name:
-                    return
+                if transport is None or name not in transport.channels:
+                    return  # no member: it may have been removed and not know it
                 if transport.pins.get(name) == instance and transport.is_twin(name, conn):
                     transport.refuse_twin(name, conn)
                     return

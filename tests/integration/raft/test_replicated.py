@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from moorage.service import replicated
-from moorage.wire import errors
+from moorage.wire import errors, frame
+from moorage.wire.handshake import Hello
+from moorage.wire.server import connect
 
 ABC = ("a", "b", "c")
 
@@ -111,19 +113,62 @@ async def test_two_wiped_members_do_not_begin_an_empty_group(group: Any) -> None
     assert not any(member.status()["born"] for member in members)
 
 
+async def replace(group: Any, name: str) -> Any:
+    """What docs/launch.md says, without the promotion: the caller has stopped the member, or not."""
+    await change(group, lambda config: config.drop(name))
+    if name in group.nodes:
+        await group.stop(name)
+    shutil.rmtree(group.directory / name)
+    await change(group, lambda config: config.put(replicated.Member(name, group.address(name), False)))
+    return await group.add(name, {other: at for other, at in group.peers.items() if other != name})
+
+
+async def change(group: Any, what: Any) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await (await group.leader()).change_members(what)
+            except (errors.Busy, errors.NotLeader, errors.Unavailable):
+                await asyncio.sleep(0.01)
+
+
+async def test_a_removed_member_that_still_runs_does_not_keep_its_name(group: Any, wait_until: Any) -> None:
+    await group.start(*ABC)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    leader = await group.leader()
+    name = next(name for name in ABC if name != leader.name)
+    removed = group.nodes[name].member
+    await wait_until(lambda: removed.kv.get("k") == 1)
+    await leader.change_members(lambda config: config.drop(name))
+    await wait_until(lambda: removed.status()["role"] == "pre-candidate")  # nobody told it
+    await asyncio.sleep(4 * replicated.TICK_S)
+    assert all(name not in node.member._transport.pins for node in group.nodes.values() if node.name != name)
+    node = await replace(group, name)
+    await wait_until(lambda: node.member.failed is not None or node.member.kv.get("k") == 1)
+    assert node.member.failed is None
+
+
+@pytest.mark.parametrize("size", [20, 600])
+async def test_a_frame_of_who_is_no_member_changes_nothing(group: Any, wait_until: Any, size: int) -> None:
+    await group.start("a")
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    hello = Hello("registry", group.secret.cluster, "z", "p")
+    conn = await connect(group.address("a"), hello=hello, secret=group.secret, timeout=2)
+    conn.send(frame.ONEWAY, frame.RAFT, 0, frame.pack(["g", "z" * size, "i", ["birth"]]))
+    await conn.call("raft.g.status", {}, timeout=2)  # the frame before it has been taken
+    conn.close()
+    await conn.wait_closed()
+    await group.propose({"do": "put", "key": "k", "value": 2})
+    assert group.nodes["a"].member._transport.pins == {}
+
+
 async def test_a_wiped_member_comes_back_as_a_new_one(group: Any, wait_until: Any) -> None:
     await group.start(*ABC)
     await group.propose({"do": "put", "key": "k", "value": 1})
     leader = await group.leader()
     lost = next(name for name in ABC if name != leader.name)
     await group.stop(lost)
-    shutil.rmtree(group.directory / lost)
-    await leader.change_members(lambda config: config.drop(lost))
-    others = {name: address for name, address in group.peers.items() if name != lost}
-    node = await group.add(lost, others)
-    await leader.change_members(
-        lambda config: config.put(replicated.Member(lost, group.address(lost), False))
-    )
+    node = await replace(group, lost)
     await wait_until(lambda: node.member.kv.get("k") == 1)
     await leader.change_members(lambda config: config.put(replicated.Member(lost, group.address(lost), True)))
     await wait_until(lambda: all(member["voter"] for member in node.member.members))
