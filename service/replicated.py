@@ -36,8 +36,10 @@ from moorage.quorum.raft_types import (
 from moorage.service import raft_transport
 from moorage.service.embed import Route
 from moorage.service.kv import KV
+from moorage.service.options import NAME
 from moorage.service.raft_storage import LmdbBase, RaftStorage, SnapshotReader, Work
 from moorage.service.raft_transport import Transport
+from moorage.wire import address as addresses
 from moorage.wire import errors
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import CallContext, Router
@@ -407,7 +409,7 @@ class Replicated:
         return self.status()
 
     async def _rpc_add(self, context: CallContext | None, params: dict[str, Any]) -> Any:
-        await self.change_members(lambda config: config.put(Member(params["name"], params["address"], False)))
+        await self.change_members(lambda config: _with_learner(config, params["name"], params["address"]))
         return {}
 
     async def _rpc_promote(self, context: CallContext | None, params: dict[str, Any]) -> Any:
@@ -422,7 +424,9 @@ class Replicated:
 
     async def _rpc_set_address(self, context: CallContext, params: dict[str, Any]) -> Any:
         await self.change_members(
-            lambda config: config.put(_known(config, params["name"])._replace(address=params["address"]))
+            lambda config: config.put(
+                _known(config, params["name"])._replace(address=_checked_address(params["address"]))
+            )
         )
         return {}
 
@@ -711,6 +715,29 @@ def _known(config: Config, name: str) -> Member:
     if member is None:
         raise errors.NotFound(f"{name} is not a member: members are {', '.join(config.names)}")
     return member
+
+
+def _with_learner(config: Config, name: Any, address: Any) -> Config:
+    """Add a learner, or give the one of that name another address. Not to a voter: it would lose its vote."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise errors.Invalid(
+            "bad name of a member: use 1 to 63 of a-z, 0-9, '.', '_', '-', the first a letter or digit"
+        )
+    known = config.find(name)
+    if known is not None and known.voter:
+        raise errors.Invalid(
+            f"{name} is a voter of this group already, at {known.address}: to replace it, remove it first"
+        )
+    return config.put(Member(name, _checked_address(address), False))
+
+
+def _checked_address(address: Any) -> str:
+    if not isinstance(address, str):
+        raise errors.Invalid("a member's address is a text: give HOST:PORT, [IPV6]:PORT or unix:/path")
+    found = addresses.parse(address)
+    if isinstance(found, addresses.Tcp) and found.port == 0:
+        raise errors.Invalid(f"bad address {address!r}: nobody can connect to port 0")
+    return str(found)
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:

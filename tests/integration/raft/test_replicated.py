@@ -258,3 +258,38 @@ async def test_membership_over_the_wire(group: Any, wait_until: Any) -> None:
     with pytest.raises(errors.NotFound):
         await leader._rpc_remove(None, rpc)  # type: ignore[arg-type]
     await group.propose({"do": "put", "key": "k", "value": 8})
+
+
+async def test_adding_a_voter_does_not_take_its_vote(group: Any) -> None:
+    await group.start("a")
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    leader = await group.leader()
+    with pytest.raises(errors.Invalid, match="a voter of this group already"):
+        await leader._rpc_add(None, {"name": "a", "address": group.address("a")})
+    await leader._rpc_add(None, {"name": "d", "address": "h:1"})
+    await leader._rpc_add(None, {"name": "d", "address": "h:2"})  # a learner may move
+    assert [(each["name"], each["address"], each["voter"]) for each in leader.members][1:] == [
+        ("d", "h:2", False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        (5, "h:1"),
+        ("", "h:1"),
+        ("x" * 600, "h:1"),
+        ("\ud800", "h:1"),
+        ("d", "no address"),
+        ("d", 5),
+        ("d", "h:0"),
+    ],
+)
+async def test_what_cannot_be_a_member_is_not_added(group: Any, name: Any, address: Any) -> None:
+    await group.start("a")
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    leader = await group.leader()
+    with pytest.raises(errors.Invalid):
+        await leader._rpc_add(None, {"name": name, "address": address})
+    with pytest.raises(errors.MoorageError):
+        await leader._rpc_set_address(None, {"name": "a", "address": "no address"})  # type: ignore[arg-type]
