@@ -6,8 +6,9 @@ comes back under its name with another instance: it has forgotten its votes, so 
 Invariants: only members are pinned, so that a removed one, which may not know it, does not keep its name; a
 pin is durable before anything is answered to who was pinned (the shell stores ``new_pins``).
 
-A copy of a member's directory has the right instance, so that is not enough: while the process that takes
-part under a name is connected and not silent, another process of that name is refused.
+A copy of a member's directory has the right instance, so that is not enough: when another process comes under
+a name, the one that takes part is pinged. If it answers, the newcomer is refused; if it has hung up or stays
+silent, its host lost power, and the newcomer takes its place. Until then the newcomer's frames are dropped.
 
 Birth: a member with an empty directory takes part only after *all* members that the group begins with have
 accepted its instance. Two wiped members of three can therefore never form an empty group beside the third.
@@ -30,14 +31,14 @@ from weakref import WeakKeyDictionary
 from moorage.quorum.raft_types import Message, decode, encode
 from moorage.wire import errors, frame
 from moorage.wire.channel import Channel
-from moorage.wire.connection import Connection
+from moorage.wire.connection import Connection, Reply
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Router
 from moorage.wire.secret import ClusterSecret
 
 log = logging.getLogger(__name__)
 
-SILENT_S = 2.5  # a living process is heard every second at least: its channel to us pings
+SILENT_S = 2.5  # a living process answers a PING within that
 QUEUE_MAX = 8 << 20  # bytes towards one peer; beyond it messages are dropped, which Raft bears
 
 
@@ -67,6 +68,7 @@ class Transport:
         self.accepted_by: set[str] = set()
         self.heard_at: dict[str, str] = {}  # name -> address that the member itself named last
         self._processes: dict[str, Connection] = {}  # name -> the connection that its process used last
+        self._newcomers: WeakKeyDictionary[Connection, _Asked] = WeakKeyDictionary()
         self._hello = hello
         self._secret = secret
         self._receiver = receiver
@@ -128,18 +130,26 @@ class Transport:
 
     # -- receiving --------------------------------------------------------------------------------
 
-    def is_twin(self, name: str, conn: Connection) -> bool:
-        """Whether another process than the one of ``conn`` lives under this name; else this one does."""
-        other = self._processes.get(name)
-        if other is not None and other.peer.instance != conn.peer.instance and not other.closed:
-            now = asyncio.get_running_loop().time()
-            if now - other.last_received < SILENT_S:
-                return True
-        self._processes[name] = conn
+    def takes_part(self, name: str, conn: Connection) -> bool:
+        """Whether the process of ``conn`` is the one that lives under this name. A second process waits until
+        the first has hung up, answers, or has been silent for ``SILENT_S``."""
+        first = self._processes.get(name)
+        if first is None or first.closed or first.peer.instance == conn.peer.instance:
+            self._processes[name] = conn
+            return True
+        asked = self._newcomers.get(conn)
+        if asked is None or asked.first is not first:
+            self._newcomers[conn] = _Asked(first)
+        elif asked.answered:
+            del self._newcomers[conn]
+            self._refuse_twin(name, first, conn)
+        elif asked.silent:
+            del self._newcomers[conn]
+            self._processes[name] = conn
+            return True
         return False
 
-    def refuse_twin(self, name: str, conn: Connection) -> None:
-        first = self._processes[name]
+    def _refuse_twin(self, name: str, first: Connection, conn: Connection) -> None:
         where = first.peer.extra.get("address", first.address)
         log.warning("raft %s: refused a second process of %s; the first is at %s", self.group, name, where)
         reason = (
@@ -195,6 +205,24 @@ class Transport:
         self._send(name, ["refused", reason])
 
 
+class _Asked:
+    """A PING to the process that had a name when another one of that name came. Only its answer is a sign of
+    life: what else comes from it may have been on the way since before its host lost power."""
+
+    def __init__(self, first: Connection) -> None:
+        self.first = first
+        self.answered = False
+        self._since = asyncio.get_running_loop().time()
+        first.request(frame.PING, b"", (), self._on_reply)
+
+    def _on_reply(self, reply: Reply | errors.MoorageError) -> None:
+        self.answered = isinstance(reply, Reply)
+
+    @property
+    def silent(self) -> bool:
+        return asyncio.get_running_loop().time() - self._since >= SILENT_S
+
+
 class _Refusals:
     """What comes back on our own channels: a twin is told on the connection that it made, since the
     address of its name is another process's."""
@@ -246,8 +274,7 @@ class _Dispatcher:
                 transport = self.groups.get(group)
                 if transport is None or name not in transport.channels:
                     return  # no member: it may have been removed and not know it
-                if transport.pins.get(name) == instance and transport.is_twin(name, conn):
-                    transport.refuse_twin(name, conn)
+                if transport.pins.get(name) == instance and not transport.takes_part(name, conn):
                     return
                 transport.received(name, instance, message)
                 transport.heard_from(name, instance, conn.peer.extra.get("address"))

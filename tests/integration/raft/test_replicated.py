@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from moorage.service import replicated
+from moorage.quorum.raft_types import HeartbeatReply, encode
+from moorage.service import raft_transport, replicated
 from moorage.wire import errors, frame
+from moorage.wire.connection import Connection
 from moorage.wire.handshake import Hello
 from moorage.wire.server import connect
 
@@ -160,6 +162,44 @@ async def test_a_frame_of_who_is_no_member_changes_nothing(group: Any, wait_unti
     await conn.wait_closed()
     await group.propose({"do": "put", "key": "k", "value": 2})
     assert group.nodes["a"].member._transport.pins == {}
+
+
+async def second_process(group: Any) -> tuple[str, Connection]:
+    """A follower is stopped and started again; a living connection remains of its former process."""
+    await group.start(*ABC)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    leader = await group.leader()
+    name = next(name for name in ABC if name != leader.name)
+    instance = group.nodes[name].member._transport.instance
+    await group.stop(name)
+    hello = Hello("registry", group.secret.cluster, name, "former process")
+    conn = await connect(group.address(leader.name), hello=hello, secret=group.secret, timeout=2)
+    conn.send(frame.ONEWAY, frame.RAFT, 0, frame.pack(["g", name, instance, encode(HeartbeatReply(0, 0))]))
+    await conn.call("raft.g.status", {}, timeout=2)
+    return name, conn
+
+
+async def test_a_member_whose_host_lost_power_may_start_again_at_once(
+    group: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last process is gone, but no FIN came: it was heard just now, and answers nothing."""
+    monkeypatch.setattr(raft_transport, "SILENT_S", 0.3)
+    name, conn = await second_process(group)
+    assert conn._transport is not None
+    conn._transport.pause_reading()
+    await group.propose({"do": "put", "key": "k", "value": 2})
+    node = await group.add(name, group.peers)
+    await wait_until(lambda: node.member.failed is not None or node.member.kv.get("k") == 2)
+    assert node.member.failed is None
+    conn.close()
+
+
+async def test_a_second_process_of_a_living_member_is_refused(group: Any, wait_until: Any) -> None:
+    name, conn = await second_process(group)
+    node = await group.add(name, group.peers)
+    await wait_until(lambda: node.member.failed is not None)
+    assert "from another process" in str(node.member.failed)
+    conn.close()
 
 
 async def test_a_wiped_member_comes_back_as_a_new_one(group: Any, wait_until: Any) -> None:
