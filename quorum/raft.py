@@ -7,7 +7,7 @@ Must never: send a promise before it is durable (``Ready``), vote twice in a ter
 
 The shell's loop: ``step``, ``tick``, ``propose``, ``read``; then
 ``take_messages`` (may go out at once), ``ready`` (store, then send its messages, then ``advance``; one at
-a time), ``take_committed`` (apply, in order), ``take_reads``, ``take_chunk_requests``.
+a time), ``take_committed`` (apply, in order), ``take_reads``, ``take_chunk_requests``, ``take_forgetful``.
 Why some messages may overtake storing: a leader's Append says nothing about its own disk, for which it
 counts only what ``advance`` reported (thesis, section 10.2.1). While term or vote are not durable nothing
 goes out at all.
@@ -439,6 +439,13 @@ class Raft:
             return []
         requests, self.lead.chunk_requests = self.lead.chunk_requests, []
         return requests
+
+    def take_forgetful(self) -> dict[str, int]:
+        """Members that refuse what they had acknowledged, up to that index: their state is an older one."""
+        if self.lead is None or not self.lead.forgetful:
+            return {}
+        found, self.lead.forgetful = self.lead.forgetful, {}
+        return found
 
     def take_committed(self, count_max: int = 1024) -> list[Entry]:
         """The next committed entries to apply; taking them counts as having applied them."""

@@ -49,6 +49,7 @@ class Progress:
         self.inflight: list[int] = []  # last index of each Append with entries not acknowledged yet
         self.silent_ticks = 0
         self.round = 0  # the greatest that it echoed
+        self.match_round = 0  # our round when ``match`` last grew: what has a greater one was sent after that
         self.snapshot: Snapshot | None = None
         self.attempt = 0
         self.seq = 0  # chunk of the snapshot to be acknowledged next
@@ -88,6 +89,7 @@ class Leadership:
         self.transfer_to: str | None = None
         self.transfer_ticks = 0
         self.chunk_requests: list[ChunkRequest] = []
+        self.forgetful: dict[str, int] = {}  # members that lost what they had acknowledged up to that index
         self.follow_config(core.log.config)
 
     def follow_config(self, config: Config) -> None:
@@ -104,6 +106,7 @@ class Leadership:
         self.heartbeat_elapsed += 1
         if self.heartbeat_elapsed >= self.core.settings.heartbeat_ticks:
             self.heartbeat_elapsed = 0
+            self.round += 1  # so that an answer to it cannot be taken for one to the last
             self.broadcast()
         for name, progress in self.progress.items():
             progress.silent_ticks += 1
@@ -250,6 +253,8 @@ class Leadership:
 
     def _on_match(self, source: str, progress: Progress, index: int) -> None:
         advanced = index > progress.match
+        if advanced:
+            progress.match_round = self.round
         progress.acknowledged(index)
         if progress.flow is not Flow.REPLICATE and progress.match >= self.core.log.base_index:
             progress.flow = Flow.REPLICATE
@@ -263,6 +268,10 @@ class Leadership:
             self._maybe_hand_over(source, progress)
 
     def _on_refusal(self, source: str, progress: Progress, reply: AppendReply) -> None:
+        if reply.index <= progress.match and reply.round > progress.match_round:
+            # It was asked after it had acknowledged that, and only a leader of a later term may cut it.
+            self.forgetful[source] = progress.match
+            return
         # A refusal of something at or below match, or (while probing) of another probe, is an old message.
         if progress.flow is Flow.SNAPSHOT or reply.index <= progress.match:
             return

@@ -156,6 +156,24 @@ class Transport:
             f"{self.name} hears {name} of group {self.group} from another process, at {where}: a member has"
             " one process and one directory. Stop that one, or clear this directory and choose another name"
         )
+        self._refuse_on(conn, reason)
+
+    def refuse_forgetful(self, name: str, index: int) -> None:
+        """Its directory is older than what it acknowledged to us: say so to the process that it has now."""
+        conn = self._processes.get(name)
+        if conn is None:
+            return  # it refuses again with the next heartbeat
+        log.warning(
+            "raft %s: refused %s: it has lost what it acknowledged, up to %d", self.group, name, index
+        )
+        reason = (
+            f"{name} acknowledged entries of group {self.group} up to {index} to {self.name} and has them no"
+            f" more: this directory is older, such as one restored from a backup. Remove {name} from"
+            " the group, clear its directory, and add it anew"
+        )
+        self._refuse_on(conn, reason)
+
+    def _refuse_on(self, conn: Connection, reason: str) -> None:
         body = frame.pack([self.group, self.name, self.instance, ["refused", reason]])
         conn.send(frame.ONEWAY, frame.RAFT, 0, body)
 
@@ -224,8 +242,8 @@ class _Asked:
 
 
 class _Refusals:
-    """What comes back on our own channels: a twin is told on the connection that it made, since the
-    address of its name is another process's."""
+    """What comes back on our own channels: a refusal of one process goes back on the connection that it
+    made, since at the address of its name may be another."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport

@@ -521,6 +521,8 @@ class Replicated:
                 self._transport.send(target, message)
             self._apply_committed(core)
             self._answer_reads(core)
+            for name, index in core.take_forgetful().items():
+                self._transport.refuse_forgetful(name, index)
             for request in core.take_chunk_requests():
                 self._send_chunk(core, request)
             if self._storing is None:

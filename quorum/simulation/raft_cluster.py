@@ -172,6 +172,8 @@ class SimMember:
                 self.cluster.network.send(self.name, target, encode(message))
             self._apply(core)
             self._answer_reads(core)
+            if forgetful := core.take_forgetful():
+                self.cluster._fail(f"{forgetful} have lost nothing, and are told so by {self.name}")
             for request in core.take_chunk_requests():
                 self._read_chunk(core, request)
             ready = core.ready()

@@ -164,6 +164,30 @@ async def test_a_frame_of_who_is_no_member_changes_nothing(group: Any, wait_unti
     assert group.nodes["a"].member._transport.pins == {}
 
 
+async def test_a_member_restored_from_a_backup_is_refused_by_the_leader_that_had_its_acknowledgements(
+    group: Any, wait_until: Any
+) -> None:
+    await group.start(*ABC)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    leader = await group.leader()
+    name = next(name for name in ABC if name != leader.name)
+    await wait_until(lambda: group.nodes[name].member.kv.get("k") == 1)
+    await group.stop(name)
+    shutil.copytree(group.directory / name, group.directory / "backup")
+    await group.add(name, group.peers)
+    for n in range(20):
+        await group.propose({"do": "put", "key": "k", "value": n})
+    await wait_until(lambda: group.nodes[name].member.kv.get("k") == 19)
+    assert await group.leader() is leader
+    await group.stop(name)
+    shutil.rmtree(group.directory / name)
+    (group.directory / "backup").rename(group.directory / name)
+    restored = (await group.add(name, group.peers)).member
+    await wait_until(lambda: restored.failed is not None)
+    assert isinstance(restored.failed, errors.IdentityConflict)
+    assert "this directory is older" in str(restored.failed)
+
+
 async def second_process(group: Any) -> tuple[str, Connection]:
     """A follower is stopped and started again; a living connection remains of its former process."""
     await group.start(*ABC)

@@ -243,6 +243,21 @@ def test_a_refusal_skips_a_whole_term() -> None:
     assert leader_log.agree_below(reply.hint_index, reply.hint_term) == 3
 
 
+def test_a_refusal_of_what_was_acknowledged_before_it_was_asked_for_is_noticed() -> None:
+    raft = elected()
+    acknowledged_in = raft.lead.round if raft.lead else 0
+    raft.step("b", AppendReply(1, False, 1, 0, 0, acknowledged_in))  # late: asked before that
+    assert raft.take_forgetful() == {}
+    for _ in range(raft.settings.heartbeat_ticks):
+        raft.tick()
+    [asked] = [message for target, message in store(raft) if target == "b"]
+    assert isinstance(asked, Append) and asked.round > acknowledged_in
+    raft.step("b", AppendReply(1, False, asked.prev_index, 0, 0, asked.round))
+    assert raft.take_forgetful() == {"b": 1} and raft.take_forgetful() == {}
+    raft.step("c", AppendReply(1, False, asked.prev_index, 0, 0, asked.round))  # it never had anything
+    assert raft.take_forgetful() == {}
+
+
 def test_in_flight_appends_are_bounded() -> None:
     raft = elected()
     raft.step("b", AppendReply(1, True, 1, 0, 0, 0))
