@@ -156,9 +156,10 @@ class Raft:
         return self._propose(COMMAND, data)
 
     def propose_config(self, config: Config) -> tuple[int, int]:
-        """Change the members, by at most one voter. Busy, Invalid, Unavailable, NotLeader."""
+        """Change the members, by at most one voter; ``since`` is not the caller's to say. Busy, Invalid,
+        Unavailable, NotLeader."""
         self._leadership().check_change(config)
-        return self._propose(CONFIG, config.encode())
+        return self._propose(CONFIG, config.after(self.log.config, self.log.last_index + 1).encode())
 
     def _propose(self, kind: int, data: bytes) -> tuple[int, int]:
         lead = self._leadership()

@@ -22,6 +22,7 @@ class Member(NamedTuple):
     name: str
     address: str
     voter: bool  # False: a learner, which receives everything and counts for nothing
+    since: int = 0  # log index that added it; greater when the name was removed and added again
 
 
 class Config:
@@ -43,6 +44,13 @@ class Config:
     def drop(self, name: str) -> Config:
         return Config(each for each in self.members if each.name != name)
 
+    def after(self, former: Config, index: int) -> Config:
+        """This one as the entry at ``index`` behind ``former``: members stay what they were, others join."""
+        return Config(
+            each._replace(since=index if (known := former.find(each.name)) is None else known.since)
+            for each in self.members
+        )
+
     def voters_changed(self, other: Config) -> int:
         """How many voters are in one of the two only. At most one keeps every two majorities overlapping."""
         return len(set(self.voters) ^ set(other.voters))
@@ -55,7 +63,10 @@ class Config:
     def decode(raw: bytes) -> Config:
         try:
             rows = msgpack.unpackb(raw)
-            members = [Member(str(name), str(address), bool(voter)) for name, address, voter in rows]
+            members = [
+                Member(str(name), str(address), bool(voter), _number(since))
+                for name, address, voter, since in rows
+            ]
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise errors.ProtocolError(f"not a raft configuration: {error}") from error
         return Config(members)

@@ -14,7 +14,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import msgpack
@@ -25,7 +25,7 @@ from moorage.service.kv import Batch
 from moorage.service.lmdb_check import check_in_child, seal, unseal
 from moorage.wire import errors
 
-FORMAT = 1
+FORMAT = 2
 MAP_SIZE = 64 << 30  # sparse; a bound on the state, not an allocation
 CHUNK_SIZE = 128 << 10
 _INDEX = struct.Struct(">Q")  # big-endian: LMDB orders keys as bytes
@@ -33,6 +33,14 @@ ADVICE = (
     "this member's copy cannot be trusted: remove it from the group (raft.GROUP.remove_member), move the"
     " directory aside and add it anew; the other members hold the data"
 )
+
+
+class Pin(NamedTuple):
+    """Who a member is: the instance of the directory that had its name first, since it was added at that log
+    index."""
+
+    since: int
+    instance: str
 
 
 @dataclass(slots=True)
@@ -46,7 +54,7 @@ class Work:
     applied: int | None = None
     batch: Batch = field(default_factory=dict)
     base: Snapshot | None = None  # the log up to here may go
-    pins: dict[str, str | None] = field(default_factory=dict)  # None: unpinned
+    pins: dict[str, Pin | None] = field(default_factory=dict)  # None: unpinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ class Loaded:
     hard_state: HardState
     log: Log
     applied: int
-    pins: dict[str, str]
+    pins: dict[str, Pin]
 
 
 class LmdbBase:
@@ -170,7 +178,7 @@ class RaftStorage:
             applied = self.read_meta(b"applied", txn)
             hard_state = HardState(*self.read_meta(b"hard_state", txn))
             pins = {
-                bytes(key)[4:].decode(): self._unpack(key, value)
+                bytes(key)[4:].decode(): Pin(*self._unpack(key, value))
                 for key, value in txn.cursor(self.meta_db)
                 if bytes(key).startswith(b"pin:")
             }
@@ -227,8 +235,8 @@ class RaftStorage:
         with self.env.begin(write=True) as txn:
             if work.hard_state is not None:
                 self._put_meta(txn, b"hard_state", list(work.hard_state))
-            for name, instance in work.pins.items():
-                self._put_pin(txn, name, instance)
+            for name, pin in work.pins.items():
+                self._put_pin(txn, name, pin)
             for chunk in work.chunks:
                 self._stage(txn, chunk)
             if work.install is not None:
@@ -244,12 +252,12 @@ class RaftStorage:
     def _put_meta(self, txn: lmdb.Transaction, key: bytes, value: Any) -> None:
         txn.put(key, seal(key, msgpack.packb(value)), db=self.meta_db)
 
-    def _put_pin(self, txn: lmdb.Transaction, name: str, instance: str | None) -> None:
+    def _put_pin(self, txn: lmdb.Transaction, name: str, pin: Pin | None) -> None:
         key = b"pin:" + name.encode()
-        if instance is None:
+        if pin is None:
             txn.delete(key, db=self.meta_db)
         else:
-            self._put_meta(txn, key, instance)
+            self._put_meta(txn, key, list(pin))
 
     def _append(self, txn: lmdb.Transaction, entries: list[Entry]) -> None:
         """Entries replace all from the first one's index on."""

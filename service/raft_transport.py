@@ -4,7 +4,13 @@ Owns: one channel per peer, the pins (name -> instance of the member that had th
 Must never: pass on a message of an instance that is not the pinned one. A member whose directory was wiped
 comes back under its name with another instance: it has forgotten its votes, so it must not vote again.
 Invariants: only members are pinned, so that a removed one, which may not know it, does not keep its name; a
-pin is durable before anything is answered to who was pinned (the shell stores ``new_pins``).
+pin is durable before anything is answered to who was pinned (the shell stores ``new_pins``); the ``since`` of
+a pin never falls.
+
+A name may be removed and added again, for another instance. What tells the two apart is ``since``, the log
+index that added the member: a greater one replaces a pin, a smaller one is of the past. A member learns its
+own from a leader, stores it as its pin of itself, and claims it in every frame. One that was away meanwhile
+thus does not refuse the new member for the old one's sake, and hears members that it has not heard of.
 
 A copy of a member's directory has the right instance, so that is not enough: when another process comes under
 a name, the one that takes part is pinged. If it answers, the newcomer is refused; if it has hung up or stays
@@ -16,8 +22,9 @@ accepted its instance. Two wiped members of three can therefore never form an em
 A member may come back on another port: its handshake says where it is now (``extra["address"]``), and once
 its instance is verified, our channel to it goes there, whatever the configuration or the operator said.
 
-RAFT frame (ONEWAY): msgpack [group, name, instance, message], where message is one of
-quorum/raft_types.py, or ["birth"] (asks to be accepted), ["accepted"], ["refused", text].
+RAFT frame (ONEWAY): msgpack [group, name, instance, since, your since, message]; both are nil while they are
+not known. The message is one of quorum/raft_types.py, or ["birth"] (asks to be accepted), ["accepted"],
+["refused", text].
 """
 
 from __future__ import annotations
@@ -28,7 +35,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from moorage.quorum.raft_types import Message, decode, encode
+from moorage.quorum.raft_types import (
+    INDEX_MAX,
+    Append,
+    Heartbeat,
+    Message,
+    SnapshotChunk,
+    decode,
+    encode,
+)
+from moorage.service.options import NAME
+from moorage.service.raft_storage import Pin
 from moorage.wire import errors, frame
 from moorage.wire.channel import Channel
 from moorage.wire.connection import Connection, Reply
@@ -39,6 +56,7 @@ from moorage.wire.secret import ClusterSecret
 log = logging.getLogger(__name__)
 
 SILENT_S = 2.5  # a living process answers a PING within that
+STRANGERS_MAX = 16  # members that we have not heard of, so far behind are we
 QUEUE_MAX = 8 << 20  # bytes towards one peer; beyond it messages are dropped, which Raft bears
 
 
@@ -61,8 +79,10 @@ class Transport:
         self.group = group
         self.name = name
         self.instance = ""
-        self.pins: dict[str, str] = {}
-        self.new_pins: dict[str, str | None] = {}
+        self.pins: dict[str, Pin] = {}  # with our own: since when we are a member
+        self.new_pins: dict[str, Pin | None] = {}
+        self.members: dict[str, int] = {}  # of the committed configuration: name -> since
+        self.config_index = 0  # where it stands in the log
         self.channels: dict[str, Channel] = {}
         self.dropped = 0
         self.accepted_by: set[str] = set()
@@ -83,8 +103,8 @@ class Transport:
         for name, address in addresses.items():
             channel = self.channels.get(name)
             if channel is None:
-                refusals = _Refusals(self)
-                channel = Channel(address, hello=self._hello, secret=self._secret, endpoint=refusals)
+                answers = _Answers(self)
+                channel = Channel(address, hello=self._hello, secret=self._secret, endpoint=answers)
                 self.channels[name] = channel
                 channel.start()
             else:
@@ -93,11 +113,25 @@ class Transport:
     async def stop(self) -> None:
         await self.follow({})
 
-    def forget(self, name: str) -> None:
-        """A member has been removed: its name may come back as another instance."""
+    def members_are(self, members: Mapping[str, int], index: int) -> None:
+        """The committed configuration, which stands at ``index``: who was pinned before it under the name of
+        one that was removed, or removed and added again, is not that member."""
+        self.members, self.config_index = dict(members), index
+        for name, pin in list(self.pins.items()):
+            if name != self.name and pin.since < members.get(name, index):
+                self._unpin(name)
+
+    def _unpin(self, name: str) -> None:
+        del self.pins[name]
+        self.new_pins[name] = None
         self.heard_at.pop(name, None)
-        if self.pins.pop(name, None) is not None:
-            self.new_pins[name] = None
+        self._processes.pop(name, None)
+
+    def _pin(self, name: str, since: int, instance: str) -> None:
+        if name in self.pins:
+            self._unpin(name)
+        log.info("raft %s: %s is instance %s, a member since %d", self.group, name, instance, since)
+        self.pins[name] = self.new_pins[name] = Pin(since, instance)
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -106,11 +140,17 @@ class Transport:
 
     def _send(self, target: str, message: list[Any]) -> None:
         channel = self.channels.get(target)
-        conn = None if channel is None else channel.conn
+        # Who is a member only according to itself is answered where it spoke.
+        conn = self._processes.get(target) if channel is None else channel.conn
         if conn is None or conn.write_queue_size > QUEUE_MAX:
             self.dropped += 1
             return
-        body = frame.pack([self.group, self.name, self.instance, message])
+        self._send_on(conn, target, message)
+
+    def _send_on(self, conn: Connection, target: str, message: list[Any]) -> None:
+        own = self.pins.get(self.name)
+        since = None if own is None else own.since
+        body = frame.pack([self.group, self.name, self.instance, since, self.members.get(target), message])
         conn.send(frame.ONEWAY, frame.RAFT, 0, body)
 
     def ask_to_be_born(self) -> None:
@@ -118,10 +158,10 @@ class Transport:
             if name not in self.accepted_by:
                 self._send(name, ["birth"])
 
-    def pins_stored(self, pins: Mapping[str, str | None]) -> None:
+    def pins_stored(self, pins: Mapping[str, Pin | None]) -> None:
         """These pins are durable: what waited for that may be said."""
-        for name, instance in pins.items():
-            if self.new_pins.get(name, instance) == instance:
+        for name, pin in pins.items():
+            if self.new_pins.get(name, pin) == pin:
                 self.new_pins.pop(name, None)
         if not self.new_pins:
             answers, self._answers = self._answers, []
@@ -156,7 +196,7 @@ class Transport:
             f"{self.name} hears {name} of group {self.group} from another process, at {where}: a member has"
             " one process and one directory. Stop that one, or clear this directory and choose another name"
         )
-        self._refuse_on(conn, reason)
+        self._send_on(conn, name, ["refused", reason])
 
     def refuse_forgetful(self, name: str, index: int) -> None:
         """Its directory is older than what it acknowledged to us: say so to the process that it has now."""
@@ -171,39 +211,78 @@ class Transport:
             f" more: this directory is older, such as one restored from a backup. Remove {name} from"
             " the group, clear its directory, and add it anew"
         )
-        self._refuse_on(conn, reason)
+        self._send_on(conn, name, ["refused", reason])
 
-    def _refuse_on(self, conn: Connection, reason: str) -> None:
-        body = frame.pack([self.group, self.name, self.instance, ["refused", reason]])
-        conn.send(frame.ONEWAY, frame.RAFT, 0, body)
-
-    def heard_from(self, name: str, instance: str, address: Any) -> None:
-        """A verified member said where it is."""
-        if not isinstance(address, str) or self.pins.get(name) != instance or name not in self.channels:
-            return
-        if self.heard_at.get(name) != address:
-            self.heard_at[name] = address
-            self.channels[name].set_address(address)
-
-    def received(self, name: str, instance: str, message: Any) -> None:
-        if type(message) is not list or not message:
+    def received(
+        self, conn: Connection, name: str, instance: str, since: int | None, own: int | None, raw: Any
+    ) -> None:
+        """One frame of ``name``, which says that it is a member since ``since``, and we since ``own``."""
+        if type(raw) is not list or not raw:
             raise errors.ProtocolError("malformed RAFT frame")
-        if message[0] == "refused":
-            self.refused(name, str(message[1]))
-            return
-        pinned = self.pins.get(name)
-        if pinned is None:
-            log.info("raft %s: %s is instance %s", self.group, name, instance)
-            self.pins[name] = self.new_pins[name] = instance
-        elif pinned != instance:
-            self._refuse(name, instance, pinned)
-            return
-        if message[0] == "birth":
+        if name == self.name:
+            return  # a former address of a peer is ours now
+        if raw[0] == "refused":
+            self.refused(name, str(raw[-1]))
+        elif (
+            self._may_be_member(name, since)
+            and self._is_known(conn, name, instance, since, raw[0])
+            and self.takes_part(name, conn)
+        ):
+            self._heard_from(name, conn.peer.extra.get("address"))
+            self._take(name, own, raw)
+
+    def _may_be_member(self, name: str, since: int | None) -> bool:
+        """No frame of a stranger is taken, unless it was added behind the configuration that we know."""
+        if name in self.channels or name in self.pins:
+            return True
+        if since is None or since <= self.config_index or NAME.fullmatch(name) is None:
+            return False
+        return sum(each not in self.members for each in self.pins) < STRANGERS_MAX
+
+    def _is_known(self, conn: Connection, name: str, instance: str, since: int | None, kind: Any) -> bool:
+        """Whether this is the instance that has the name, which it gets if it is free, or if it is a member
+        since later than the one that had it."""
+        pin, member_since = self.pins.get(name), self.members.get(name, 0)
+        if kind == "birth" and since is None:
+            since = 0  # it believes that it begins the group
+        if pin is not None and pin.instance == instance:
+            if since is not None and since > pin.since:
+                self.pins[name] = self.new_pins[name] = Pin(since, instance)
+            return True
+        if since is not None and since < (member_since if pin is None else max(member_since, pin.since)):
+            if kind == "birth":
+                self._refuse_birth(conn, name)
+            return False  # an old message, or a process that nobody told that it has been replaced
+        if pin is None or (since is not None and since > pin.since):
+            self._pin(name, max(since or 0, member_since), instance)
+            return True
+        if (
+            since is not None
+        ):  # else no leader has spoken to it: we may be the one who knows the former member
+            self._refuse(conn, name, instance, pin)
+        return False
+
+    def _take(self, name: str, own: int | None, raw: list[Any]) -> None:
+        if raw[0] == "birth":
             self._answer(name, ["accepted"])
-        elif message[0] == "accepted":
+        elif raw[0] == "accepted":
             self.accepted_by.add(name)
         else:
-            self._receiver.received(name, decode(message))
+            message = decode(raw)
+            if own is not None and isinstance(message, Append | Heartbeat | SnapshotChunk):
+                self._learn_since(own)  # only a leader says this: it knows all members
+            self._receiver.received(name, message)
+
+    def _learn_since(self, since: int) -> None:
+        known = self.pins.get(self.name)
+        if known is None or known.since < since:
+            self.pins[self.name] = self.new_pins[self.name] = Pin(since, self.instance)
+
+    def _heard_from(self, name: str, address: Any) -> None:
+        """A verified member said where it is."""
+        if isinstance(address, str) and name in self.channels and self.heard_at.get(name) != address:
+            self.heard_at[name] = address
+            self.channels[name].set_address(address)
 
     def _answer(self, target: str, message: list[Any]) -> None:
         if self.new_pins:
@@ -214,13 +293,21 @@ class Transport:
     def refused(self, by: str, reason: str) -> None:
         self._receiver.refused(by, reason)
 
-    def _refuse(self, name: str, instance: str, pinned: str) -> None:
-        log.warning("raft %s: refused %s: instance %s, known is %s", self.group, name, instance, pinned)
+    def _refuse(self, conn: Connection, name: str, instance: str, pin: Pin) -> None:
+        log.warning("raft %s: refused %s: instance %s, known is %s", self.group, name, instance, pin.instance)
         reason = (
-            f"{self.name} knows {name} in group {self.group} as instance {pinned}, not {instance}: its state"
-            f" was wiped or replaced. Remove {name} from the group, clear its directory, and add it anew"
+            f"{self.name} knows {name} in group {self.group} as instance {pin.instance}, not {instance}: its"
+            f" state was wiped or replaced. Remove {name} from the group, clear its directory, and add it"
+            " anew"
         )
-        self._send(name, ["refused", reason])
+        self._send_on(conn, name, ["refused", reason])
+
+    def _refuse_birth(self, conn: Connection, name: str) -> None:
+        reason = (
+            f"group {self.group} exists, and {name} has been added to it: start it as one that joins, with"
+            " peers that do not name itself"
+        )
+        self._send_on(conn, name, ["refused", reason])
 
 
 class _Asked:
@@ -241,9 +328,9 @@ class _Asked:
         return asyncio.get_running_loop().time() - self._since >= SILENT_S
 
 
-class _Refusals:
-    """What comes back on our own channels: a refusal of one process goes back on the connection that it
-    made, since at the address of its name may be another."""
+class _Answers:
+    """What comes back on our own channels: a refusal of one process goes back on the connection that it made,
+    since at the address of its name may be another; so does what we are told by who has no channel to us."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -263,8 +350,8 @@ class _Refusals:
         if op != frame.RAFT:
             return
         match frame.unpack(body):
-            case [self._transport.group, str(name), str(), ["refused", str(reason)]]:
-                self._transport.refused(name, reason)
+            case [self._transport.group, str(name), str(instance), since, own, message]:
+                self._transport.received(conn, name, instance, _index(since), _index(own), message)
 
     def connection_lost(self, conn: Connection, error: errors.MoorageError) -> None:
         pass
@@ -288,18 +375,20 @@ class _Dispatcher:
         owned: bool,
     ) -> None:
         match frame.unpack(body):
-            case [str(group), str(name), str(instance), message]:
+            case [str(group), str(name), str(instance), since, own, message]:
                 transport = self.groups.get(group)
-                if transport is None or name not in transport.channels:
-                    return  # no member: it may have been removed and not know it
-                if transport.pins.get(name) == instance and not transport.takes_part(name, conn):
-                    return
-                transport.received(name, instance, message)
-                transport.heard_from(name, instance, conn.peer.extra.get("address"))
+                if transport is not None:
+                    transport.received(conn, name, instance, _index(since), _index(own), message)
             case _:
                 raise errors.ProtocolError(
-                    "malformed RAFT frame: its body is [group, name, instance, message]"
+                    "malformed RAFT frame: its body is [group, name, instance, since, your since, message]"
                 )
+
+
+def _index(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value <= INDEX_MAX):
+        raise errors.ProtocolError("malformed RAFT frame: since is a log index or nil")
+    return value
 
 
 _DISPATCHERS: WeakKeyDictionary[Router, _Dispatcher] = WeakKeyDictionary()

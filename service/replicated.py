@@ -158,6 +158,8 @@ class Replicated:
         )
         # A member that has spoken in a term, or waits to be added, needs no birth.
         self._born = loaded.hard_state.term > 0 or self.name not in loaded.log.config.names
+        config = loaded.log.config_at(loaded.applied)
+        self._transport.members_are({each.name: each.since for each in config.members}, loaded.applied)
         await self._follow_peers()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
@@ -349,7 +351,12 @@ class Replicated:
         return known if known is not None else member.address if member is not None else ""
 
     def _peer_addresses(self) -> dict[str, str]:
-        names = dict.fromkeys(self._core.log.config.names if self._core is not None else ())
+        core, names = self._core, dict[str, None]()
+        if core is not None:
+            # Not only the newest: while a removal is not committed, the others may need who is being removed.
+            configs = [config for index, config in core.log.configs if index > core.commit]
+            configs.append(core.log.config_at(core.commit))
+            names = dict.fromkeys(name for config in configs for name in config.names)
         if self.name not in names:  # not added yet, or removed: listen to whom we know
             names |= dict.fromkeys(self._addresses)
         return {name: self._address_of(name) for name in names if name != self.name}
@@ -437,7 +444,7 @@ class Replicated:
             wanted = change(core.log.config)
         except KeyError as error:
             raise errors.Invalid(f"parameter {error} is missing") from error
-        if wanted == core.log.config:
+        if wanted.after(core.log.config, 0) == core.log.config:
             return
         try:
             index, term = core.propose_config(wanted)
@@ -553,7 +560,7 @@ class Replicated:
 
     def _apply(self, entry: Entry) -> Any:
         if entry.kind == CONFIG:
-            self._config_committed(Config.decode(entry.data))
+            self._config_committed(Config.decode(entry.data), entry.index)
         if entry.kind != COMMAND:
             return None
         self.applied_commands += 1
@@ -569,14 +576,14 @@ class Replicated:
         self.kv.commit()
         return result
 
-    def _config_committed(self, config: Config) -> None:
+    def _config_committed(self, config: Config, index: int) -> None:
         for member in config.members:
             if member.name != self.name and self._addresses.get(member.name) not in (None, member.address):
                 self._addresses.pop(member.name)
-        for name in list(self._transport.pins):
-            if name not in config.names:
-                self._transport.forget(name)
-                self._addresses.pop(name, None)
+        for name in list(self._addresses):
+            if name in self._transport.members and name not in config.names:
+                self._addresses.pop(name)
+        self._transport.members_are({each.name: each.since for each in config.members}, index)
         self._spawn(self._follow_peers(), "follow configuration")
 
     async def _follow_peers(self) -> None:
@@ -659,7 +666,7 @@ class Replicated:
         if work.install is not None:
             self.kv.reset()
             self._stored_applied = self._stored_base = work.install.index
-            self._config_committed(work.install.config)
+            self._config_committed(work.install.config, work.install.index)
         if ready is not None:
             self._advance(core, ready)
         self._schedule()

@@ -156,12 +156,51 @@ async def test_a_frame_of_who_is_no_member_changes_nothing(group: Any, wait_unti
     await group.propose({"do": "put", "key": "k", "value": 1})
     hello = Hello("registry", group.secret.cluster, "z", "p")
     conn = await connect(group.address("a"), hello=hello, secret=group.secret, timeout=2)
-    conn.send(frame.ONEWAY, frame.RAFT, 0, frame.pack(["g", "z" * size, "i", ["birth"]]))
+    conn.send(frame.ONEWAY, frame.RAFT, 0, frame.pack(["g", "z" * size, "i", None, None, ["birth"]]))
     await conn.call("raft.g.status", {}, timeout=2)  # the frame before it has been taken
     conn.close()
     await conn.wait_closed()
     await group.propose({"do": "put", "key": "k", "value": 2})
     assert group.nodes["a"].member._transport.pins == {}
+
+
+async def test_a_peer_that_was_away_during_a_replacement_takes_the_new_member(
+    group: Any, wait_until: Any
+) -> None:
+    names = ("a", "b", "c", "d", "e")
+    await group.start(*names)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    await wait_until(lambda: all(node.member.kv.get("k") == 1 for node in group.nodes.values()))
+    await group.stop("e", "b")
+    node = await replace(group, "b")
+    await wait_until(lambda: node.member.kv.get("k") == 1)
+    await change(group, lambda config: config.put(config.find("b")._replace(voter=True)))
+    await group.propose({"do": "put", "key": "k", "value": 2})
+    await wait_until(lambda: node.member.kv.get("k") == 2)
+    await group.stop("a", "b", "c", "d")
+    await group.start("e")  # it knows the former b
+    await group.start("b", "c")
+    assert await group.propose({"do": "add", "key": "k", "n": 1}) == 3
+    assert all(node.member.failed is None for node in group.nodes.values())
+    await wait_until(lambda: all(node.member.kv.get("k") == 3 for node in group.nodes.values()))
+
+
+async def test_a_member_follows_a_leader_that_joined_while_it_was_away(group: Any, wait_until: Any) -> None:
+    await group.start(*ABC)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    leader = await group.leader()
+    away = next(name for name in ABC if name != leader.name)
+    await group.stop(away)
+    node = await group.add("d", group.peers)
+    await change(group, lambda config: config.put(replicated.Member("d", group.address("d"), False)))
+    await wait_until(lambda: node.member.kv.get("k") == 1)
+    await change(group, lambda config: config.put(config.find("d")._replace(voter=True)))
+    (await group.leader())._core.transfer("d")
+    await wait_until(lambda: node.member.is_leader)
+    await node.member.propose({"do": "put", "key": "k", "value": 2})
+    late = (await group.add(away, group.peers)).member
+    await wait_until(lambda: late.kv.get("k") == 2)
+    assert node.member.is_leader
 
 
 async def test_a_member_restored_from_a_backup_is_refused_by_the_leader_that_had_its_acknowledgements(
@@ -198,7 +237,9 @@ async def second_process(group: Any) -> tuple[str, Connection]:
     await group.stop(name)
     hello = Hello("registry", group.secret.cluster, name, "former process")
     conn = await connect(group.address(leader.name), hello=hello, secret=group.secret, timeout=2)
-    conn.send(frame.ONEWAY, frame.RAFT, 0, frame.pack(["g", name, instance, encode(HeartbeatReply(0, 0))]))
+    conn.send(
+        frame.ONEWAY, frame.RAFT, 0, frame.pack(["g", name, instance, 0, 0, encode(HeartbeatReply(0, 0))])
+    )
     await conn.call("raft.g.status", {}, timeout=2)
     return name, conn
 

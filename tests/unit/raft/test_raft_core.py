@@ -311,6 +311,18 @@ def test_changes_of_the_members_are_refused_with_reasons() -> None:
         raft.propose_config(config("a", "b", "c"))
 
 
+def test_a_member_knows_since_when_it_is_one() -> None:
+    raft = elected()
+    for members in (config("a", "b", "c", "d?"), config("a", "b", "c"), config("a", "b", "c", "d?")):
+        index, _ = raft.propose_config(members)
+        store(raft)
+        raft.step("b", AppendReply(1, True, index, 0, 0, raft.lead.round if raft.lead else 0))
+    assert [member.since for member in raft.log.config.members] == [0, 0, 0, index]
+    raft.propose_config(config("a", "b", "c", "d"))  # who promotes it need not know
+    assert [member.since for member in raft.log.config.members] == [0, 0, 0, index]
+    assert Config.decode(raft.log.config.encode()) == raft.log.config
+
+
 def test_a_learner_far_behind_is_not_promoted() -> None:
     raft = elected()
     index, _ = raft.propose_config(config("a", "b", "c", "d?"))
