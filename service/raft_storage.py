@@ -35,12 +35,24 @@ ADVICE = (
 )
 
 
+class Life(NamedTuple):
+    """From one start of a member, if a peer accepted it, to the next such start. Its number, a random token,
+    and the token of the life before make a chain; a copy of the directory, when it starts, begins another."""
+
+    number: int
+    token: str
+    former: str  # token of life ``number - 1``
+    accepted: bool  # by a peer, or there was nobody to ask: it may have taken part
+
+
 class Pin(NamedTuple):
     """Who a member is: the instance of the directory that had its name first, since it was added at that log
-    index."""
+    index; and the life of it that was heard of last (0: none yet)."""
 
     since: int
     instance: str
+    life: int = 0
+    token: str = ""
 
 
 @dataclass(slots=True)
@@ -55,6 +67,7 @@ class Work:
     batch: Batch = field(default_factory=dict)
     base: Snapshot | None = None  # the log up to here may go
     pins: dict[str, Pin | None] = field(default_factory=dict)  # None: unpinned
+    life: Life | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class Loaded:
     log: Log
     applied: int
     pins: dict[str, Pin]
+    life: Life
 
 
 class LmdbBase:
@@ -185,11 +199,22 @@ class RaftStorage:
         log.validate()
         errors.invariant(base.index <= applied <= log.last_index, "applied index", applied=applied)
         errors.invariant(log.last_term <= hard_state.term, "term", term=hard_state.term)
-        return Loaded(found["instance"], hard_state, log, applied, pins)
+        return Loaded(found["instance"], hard_state, log, applied, pins, self._begin_life())
+
+    def _begin_life(self) -> Life:
+        """The next one, durable before anybody hears of it. One that nobody accepted took part in nothing: it
+        goes on, so that a copy that is refused does not get a higher number by starting again."""
+        with self.env.begin(write=True) as txn:
+            life = Life(*self.read_meta(b"life", txn))
+            if life.accepted:
+                life = Life(life.number + 1, secrets.token_hex(8), life.token, False)
+                self._put_meta(txn, b"life", list(life))
+        return life
 
     def _begin(self, txn: lmdb.Transaction, identity: dict[str, str], config: Config) -> None:
         instance = secrets.token_hex(8)
         self._put_meta(txn, b"identity", {"format": FORMAT, "instance": instance, **identity})
+        self._put_meta(txn, b"life", list(Life(0, "", "", True)))
         self._put_meta(txn, b"hard_state", [0, None])
         self._put_meta(txn, b"base", [0, 0, config.encode()])
         self._put_meta(txn, b"applied", 0)
@@ -237,6 +262,8 @@ class RaftStorage:
                 self._put_meta(txn, b"hard_state", list(work.hard_state))
             for name, pin in work.pins.items():
                 self._put_pin(txn, name, pin)
+            if work.life is not None:
+                self._put_meta(txn, b"life", list(work.life))
             for chunk in work.chunks:
                 self._stage(txn, chunk)
             if work.install is not None:

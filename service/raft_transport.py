@@ -16,6 +16,11 @@ A copy of a member's directory has the right instance, so that is not enough: wh
 a name, the one that takes part is pinged. If it answers, the newcomer is refused; if it has hung up or stays
 silent, its host lost power, and the newcomer takes its place. Until then the newcomer's frames are dropped.
 
+Nor is it enough that the first process is gone: a directory restored from a backup has the right instance,
+and has forgotten what it promised since. So each start begins a life (raft_storage.py has the chain), which a
+member announces until each peer has accepted it. A peer that knows a later life, or another one of the same
+number, refuses; until a first peer has accepted, the shell neither ticks the core nor gives it messages.
+
 Birth: a member with an empty directory takes part only after *all* members that the group begins with have
 accepted its instance. Two wiped members of three can therefore never form an empty group beside the third.
 
@@ -23,8 +28,8 @@ A member may come back on another port: its handshake says where it is now (``ex
 its instance is verified, our channel to it goes there, whatever the configuration or the operator said.
 
 RAFT frame (ONEWAY): msgpack [group, name, instance, since, your since, message]; both are nil while they are
-not known. The message is one of quorum/raft_types.py, or ["birth"] (asks to be accepted), ["accepted"],
-["refused", text].
+not known. The message is one of quorum/raft_types.py, or ["birth" or "start", number of the life, its token,
+token of the former] (asks to be accepted), ["accepted", token], ["refused", text].
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ from moorage.quorum.raft_types import (
     encode,
 )
 from moorage.service.options import NAME
-from moorage.service.raft_storage import Pin
+from moorage.service.raft_storage import Life, Pin
 from moorage.wire import errors, frame
 from moorage.wire.channel import Channel
 from moorage.wire.connection import Connection, Reply
@@ -63,6 +68,8 @@ QUEUE_MAX = 8 << 20  # bytes towards one peer; beyond it messages are dropped, w
 class Receiver(Protocol):
     def received(self, source: str, message: Message) -> None: ...
 
+    def accepted(self) -> None: ...
+
     def refused(self, by: str, reason: str) -> None: ...
 
 
@@ -79,6 +86,7 @@ class Transport:
         self.group = group
         self.name = name
         self.instance = ""
+        self.life = Life(0, "", "", True)
         self.pins: dict[str, Pin] = {}  # with our own: since when we are a member
         self.new_pins: dict[str, Pin | None] = {}
         self.members: dict[str, int] = {}  # of the committed configuration: name -> since
@@ -126,6 +134,7 @@ class Transport:
         self.new_pins[name] = None
         self.heard_at.pop(name, None)
         self._processes.pop(name, None)
+        self.accepted_by.discard(name)
 
     def _pin(self, name: str, since: int, instance: str) -> None:
         if name in self.pins:
@@ -153,10 +162,12 @@ class Transport:
         body = frame.pack([self.group, self.name, self.instance, since, self.members.get(target), message])
         conn.send(frame.ONEWAY, frame.RAFT, 0, body)
 
-    def ask_to_be_born(self) -> None:
+    def announce(self, born: bool) -> None:
+        """Tell our life to who has not accepted it yet."""
+        life = self.life
         for name in self.channels:
             if name not in self.accepted_by:
-                self._send(name, ["birth"])
+                self._send(name, ["start" if born else "birth", life.number, life.token, life.former])
 
     def pins_stored(self, pins: Mapping[str, Pin | None]) -> None:
         """These pins are durable: what waited for that may be said."""
@@ -229,7 +240,7 @@ class Transport:
             and self.takes_part(name, conn)
         ):
             self._heard_from(name, conn.peer.extra.get("address"))
-            self._take(name, own, raw)
+            self._take(conn, name, own, raw)
 
     def _may_be_member(self, name: str, since: int | None) -> bool:
         """No frame of a stranger is taken, unless it was added behind the configuration that we know."""
@@ -247,7 +258,7 @@ class Transport:
             since = 0  # it believes that it begins the group
         if pin is not None and pin.instance == instance:
             if since is not None and since > pin.since:
-                self.pins[name] = self.new_pins[name] = Pin(since, instance)
+                self.pins[name] = self.new_pins[name] = pin._replace(since=since)
             return True
         if since is not None and since < (member_since if pin is None else max(member_since, pin.since)):
             if kind == "birth":
@@ -262,16 +273,29 @@ class Transport:
             self._refuse(conn, name, instance, pin)
         return False
 
-    def _take(self, name: str, own: int | None, raw: list[Any]) -> None:
-        if raw[0] == "birth":
-            self._answer(name, ["accepted"])
-        elif raw[0] == "accepted":
-            self.accepted_by.add(name)
-        else:
-            message = decode(raw)
-            if own is not None and isinstance(message, Append | Heartbeat | SnapshotChunk):
-                self._learn_since(own)  # only a leader says this: it knows all members
-            self._receiver.received(name, message)
+    def _take(self, conn: Connection, name: str, own: int | None, raw: list[Any]) -> None:
+        match raw:
+            case ["birth" | "start", int(number), str(token), str(former)]:
+                self._hear_life(conn, name, number, token, former)
+            case ["accepted", str(token)]:
+                if token == self.life.token:
+                    self.accepted_by.add(name)
+                    self._receiver.accepted()
+            case _:
+                message = decode(raw)
+                if own is not None and isinstance(message, Append | Heartbeat | SnapshotChunk):
+                    self._learn_since(own)  # only a leader says this: it knows all members
+                self._receiver.received(name, message)
+
+    def _hear_life(self, conn: Connection, name: str, number: int, token: str, former: str) -> None:
+        pin = self.pins[name]
+        known = (pin.life, pin.token)
+        if known != (number, token):
+            if pin.life >= number - 1 and known != (number - 1, former):
+                self._refuse_life(conn, name, number, pin)
+                return
+            self.pins[name] = self.new_pins[name] = pin._replace(life=number, token=token)
+        self._answer(name, ["accepted", token])
 
     def _learn_since(self, since: int) -> None:
         known = self.pins.get(self.name)
@@ -299,6 +323,15 @@ class Transport:
             f"{self.name} knows {name} in group {self.group} as instance {pin.instance}, not {instance}: its"
             f" state was wiped or replaced. Remove {name} from the group, clear its directory, and add it"
             " anew"
+        )
+        self._send_on(conn, name, ["refused", reason])
+
+    def _refuse_life(self, conn: Connection, name: str, number: int, pin: Pin) -> None:
+        log.warning("raft %s: refused %s: its life %d is not the known one", self.group, name, number)
+        reason = (
+            f"{self.name} knows life {pin.life} of {name} in group {self.group}, and life {number} does not"
+            " follow from it: this directory is older, such as one restored from a backup, or a copy of"
+            f" another. Remove {name} from the group, clear its directory, and add it anew"
         )
         self._send_on(conn, name, ["refused", reason])
 

@@ -54,7 +54,8 @@ WAITING_BYTES_MAX = 32 << 20
 FLUSH_TICKS = 4  # the state is stored with the next commit after 100 ms, and by itself after them
 LOG_KEEP = 2048  # entries behind the stored state, for members that were away for a moment
 LOG_SIZE_MAX = 64 << 20  # bytes of entries in memory beyond which none are kept for them
-BIRTH_TICKS = 4
+BIRTH_TICKS = 4  # how often a member that may not take part yet asks to be accepted
+ANNOUNCE_TICKS = 40  # how often one that takes part tells its life to who has not heard of it
 MOVE_TICKS = 20  # members that moved are told to the group after at most half a second
 HAND_OVER_S = 0.5
 OUTGOING_TICKS_MAX = 400  # 10 s
@@ -129,6 +130,8 @@ class Replicated:
         self._scheduled = False
         self._leads = False
         self._born = False
+        self._started = False  # a peer has accepted this life of ours, and that is durable
+        self._ticks = 0
         self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,6 +155,8 @@ class Replicated:
             raise
         self.kv = KV(LmdbBase(self._storage.env, self._storage.kv_db, self._storage.where))
         self._transport.instance, self._transport.pins = loaded.instance, loaded.pins
+        self._transport.life = loaded.life
+        self._started = loaded.life.accepted
         self._stored_applied, self._stored_base = loaded.applied, loaded.log.base_index
         self._core = Raft(
             self.name, loaded.log, random.Random(), loaded.hard_state, loaded.applied, self._settings
@@ -373,6 +378,7 @@ class Replicated:
             else "stopped",
             "failed": str(self.failed) if self.failed is not None else None,
             "born": self._born,
+            "accepted": self._started,
             "term": self.term,
             "leader": self.leader,
             "members": self.members,
@@ -461,7 +467,8 @@ class Replicated:
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._ticks_since_flush += 1
         self._close_idle_outgoing()
-        if self._is_born(core):
+        self._ticks += 1
+        if self._takes_part(core):
             core.tick()
         if self._leads and self._ticks_since_move >= MOVE_TICKS:
             self._ticks_since_move = 0
@@ -488,17 +495,26 @@ class Replicated:
         except errors.MoorageError as error:
             log.info("raft %s: the move is noted later: %s", self.group, error)
 
-    def _is_born(self, core: Raft) -> bool:
+    def _takes_part(self, core: Raft) -> bool:
         if not self._born:
             peers = {name for name in core.log.config.names if name != self.name}
             self._born = core.term > 0 or peers <= self._transport.accepted_by
-            if not self._born and self._ticks_since_flush % BIRTH_TICKS == 0:
-                self._transport.ask_to_be_born()
-        return self._born
+        takes_part = self._born and self._started
+        if self._ticks % (ANNOUNCE_TICKS if takes_part else BIRTH_TICKS) == 0:
+            self._transport.announce(self._born)
+        if not self._started and core.log.config.voters == (self.name,):
+            self.accepted()  # it needs nobody
+        return takes_part
+
+    def accepted(self) -> None:
+        """Somebody knows this life of ours now; when that is stored, we take part."""
+        if not self._transport.life.accepted:
+            self._transport.life = self._transport.life._replace(accepted=True)
+            self._schedule()
 
     def received(self, source: str, message: Message) -> None:
         """A message of a peer that the transport has identified."""
-        if self._core is None or self.failed is not None:
+        if self._core is None or self.failed is not None or not self._started:
             return
         try:
             self._core.step(source, message)
@@ -618,17 +634,18 @@ class Replicated:
     def _store(self, core: Raft) -> None:
         """Hand one transaction to the storage: what the core wants durable, and now and then the state."""
         ready = core.ready()
+        new_life = self._transport.life.accepted and not self._started
         if ready is not None and ready.nothing_to_store and not self._transport.new_pins:
             self._advance(core, ready)
             ready = core.ready()
-        work = Work(pins=dict(self._transport.new_pins))
+        work = Work(pins=dict(self._transport.new_pins), life=self._transport.life if new_life else None)
         if ready is not None:
             work.hard_state, work.chunks = ready.hard_state, ready.chunks
             work.install, work.entries = ready.install, ready.entries
         # Not while a snapshot replaces the state: what is in the KV is older than that.
         if not core.installing:
             self._add_state(core, work)
-        if ready is None and not work.pins and work.applied is None:
+        if ready is None and not work.pins and work.life is None and work.applied is None:
             return
         self._storing = self._storage.commit(work)
         self._storing.add_done_callback(lambda done: self._stored(core, ready, work, done))
@@ -660,6 +677,7 @@ class Replicated:
             return
         self.entries_stored += len(work.entries)
         self._transport.pins_stored(work.pins)
+        self._started = self._started or work.life is not None
         if work.applied is not None:
             self._stored_applied = work.applied
             self.kv.stored()

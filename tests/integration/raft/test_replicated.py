@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moorage.quorum.raft_types import HeartbeatReply, encode
+from moorage.quorum.raft_types import Config, HeartbeatReply, encode
 from moorage.service import raft_transport, replicated
+from moorage.service.raft_storage import Life, RaftStorage, Work
 from moorage.wire import errors, frame
 from moorage.wire.connection import Connection
 from moorage.wire.handshake import Hello
@@ -225,6 +227,47 @@ async def test_a_member_restored_from_a_backup_is_refused_by_the_leader_that_had
     await wait_until(lambda: restored.failed is not None)
     assert isinstance(restored.failed, errors.IdentityConflict)
     assert "this directory is older" in str(restored.failed)
+
+
+async def test_a_member_restored_from_a_backup_is_refused_by_who_heard_of_a_later_life(
+    group: Any, wait_until: Any
+) -> None:
+    """Else b and c, which lacks what a and b have acknowledged, would go on without it."""
+    await group.start(*ABC)
+    await group.propose({"do": "put", "key": "k", "value": 1})
+    await wait_until(lambda: all(node.member.kv.get("k") == 1 for node in group.nodes.values()))
+    await group.stop("b")
+    shutil.copytree(group.directory / "b", group.directory / "backup")
+    await group.add("b", group.peers)
+    await wait_until(lambda: group.nodes["b"].member._transport.accepted_by == {"a", "c"})
+    await group.stop("c")
+    await group.propose({"do": "put", "key": "k", "value": 2})
+    await group.stop("a", "b")
+    shutil.rmtree(group.directory / "b")
+    (group.directory / "backup").rename(group.directory / "b")
+    await group.start("b", "c")
+    restored, other = group.nodes["b"].member, group.nodes["c"].member
+    await wait_until(lambda: restored.failed is not None)
+    assert "restored from a backup" in str(restored.failed)
+    assert not other.is_leader and restored.status()["accepted"] is False
+
+
+async def test_each_start_begins_a_life_unless_nobody_accepted_the_last_one(tmp_path: Path) -> None:
+    identity = {"cluster": "c", "group": "g", "name": "a"}
+
+    async def start(accepted: bool) -> Life:
+        storage = RaftStorage(tmp_path / "a", "g")
+        life = (await storage.open(identity, Config(()))).life
+        if accepted:
+            await storage.commit(Work(life=life._replace(accepted=True)))
+        await storage.close()
+        return life
+
+    first = await start(accepted=False)
+    assert (first.number, first.former, first.accepted) == (1, "", False)
+    assert await start(accepted=True) == first
+    second = await start(accepted=True)
+    assert (second.number, second.former) == (2, first.token) and second.token != first.token
 
 
 async def second_process(group: Any) -> tuple[str, Connection]:

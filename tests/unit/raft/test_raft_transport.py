@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moorage.quorum.raft_types import Append, HeartbeatReply, Message, encode
-from moorage.service.raft_storage import Pin
+from moorage.service.raft_storage import Life, Pin
 from moorage.service.raft_transport import STRANGERS_MAX, Transport
 from moorage.wire import errors, frame
 from moorage.wire.handshake import Hello
@@ -42,6 +42,9 @@ class Core:
     def received(self, source: str, message: Message) -> None:
         self.heard.append(source)
 
+    def accepted(self) -> None:
+        self.heard.append("accepted")
+
     def refused(self, by: str, reason: str) -> None:
         self.reasons.append(reason)
 
@@ -75,7 +78,7 @@ def hear(transport: Transport, name: str, instance: str, since: int | None, raw:
 def test_another_instance_of_the_same_membership_is_refused(transport: Transport, core: Core) -> None:
     [[kind, reason]] = hear(transport, "b", "wiped", 0)
     assert kind == "refused" and "instance B, not wiped" in reason
-    assert hear(transport, "b", "wiped", None, ["birth"])[0][0] == "refused"
+    assert hear(transport, "b", "wiped", None, ["birth", 1, "t", ""])[0][0] == "refused"
     assert core.heard == [] and transport.pins["b"] == Pin(0, "B")
 
 
@@ -111,7 +114,7 @@ def test_the_log_of_the_past_does_not_forget_who_came_later(transport: Transport
 
 def test_a_member_that_starts_as_if_it_began_the_group_is_told(transport: Transport) -> None:
     transport.members_are({"a": 0, "b": 57, "c": 0}, 80)
-    [[kind, reason]] = hear(transport, "b", "new", None, ["birth"])
+    [[kind, reason]] = hear(transport, "b", "new", None, ["birth", 1, "t", ""])
     assert kind == "refused" and "one that joins" in reason
 
 
@@ -144,12 +147,49 @@ def test_a_member_learns_from_a_leader_since_when_it_is_one(transport: Transport
     assert "a" not in transport.new_pins
     transport.received(conn, "b", "B", 0, 9, APPEND)
     transport.received(conn, "b", "B", 0, 5, APPEND)
-    assert transport.new_pins["a"] == Pin(9, "A")
+    assert transport.new_pins["a"] == Pin(9, "A") and transport.pins["b"] == Pin(0, "B")
     transport._send_on(conn, "b", REPLY)
     assert conn.told == [["g", "a", "A", 9, 0, REPLY]]
 
 
-@pytest.mark.parametrize("message", [5, [], ["nonsense"], [1, 2], [99]])
+def test_a_life_follows_from_the_one_before_it_or_is_refused(transport: Transport, core: Core) -> None:
+    def start(number: int, token: str, former: str) -> bool:
+        """Whether the life was taken: it is answered when the pin is durable."""
+        answers = hear(transport, "b", "B", 0, ["start", number, token, former])
+        return [answer[0] for answer in answers] != ["refused"]
+
+    assert start(1, "one", "")
+    assert start(2, "two", "one")
+    assert start(2, "two", "one")  # asked again
+    assert start(5, "five", "four")  # we were away during two lives
+    assert transport.pins["b"] == Pin(0, "B", 5, "five")
+    assert not start(5, "other five", "four")  # both come from a copy of life 4
+    assert not start(6, "six", "other five")
+    assert not start(2, "other two", "one")  # restored from a backup of life 1
+    assert transport.pins["b"] == Pin(0, "B", 5, "five")
+    assert start(6, "six", "five")
+
+
+def test_a_life_is_accepted_when_the_pin_is_durable(transport: Transport) -> None:
+    channel: Any = type("Channel", (), {"conn": Conn()})()
+    transport.channels["b"] = channel
+    hear(transport, "b", "B", 0, ["start", 1, "one", ""])
+    assert channel.conn.told == []
+    transport.pins_stored(dict(transport.new_pins))
+    assert [message for *_, message in channel.conn.told] == [["accepted", "one"]]
+
+
+def test_only_this_life_is_accepted_by_an_answer_to_it(transport: Transport, core: Core) -> None:
+    transport.life = Life(2, "two", "one", False)
+    hear(transport, "b", "B", 0, ["accepted", "one"])
+    assert transport.accepted_by == set() and core.heard == []
+    hear(transport, "b", "B", 0, ["accepted", "two"])
+    assert transport.accepted_by == {"b"} and core.heard == ["accepted"]
+    hear(transport, "b", "new", 57)
+    assert transport.accepted_by == set()  # the new member of that name has not heard of us
+
+
+@pytest.mark.parametrize("message", [5, [], ["nonsense"], [1, 2], [99], ["birth"], ["start", "1", "t", ""]])
 def test_garbage_is_a_protocol_error(transport: Transport, message: Any) -> None:
     with pytest.raises(errors.ProtocolError):
         transport.received(Conn(), "b", "B", 0, 0, message)  # type: ignore[arg-type]
