@@ -5,7 +5,8 @@ and the dispatch of what devices send unasked. It knows nothing of logs: users d
 
 Invariants: a link lives exactly as long as it has users; a peer that is not the device asked for (ports are
 reused) never comes up; a lease is counted from when its heartbeat was *sent*, and only when the answer
-comes on the connection that is up now.
+comes on the connection that is up now; reads wait only while ``READING_MAX`` bytes are asked for, so each
+wait ends with an answer or with the connection.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from moorage.client.reader import MemberHealth
@@ -26,6 +29,9 @@ from moorage.wire.log_messages import pack_heartbeat, unpack_ack, unpack_heartbe
 from moorage.wire.secret import ClusterSecret
 
 log = logging.getLogger(__name__)
+# Bytes of reads asked of one device, by all volumes: it queues the answers, and ends a connection with 64 MiB
+# queued. What it still owes to reads that were cancelled comes on top.
+READING_MAX = 16 << 20
 BEAT_SOON_S = 0.002  # more than the clock's unit, so that "after" is certain; also gathers the groups' wishes
 UserKey = tuple[int, int]  # (replica, epoch): one process may be fenced by itself
 AckFields = tuple[int, int, int, int, int, int, int, int]
@@ -65,6 +71,8 @@ class NodeLink:
         self.device = device
         self.host = host
         self.health = MemberHealth(distance)
+        self.reading = 0  # bytes of reads that are asked for and not answered
+        self.reads_waiting: deque[Callable[[], None]] = deque()  # each asks, or does nothing when not needed
         self._loop = asyncio.get_running_loop()
         self._users: dict[UserKey, LinkUser] = {}
         self._heartbeat: asyncio.TimerHandle | None = None
@@ -98,6 +106,12 @@ class NodeLink:
         """The device listens elsewhere now (a restart may change its port)."""
         if address:
             self.channel.set_address(address)
+
+    def next_reads(self) -> None:
+        """A read was answered, refused or cancelled: those that wait may go."""
+        waiting = self.reads_waiting
+        while waiting and self.reading < READING_MAX:
+            waiting.popleft()()
 
     def trouble(self) -> str:
         """ "" when all is well, else as in "host2 silent for 14 s"."""

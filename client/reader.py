@@ -102,7 +102,7 @@ def judge(member: MemberHealth, sent_at: float, now: float) -> Verdict:
     """What to do about a read that has not been answered yet. Demotes the member when it is silent."""
     if now - sent_at < member.hedge_after():
         return "wait"
-    if member.heard_at < sent_at:
+    if member.demoted or member.heard_at < sent_at:
         member.demoted = True
         return "silent"
     return "hedge"

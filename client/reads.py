@@ -22,7 +22,7 @@ from typing import Protocol
 import xxhash
 
 from moorage.client.device import Done
-from moorage.client.nodes import NodeLink, boot_clock_ms
+from moorage.client.nodes import READING_MAX, NodeLink, boot_clock_ms
 from moorage.client.reader import HEDGE_FLOOR_S, HedgeBudget, choose, judge, preference
 from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.connection import Connection, Reply
@@ -149,26 +149,58 @@ class GroupReader:
 
 
 class Attempt:
-    """One request to one member."""
+    """One request to one member. ``request_id`` 0: it waits until the member has answered others."""
 
     __slots__ = ("conn", "into", "read", "request_id", "sent_at", "target")
 
-    conn: Connection
-    request_id: int
-
-    def __init__(self, read: Read, target: Target, into: memoryview, sent_at: float) -> None:
+    def __init__(
+        self, read: Read, target: Target, conn: Connection, into: memoryview, sent_at: float
+    ) -> None:
         self.read = read
         self.target = target
+        self.conn = conn
         self.into = into
         self.sent_at = sent_at
+        self.request_id = 0
+
+    def send(self) -> None:
+        read = self.read
+        source = read.group.source
+        into = self.into
+        body = pack_read(
+            self.target.replica,
+            source.epoch,
+            source.read_lsn(read.chunk),
+            read.chunk,
+            read.block,
+            len(into) // read.unit,
+        )
+        self.target.link.reading += len(into)
+        self.request_id = self.conn.request(READ, body, (), self.on_reply, into, flags=read.flags)
+
+    def send_late(self) -> None:
+        """Its turn has come, if the read is not over."""
+        if self in self.read.attempts:
+            self.sent_at = self.read.group.sweep.loop.time()
+            self.send()
+
+    def cancel(self) -> None:
+        if self.request_id:
+            self.conn.cancel(self.request_id)
+            self.target.link.reading -= len(self.into)
+            self.target.link.next_reads()
 
     def on_reply(self, reply: Reply | MoorageError) -> None:
         read = self.read
         read.attempts.remove(self)
+        link = self.target.link
+        link.reading -= len(self.into)
+        if link.reads_waiting:
+            link.next_reads()
         if not isinstance(reply, Reply):
             read.refused_by(self, reply)
             return
-        self.target.link.health.answered(self.conn.last_received, self.sent_at)
+        link.health.answered(self.conn.last_received, self.sent_at)
         try:
             applied, bad = read.check(reply, self.into)
         except ProtocolError as error:
@@ -225,19 +257,12 @@ class Read:
         into = self.into
         if any(attempt.into is into for attempt in self.attempts):
             into = memoryview(bytearray(len(into)))
-        attempt = Attempt(self, target, into, now)
+        attempt = Attempt(self, target, conn, into, now)
         self.attempts.append(attempt)
-        source = self.group.source
-        body = pack_read(
-            target.replica,
-            source.epoch,
-            source.read_lsn(self.chunk),
-            self.chunk,
-            self.block,
-            len(into) // self.unit,
-        )
-        attempt.conn = conn
-        attempt.request_id = conn.request(READ, body, (), attempt.on_reply, into, flags=self.flags)
+        if target.link.reading < READING_MAX:
+            attempt.send()
+        else:
+            target.link.reads_waiting.append(attempt.send_late)
 
     def ask_another(self, now: float) -> bool:
         """Ask the best member that was not asked; False when there is none."""
@@ -314,9 +339,9 @@ class Read:
         self.hand_out()
 
     def _cancel_others(self) -> None:
-        for attempt in self.attempts:
-            attempt.conn.cancel(attempt.request_id)
-        self.attempts.clear()
+        attempts, self.attempts = self.attempts, []
+        for attempt in attempts:
+            attempt.cancel()
 
     def hand_out(self) -> None:
         source = self.group.source

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from moorage.client import nodes
 from moorage.gateway.nbd import protocol as nbd
 from moorage.metadata import limits
 from moorage.metadata.limits import Limit, human
@@ -65,6 +66,7 @@ ROWS = {
         Limit(
             "Bytes queued for one peer", human(WIRE.write_queue_bytes), "`Overloaded`, the connection ends"
         ),
+        Limit("Bytes of reads asked of one device", human(nodes.READING_MAX), "further reads wait"),
         Limit("Key of a replicated state", f"{kv.KEY_SIZE_MAX} bytes", "`LimitExceeded`"),
     ),
     "Gateways and HTTP": (

@@ -43,6 +43,7 @@ def test_a_silent_member_is_demoted_until_it_answers() -> None:
     member.heard(10.0)
     assert judge(member, 10.1, 10.1 + HEDGE_FLOOR_S / 2) == "wait"
     assert judge(member, 10.1, 10.2) == "silent" and member.demoted
+    assert judge(member, 9.9, 10.2) == "silent", "also of what was asked before it fell silent"
     member.heard(10.3)
     assert not member.demoted
     assert judge(member, 10.2, 10.4) == "hedge", "it answers others: only this read is slow"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moorage.client import attachment
+from moorage.client import attachment, nodes, reads
 from moorage.client.attachment import Attachment
 from moorage.client.nodes import NodePool
 from moorage.client.volume import Volume
@@ -268,6 +268,73 @@ async def test_a_read_refused_by_members_goes_to_another(memory_cluster: Make, c
         cluster.devices[1].refuse_reads = None
         cluster.devices[0].refuse_reads = None
         await until(lambda: not volume.repairs)
+    await client.pool.close()
+
+
+def bound_reads(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(nodes, "READING_MAX", size)
+    monkeypatch.setattr(reads, "READING_MAX", size)
+
+
+async def test_a_large_read_asks_for_no_more_than_a_device_may_queue(
+    memory_cluster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound_reads(monkeypatch, 2 << 20)
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        data = random.Random(3).randbytes(16 << 20)
+        await volume.write(0, data)
+        before = [member.conn for member in volume.groups[0].members]
+        for device in cluster.devices:
+            for conn in device.server.connections:
+                conn._queue_max = 6 << 20
+        assert await volume.read(0, len(data)) == data
+        assert [member.conn for member in volume.groups[0].members] == before
+        assert not any(member.link.reading for member in volume.groups[0].members)
+    await client.pool.close()
+
+
+@pytest.mark.parametrize("fault", ["gone", "silent"])
+async def test_reads_that_wait_for_others_go_elsewhere_when_their_device_is_away(
+    memory_cluster: Make, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    bound_reads(monkeypatch, BLOCK_SIZE)
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        await volume.write(0, b"x" * (64 * BLOCK_SIZE))
+        await volume.read(0, BLOCK_SIZE)
+        (asked,) = [index for index, device in enumerate(cluster.devices) if device.reads]
+        link = volume.groups[0].members[asked].link
+        cluster.devices[asked].set_mute(True)
+        waiting = [asyncio.create_task(volume.read(at * BLOCK_SIZE, BLOCK_SIZE)) for at in range(64)]
+        await asyncio.sleep(0)
+        assert len(link.reads_waiting) == 63
+        if fault == "gone":
+            link.conn.close()
+        async with asyncio.timeout(STALL_S):
+            assert await asyncio.gather(*waiting) == [b"x" * BLOCK_SIZE] * 64
+        assert not link.reading and not link.reads_waiting
+        cluster.devices[asked].set_mute(False)
+    await client.pool.close()
+
+
+async def test_the_end_reaches_reads_that_wait_for_others(
+    memory_cluster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound_reads(monkeypatch, BLOCK_SIZE)
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    volume = await client.attach()
+    waiting = [asyncio.create_task(volume.read(0, BLOCK_SIZE)) for _ in range(9)]
+    await asyncio.sleep(0)
+    volume._attached._end(Fenced("taken over"))  # type: ignore[attr-defined]
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(end) for end in ends] == [Fenced] * 9
+    links = [member.link for member in volume.groups[0].members]
+    assert not any(link.reading or link.reads_waiting for link in links)
+    await volume.detach()
     await client.pool.close()
 
 
