@@ -94,7 +94,10 @@ class Volume(Front):
 
         ``bytes`` are used in place; other buffers are copied, so they may change as soon as this was called.
         """
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
+        if type(view.obj) is not bytes:  # also a read-only view: what is behind it may change
+            view = memoryview(bytes(view))
+        view = view.cast("B")
         await self._wait_for_room()
         await self._wait(lambda done: self.write_nowait(offset, view, done, fua))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -137,16 +138,20 @@ async def test_outside_the_volume_and_read_only() -> None:
     assert not group.log and not group.flushed
 
 
-async def test_the_buffer_may_change_after_an_unknown_outcome() -> None:
+@pytest.mark.parametrize("view", [lambda data: data, lambda data: memoryview(data).toreadonly()])
+async def test_the_buffer_may_change_after_an_unknown_outcome(view: Callable[[bytearray], Buffer]) -> None:
     """The record stays in the window: members may ask for it after the caller has its buffer back."""
     volume, group, _ = make(io_timeout=0.05)
     kept: list[Buffer] = []
     group.write = lambda chunk, block, data, done, fua: kept.append(data)  # type: ignore[method-assign]
     data = bytearray(b"a" * BLOCK_SIZE)
     with pytest.raises(NoQuorum):
-        await volume.write(0, data)
+        await volume.write(0, view(data))
     data[:] = b"b" * BLOCK_SIZE
     assert bytes(kept[0]) == b"a" * BLOCK_SIZE
+    with pytest.raises(NoQuorum):
+        await volume.write(BLOCK_SIZE, whole := b"c" * 3 * BLOCK_SIZE)
+    assert memoryview(kept[1]).obj is whole, "bytes are sent from where they are"
 
 
 async def test_an_unknown_write_is_never_overtaken() -> None:
