@@ -57,7 +57,7 @@ class _Piece(Holder):
     def finished(self, error: BaseException | None) -> None:
         """The group knows the outcome: only now may others touch the range."""
         front, done = self.front, self.done
-        front.bytes_in_flight -= self.size
+        front.release_bytes(self.size)
         front.order.release(self)
         if done is not None:
             self.done = None
@@ -67,7 +67,7 @@ class _Piece(Holder):
         """Tell the caller; keep the range unless nothing was sent yet."""
         done, self.done = self.done, None
         if self.front.order.abandon(self):
-            self.front.bytes_in_flight -= self.size
+            self.front.release_bytes(self.size)
         if done is not None:
             done(error)
 
@@ -420,6 +420,10 @@ class Front:
         if self._sweep is None and self.io_timeout:
             self._arm()
         self.order.acquire(piece)
+
+    def release_bytes(self, size: int) -> None:
+        """A piece is over, for the group or before it came there."""
+        self.bytes_in_flight -= size
 
     def _arm(self) -> None:
         self._sweep = self._later(self.io_timeout / 16, self._expire)

@@ -198,6 +198,64 @@ async def test_many_awaited_writes_wait_for_room() -> None:
     assert sum(error is None for error in ended) == 199
 
 
+async def crowd(volume: Volume, count: int) -> list[asyncio.Task[None]]:
+    """Writes of 1 MiB each, more than there is room for."""
+    writes = [asyncio.create_task(volume.write(0, bytes(1 << 20))) for _ in range(count)]
+    await asyncio.sleep(0)
+    return writes
+
+
+async def test_writes_that_wait_for_room_hear_of_an_outage_and_of_its_end() -> None:
+    volume, group, _ = make(io_timeout=0.05)
+    group.hold = True
+    writes = await crowd(volume, 70)
+    async with asyncio.timeout(5):
+        ends = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(end) for end in ends] == [NoQuorum] * 70
+    assert str(ends[-1]) == "not begun after 0.05 s: waiting for 2 of 3: b silent for 14 s"
+    volume.io_timeout = 5
+    late = asyncio.create_task(volume.write(0, bytes(1 << 20)))
+    await asyncio.sleep(0)
+    group.release()
+    await late
+    assert not volume.bytes_in_flight
+
+
+async def test_the_end_of_cancelled_writes_makes_room_too() -> None:
+    volume, group, _ = make()
+    group.hold = True
+    *writes, waiting = await crowd(volume, 66)
+    for write in writes:
+        write.cancel()
+    await asyncio.gather(*writes, return_exceptions=True)
+    group.release()
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_a_write_cancelled_as_there_is_room_leaves_it_to_the_next() -> None:
+    volume, group, _ = make()
+    group.hold = True
+    writes = await crowd(volume, 67)
+    group.release()
+    writes[65].cancel()
+    async with asyncio.timeout(5):
+        ends = await asyncio.gather(*writes, return_exceptions=True)
+    assert [at for at, end in enumerate(ends) if end is not None] == [65]
+
+
+async def test_the_end_reaches_writes_that_wait_for_room() -> None:
+    volume, group, _ = make(io_timeout=0)
+    group.hold = True
+    writes = await crowd(volume, 70)
+    volume.close(Fenced("taken over"))
+    async with asyncio.timeout(5):
+        ends = await asyncio.gather(*writes[65:], return_exceptions=True)
+    assert [type(end) for end in ends] == [Fenced] * 5
+    group.release()
+    await asyncio.gather(*writes[:65])
+
+
 async def test_fenced_ends_everything() -> None:
     volume, _, _ = make()
     volume.close(Fenced("taken over by x"))
