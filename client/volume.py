@@ -67,7 +67,7 @@ class Volume(Front):
         self.durability = durability
         self._attached = attached
         self._loop = loop
-        self.detached = False
+        self._detaching: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         self._room: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # awaited writes without room
 
@@ -75,6 +75,11 @@ class Volume(Front):
     def epoch(self) -> int:
         """The fencing token of this attachment."""
         return self._attached.epoch
+
+    @property
+    def detached(self) -> bool:
+        """Whether :meth:`detach` is over."""
+        return self._detaching is not None and self._detaching.done()
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset``. Sees every write acknowledged before the call."""
@@ -120,12 +125,18 @@ class Volume(Front):
         self.size = max(self.size, await self._attached.resize(parse_size(size)))
 
     async def detach(self, timeout: float = 10.0) -> None:
-        """Finish what is in flight, flush, and let others attach; calling it again is fine. After ``timeout``
-        seconds it gives up waiting: the volume is let go all the same, and
-        :class:`~moorage.errors.DeadlineExceeded` says that writes in flight have an unknown outcome."""
-        if self.detached:
+        """Finish what is in flight, flush, and let others attach; calling it again is fine: it waits for the
+        first call, which goes on also when its caller is cancelled. After ``timeout`` seconds it gives up
+        waiting: the volume is let go all the same, and :class:`~moorage.errors.DeadlineExceeded` says that
+        writes in flight have an unknown outcome."""
+        if self._detaching is None:
+            name = f"detach {self.name}"
+            self._detaching = self._loop.create_task(self._detach(timeout), name=name)
+        elif self.detached:
             return
-        self.detached = True
+        await asyncio.shield(self._detaching)
+
+    async def _detach(self, timeout: float) -> None:
         try:
             if self.failed is None:
                 async with asyncio.timeout(timeout):

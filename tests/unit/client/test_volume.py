@@ -281,6 +281,22 @@ async def test_detach_finishes_what_is_in_flight() -> None:
         await volume.read(0, 1)
 
 
+async def test_each_detach_waits_for_the_first_which_nobody_cancels() -> None:
+    volume, group, attached = make()
+    group.hold = True
+    write = asyncio.create_task(volume.write(0, b"x"))
+    await asyncio.sleep(0)
+    first, second = (asyncio.create_task(volume.detach()) for _ in range(2))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    assert not second.done() and not attached.detached and not volume.detached
+    group.release()
+    await second
+    assert write.done() and attached.detached == group.flushed == 1 and volume.detached
+
+
 async def test_detach_lets_go_after_its_deadline() -> None:
     volume, group, attached = make()
     group.hold = True
