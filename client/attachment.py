@@ -18,10 +18,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from moorage.client.nodes import NodePool, boot_clock_ms
+from moorage.client.outcome import fresh
 from moorage.client.readonly import ReadOnlyGroup
 from moorage.client.reads import ReadSweep
 from moorage.client.session import GroupSession, Shared
-from moorage.client.volume import Volume, fresh
+from moorage.client.volume import Volume
 from moorage.quorum.writer import TICK_MS, Phase
 from moorage.wire.errors import Busy, Fatal, Fenced, MoorageError, ReadOnly, ShuttingDown, Unavailable
 

@@ -19,6 +19,7 @@ from itertools import pairwise
 from moorage.client.device import Done
 from moorage.client.group import GroupLog
 from moorage.client.ordering import BlockOrder, Holder
+from moorage.client.outcome import callback_failed
 from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, Buffer
 from moorage.wire.errors import Invalid, MoorageError, NoQuorum, Overloaded, ReadOnly
 
@@ -435,7 +436,10 @@ class Front:
         open_now = [*self.order.active, *self.order.waiting, *self.flushes]
         for each in open_now:
             if isinstance(each, _Piece | _Flush) and each.started < before and each.done is not None:
-                each.give_up(self._timeout(each.group))
+                try:
+                    each.give_up(self._timeout(each.group))
+                except Exception as error:
+                    callback_failed(error)
         if self.order.active or self.flushes:
             self._arm()
 

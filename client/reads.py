@@ -23,6 +23,7 @@ import xxhash
 
 from moorage.client.device import Done
 from moorage.client.nodes import READING_MAX, NodeLink, boot_clock_ms
+from moorage.client.outcome import callback_failed
 from moorage.client.reader import HEDGE_FLOOR_S, HedgeBudget, choose, judge, preference
 from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.connection import Connection, Reply
@@ -358,7 +359,10 @@ class Read:
         if self.attempts:
             self._cancel_others()
         self.group.sweep.reads.pop(self, None)
-        self.done(error)
+        try:
+            self.done(error)
+        except Exception as exc:
+            callback_failed(exc)
 
 
 class Look(Read):

@@ -23,6 +23,7 @@ from typing import Any
 
 from moorage.client.device import Done
 from moorage.client.nodes import NodeLink, NodePool, UserKey, boot_clock_ms
+from moorage.client.outcome import callback_failed
 from moorage.client.reads import GroupReader, ReadSweep, Target
 from moorage.quorum.majority import is_majority
 from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail, Seal, SealAnswer
@@ -449,9 +450,8 @@ class GroupSession:
             return
         try:
             done(error)
-        except Exception as exc:  # a mistake in one caller's callback must not cost others their answer
-            context = {"message": "callback of an operation failed", "exception": exc}
-            self._loop.call_exception_handler(context)
+        except Exception as exc:
+            callback_failed(exc)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ from moorage.client.device import Done
 from moorage.client.front import Front
 from moorage.client.group import GroupLog
 from moorage.client.ordering import Holder
+from moorage.client.outcome import fresh
 from moorage.client.uri import parse_size
 from moorage.quorum.record import Buffer
 from moorage.wire.errors import DeadlineExceeded, MoorageError, NoQuorum, ShuttingDown
@@ -258,10 +259,3 @@ class _Everything(Holder):
     def granted(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
-
-
-def fresh(error: BaseException) -> BaseException:
-    """A copy per raise: one error ends many operations, and tracebacks must not pile up on it."""
-    if isinstance(error, MoorageError):
-        return type(error)(error.message, **error.details)
-    return error

@@ -338,6 +338,32 @@ async def test_the_end_reaches_reads_that_wait_for_others(
     await client.pool.close()
 
 
+async def test_a_caller_that_fails_in_its_callback_stops_no_clock(memory_cluster: Make) -> None:
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+
+    def careless(error: BaseException | None) -> None:
+        raise RuntimeError("a mistake in a caller's callback")
+
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach(io_timeout=0.1) as volume:
+        for device in cluster.devices:
+            device.set_mute(True)
+        volume.read_nowait(0, memoryview(bytearray(BLOCK_SIZE)), careless)
+        volume.write_nowait(0, memoryview(bytes(BLOCK_SIZE)), careless)
+        await until(lambda: len(failures) == 2)
+        async with asyncio.timeout(STALL_S):
+            for attempt in (volume.read(0, 1), volume.write(0, b"x")):
+                with pytest.raises(NoQuorum):
+                    await attempt
+        for device in cluster.devices:
+            device.set_mute(False)
+        await until(lambda: not volume.order.active)
+    assert {str(context["exception"]) for context in failures} == {"a mistake in a caller's callback"}
+    await client.pool.close()
+
+
 async def test_full_devices_give_enospc_and_recover(memory_cluster: Make) -> None:
     cluster = await memory_cluster(groups=1)
     client = Client(cluster)
