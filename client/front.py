@@ -19,7 +19,7 @@ from itertools import pairwise
 from moorage.client.device import Done
 from moorage.client.group import GroupLog
 from moorage.client.ordering import BlockOrder, Holder
-from moorage.client.outcome import callback_failed
+from moorage.client.outcome import callback_failed, fresh
 from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, Buffer
 from moorage.wire.errors import Invalid, MoorageError, NoQuorum, Overloaded, ReadOnly
 
@@ -361,7 +361,7 @@ class Front:
         hole; no data is read."""
         error = self._refusal(offset, length)
         if error is not None:
-            raise error
+            raise fresh(error)
         extents: list[tuple[int, bool]] = []
         end = offset + length
         while offset < end:
@@ -392,7 +392,7 @@ class Front:
             group = self.groups[chunk % self.group_count]
             group.look(chunk // self.group_count, block, part, join.piece_done)
         if (error := await future) is not None:
-            raise error
+            raise fresh(error)
         return into
 
     # -- bounds and time -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Errors on their way to callers: a copy per raise, and what becomes of those that callers' callbacks raise."""
+"""Errors on their way to callers: a copy per raise; and those that callers' callbacks raise."""
 
 from __future__ import annotations
 

@@ -84,6 +84,8 @@ class Volume(Front):
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset``. Sees every write acknowledged before the call."""
+        if not 0 <= length <= self.size and (error := self._refusal(offset, length)) is not None:
+            raise fresh(error)  # before so much memory is asked for
         into = bytearray(length)
         await self.readinto(offset, into)
         return bytes(into)

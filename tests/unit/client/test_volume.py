@@ -130,6 +130,8 @@ async def test_outside_the_volume_and_read_only() -> None:
             await volume.write(offset, bytes(length))
         with pytest.raises(Invalid, match="not inside the volume"):
             await volume.discard(offset, length)
+    with pytest.raises(Invalid, match="not inside the volume"):
+        await volume.read(0, 1 << 62)
     volume, group, _ = make(read_only=True)
     for attempt in (volume.write(0, b"x"), volume.discard(0, 1), volume.write_zeroes(0, 1)):
         with pytest.raises(ReadOnly):
@@ -262,6 +264,9 @@ async def test_fenced_ends_everything() -> None:
     for attempt in (volume.read(0, 1), volume.write(0, b"x"), volume.flush(), volume.discard(0, 4096)):
         with pytest.raises(Fenced, match="taken over by x"):
             await attempt
+    with pytest.raises(Fenced):
+        await volume.block_status(0, BLOCK_SIZE)
+    assert volume.failed is not None and volume.failed.__traceback__ is None, "they would pile up on it"
 
 
 async def test_detach_finishes_what_is_in_flight() -> None:
