@@ -405,14 +405,16 @@ class Recovery(Counting):
 
     def _is_blocked(self, peer: Peer, now_ms: int) -> bool:
         """A full member cannot get at the discards behind the write that it has no room for. Once others have
-        room again it is copied to, which skips both."""
+        room again, and one is there to copy from, it is copied to, which skips both."""
         entry = self.window.entries.get(peer.next)
         if not peer.full or entry is None or entry.end <= peer.limit_end:
             peer.blocked_ms = 0
             return False
         peer.blocked_ms = peer.blocked_ms or now_ms
+        if now_ms - peer.blocked_ms < BLOCKED_MS:
+            return False
         others = [other for other in self.peers.values() if other is not peer]
-        return now_ms - peer.blocked_ms >= BLOCKED_MS and not any(other.full for other in others)
+        return not any(other.full for other in others) and any(self._is_source(o.replica) for o in others)
 
     # -- membership change -----------------------------------------------------------------------------
 

@@ -395,6 +395,39 @@ def test_a_full_member_does_not_stay_behind_for_ever() -> None:
     assert writer.peers[3].status is not Status.STREAMING
 
 
+def test_a_full_member_is_not_given_up_while_nobody_can_be_copied_from() -> None:
+    writer = make()
+    for replica in (1, 2, 3):
+        writer.sealed(replica, 1, answer(space_limit=ROOM if replica < 3 else 100, full=replica == 3))
+    send_all(writer)
+    for replica in (1, 2, 3):
+        ack(writer, replica, 1, applied=1, limit=0, flags=WHOLE | (FULL if replica == 3 else 0))
+    write(writer)
+    send_all(writer)
+    writer.disconnected(1)
+    writer.disconnected(2)
+    for now in range(0, 7000, 1000):
+        writer.tick(now)
+    assert writer.readable() == [3]
+
+
+def test_the_only_member_may_be_full_for_long() -> None:
+    """Its device is filled by others between the grant and the write, as the connection breaks."""
+    writer = serving((1,))
+    ack(writer, 1, 1, applied=1)
+    assert write(writer, "a") == 2
+    writer.disconnected(1)
+    writer.connected(1)
+    back = answer((EPOCH, 1), commit=1, history=[(EPOCH, 1)], space_limit=0, full=True)
+    writer.sealed(1, writer.peers[1].session, back)
+    send_all(writer)
+    for now in range(0, 7000, 1000):
+        writer.tick(now)
+        assert send_all(writer) == {} and writer.ended is None
+    ack(writer, 1, 1, limit=ROOM)
+    assert send_all(writer) == {1: [2]}
+
+
 def test_the_source_of_a_copy_may_change() -> None:
     writer = lagging()
     writer.tick(10)
