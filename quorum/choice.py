@@ -34,8 +34,8 @@ def choose(answers: Mapping[int, SealAnswer], configurations: Sequence[Configura
 
 
 def tail_begin(chosen: SealAnswer, others: Sequence[SealAnswer], records_max: int) -> int:
-    """First LSN of the tail to read: everything that may not be committed, and, as far as the chosen member
-    has it, what others lack."""
+    """First LSN of the tail to read: everything that may not be committed, and what others lack, as far as
+    the chosen member has it and ``records_max`` from the end go; who lacks more is copied to."""
     lowest = min((known_common(chosen, other) for other in others), default=chosen.commit)
     wanted = max(lowest, chosen.last.lsn - records_max, chosen.tail_from - 1)
     return min(wanted, chosen.commit) + 1

@@ -26,6 +26,7 @@ from moorage.wire.errors import (
 
 RETRY_MS = 200  # a refused member is sealed again after this
 BLOCKED_MS = 5_000  # a full member gets a copy after this, if the others have room
+TAIL_RECORDS = 64  # read besides what may be uncommitted, for members a little behind; 64 MiB at most
 PROBE_MS = 100  # a member that owes acknowledgements is asked how far it is
 
 
@@ -121,7 +122,7 @@ class Recovery(Counting):
         self._chosen = chosen
         answer = answers[chosen]
         others = [its for replica, its in answers.items() if replica != chosen and not its.damaged]
-        first = choice.tail_begin(answer, others, self.window_records // 2)
+        first = choice.tail_begin(answer, others, min(TAIL_RECORDS, self.window_records // 2))
         self.window = Window(first, [*answer.history] or [(0, 0)])
         self._tail_next = first
         if first > answer.last.lsn:

@@ -128,6 +128,20 @@ def test_tail_is_read_before_anything_is_sent() -> None:
     assert send_all(writer) == {1: [11], 2: [10, 11]}
 
 
+def test_what_is_read_of_the_tail_fits_into_the_window() -> None:
+    """Records may be of 1 MiB: who lacks many of the committed ones is copied to."""
+    writer = make()
+    writer.sealed(1, 1, answer((5, 1000), commit=990, history=[(5, 1)]))
+    writer.sealed(3, 1, answer((5, 1), commit=1, history=[(5, 1)]))
+    assert writer.take_orders() == [ReadTail(1, 1, 937, 1000)]
+    writer.tail(1, 1, [Record(5, lsn, Kind.ZERO, count=1) for lsn in range(937, 1001)])
+    assert writer.peers[3].status is Status.LAGGING
+    writer = make()
+    writer.sealed(1, 1, answer((5, 1000), commit=900, history=[(5, 1)]))
+    writer.sealed(3, 1, answer((5, 1), commit=1, history=[(5, 1)]))
+    assert writer.take_orders() == [ReadTail(1, 1, 901, 1000)], "all that may not be committed"
+
+
 def test_another_log_may_be_chosen_until_the_tail_is_read() -> None:
     writer = make()
     writer.sealed(1, 1, answer((5, 10), commit=8))
