@@ -1,9 +1,9 @@
 """An attachment: one epoch of one volume in this process, from metadata's word to the end.
 
 Owns the epoch, the lease with metadata (renewed every second; it decides only when others may take over
-unasked, so an outage of metadata stops no I/O), the sessions of all groups, their clock, and the end:
-detached, fenced by another holder, or lost. An epoch serves one process once: attaching again is a new
-``Attachment``.
+unasked, so an outage of metadata stops no I/O), what metadata says of addresses and the size (a reader asks
+for that alone), the sessions of all groups, their clock, and the end: detached, fenced by another holder, or
+lost. An epoch serves one process once: attaching again is a new ``Attachment``.
 
 Invariants: no session serves before all of them can; after the end nothing is sent but the release of read
 leases, and every operation fails with the same error.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from moorage.client.nodes import NodePool, boot_clock_ms
@@ -24,7 +24,16 @@ from moorage.client.reads import ReadSweep
 from moorage.client.session import GroupSession, Shared
 from moorage.client.volume import Volume
 from moorage.quorum.writer import TICK_MS, Phase
-from moorage.wire.errors import Busy, Fatal, Fenced, MoorageError, ReadOnly, ShuttingDown, Unavailable
+from moorage.wire.errors import (
+    Busy,
+    Fatal,
+    Fenced,
+    MoorageError,
+    NotFound,
+    ReadOnly,
+    ShuttingDown,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +41,7 @@ MetadataCall = Callable[[str, dict[str, Any], float], Awaitable[Any]]
 
 RENEW_S = 1.0
 RENEW_TIMEOUT_S = 3.0
+READER_ROUNDS = 3  # a reader asks every so many RENEW_S, and in the next one when a device is away
 IDLE_TICK_S = 0.5  # hundreds of idle volumes must cost little: 64 groups took 1.3 % of a core at 0.2
 METADATA_S = 10.0
 RECOVERY_POLL_S = 0.05
@@ -48,7 +58,7 @@ class Attachment:
         self.epoch: int = attached["epoch"]
         self.writer = writer
         self.ended: MoorageError | None = None
-        self._groups: list[GroupSession] | list[ReadOnlyGroup] = []
+        self._groups: Sequence[GroupSession | ReadOnlyGroup] = []
         self._volume: Volume | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,7 +86,7 @@ class Attachment:
         if attached["epoch"] and not attached["holder_alive"]:
             floors = await _recover(call, nodes, holder, end)
             attached, writer = await _attach(call, params, timeout)  # what has changed meanwhile
-        return ReadOnlyAttachment(call, attached, writer).read(nodes, attached, io_timeout, floors)
+        return ReadOnlyAttachment(call, attached, writer).read(nodes, params, attached, io_timeout, floors)
 
     async def detach(self) -> None:
         raise NotImplementedError
@@ -85,6 +95,35 @@ class Attachment:
         """Ask metadata; returns the new size in bytes."""
         changed = await self._call("metadata.resize_volume", {"size": size}, METADATA_S)
         return int(changed["size"])
+
+    # -- what metadata says from time to time ----------------------------------------------------------
+
+    async def _follow(self) -> None:
+        warned = False
+        while self.ended is None:
+            await self._pause()
+            try:
+                await self._ask()
+            except MoorageError as error:
+                log.debug("volume %s: metadata does not answer, I/O goes on: %s", self.name, error)
+            except Exception as error:  # no answer may end this: others would take the volume over
+                text = "volume %s: metadata answered what cannot be understood: %r"
+                log.log(logging.DEBUG if warned else logging.WARNING, text, self.name, error)
+                warned = True
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(RENEW_S)
+
+    async def _ask(self) -> None:
+        raise NotImplementedError
+
+    def _heard(self, size: int, groups: list[dict[str, Any]]) -> None:
+        if self._volume is not None:
+            self._volume.size = max(self._volume.size, size)
+        for ours, group in zip(self._groups, groups, strict=True):
+            addresses = {row["replica"]: row["address"] for row in group["members"]}
+            for member in ours.members:
+                member.link.move(addresses.get(member.replica) or "")
 
     def describe(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "groups": [group.describe() for group in self._groups]}
@@ -132,7 +171,7 @@ class WriterAttachment(Attachment):
         for session in sessions:
             session.start()
         self._wake()
-        self._shared.spawn(self._renew_for_ever(), f"lease of {self.name}")
+        self._shared.spawn(self._follow(), f"lease of {self.name}")
         try:
             async with asyncio.timeout(timeout):
                 await self._serving
@@ -233,31 +272,17 @@ class WriterAttachment(Attachment):
 
     # -- the lease -----------------------------------------------------------------------------------
 
-    async def _renew_for_ever(self) -> None:
-        warned = False
-        while self.ended is None:
-            await asyncio.sleep(RENEW_S)
-            try:
-                await self._renew(RENEW_TIMEOUT_S)
-            except Fenced as error:
-                self._end(error)
-            except MoorageError as error:
-                log.debug("volume %s: metadata does not answer, I/O goes on: %s", self.name, error)
-            except Exception as error:  # no answer may end the renewal: others would take the volume over
-                text = "volume %s: metadata answered metadata.renew with what cannot be understood: %r"
-                log.log(logging.DEBUG if warned else logging.WARNING, text, self.name, error)
-                warned = True
+    async def _ask(self) -> None:
+        try:
+            await self._renew(RENEW_TIMEOUT_S)
+        except Fenced as error:
+            self._end(error)
 
     async def _renew(self, timeout: float) -> None:
         params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}
         renewed = await self._call("metadata.renew", params, timeout)
         self._shared.capability = renewed.get("capability", self._shared.capability)
-        if self._volume is not None:
-            self._volume.size = max(self._volume.size, renewed["size"])
-        for session, group in zip(self._sessions, renewed["groups"], strict=True):
-            addresses = {row["replica"]: row["address"] for row in group["members"]}
-            for member in session.members:
-                member.link.move(addresses.get(member.replica) or "")
+        self._heard(renewed["size"], renewed["groups"])
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -339,9 +364,16 @@ class ReadOnlyAttachment(Attachment):
     """Beside a writer, or without one: reads a prefix of each group's log that never goes back."""
 
     def read(
-        self, nodes: NodePool, attached: dict[str, Any], io_timeout: float, floors: dict[int, int]
+        self,
+        nodes: NodePool,
+        params: dict[str, Any],
+        attached: dict[str, Any],
+        io_timeout: float,
+        floors: dict[int, int],
     ) -> Volume:
-        """``floors``: the LSN of a group that its reads must see."""
+        """``params``: what metadata was asked, and is asked again; ``floors``: the LSN of a group that its
+        reads must see."""
+        self._params = params
         self._sweep = ReadSweep(io_timeout)
         self._readers = [
             ReadOnlyGroup(nodes, self._sweep, group, floors.get(group["group"], 0))
@@ -357,7 +389,20 @@ class ReadOnlyAttachment(Attachment):
             io_timeout=io_timeout,
             read_only=True,
         )
+        self._following = self._loop.create_task(self._follow(), name=f"reader of {self.name}")
         return self._volume
+
+    async def _pause(self) -> None:
+        for _ in range(READER_ROUNDS):
+            await asyncio.sleep(RENEW_S)
+            if any(reader.waiting_for() for reader in self._readers):
+                return
+
+    async def _ask(self) -> None:
+        attached, _ = await _attach(self._call, self._params, RENEW_TIMEOUT_S)
+        if attached["volume"]["id"] != self.volume_id:
+            raise NotFound(f"volume {self.name!r} was deleted, and another one has its name")
+        self._heard(attached["volume"]["size"], attached["groups"])
 
     async def resize(self, size: int) -> int:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")
@@ -368,3 +413,5 @@ class ReadOnlyAttachment(Attachment):
             self._sweep.stop(self.ended)
             for reader in self._readers:
                 reader.leave()
+        self._following.cancel()
+        await asyncio.gather(self._following, return_exceptions=True)

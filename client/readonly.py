@@ -29,6 +29,7 @@ class _Member:
     def __init__(self, nodes: NodePool, replica: int, device: str, host: str, address: str) -> None:
         _Member._count -= 1
         self.key: UserKey = (replica, _Member._count)
+        self.replica = replica
         self.link = nodes.link(device, host, address)
         self.target = Target(self.link, replica)
 
@@ -57,11 +58,11 @@ class ReadOnlyGroup:
         self.index: int = group["group"]
         self._nodes = nodes
         self._floor = floor
-        self._members = [
+        self.members = [
             _Member(nodes, row["replica"], row["device"], row["host"], row["address"] or "")
             for row in group["members"]
         ]
-        targets = [member.target for member in self._members]
+        targets = [member.target for member in self.members]
         reader = GroupReader(
             self,
             targets,
@@ -70,7 +71,7 @@ class ReadOnlyGroup:
             repair=lambda chunk, block, count: None,  # the holder's business
         )
         self.read, self.look = reader.read, reader.look
-        for member in self._members:
+        for member in self.members:
             nodes.join(member, member.link)
 
     def write(self, chunk: int, block: int, data: Buffer, done: Done, fua: bool) -> None:
@@ -95,13 +96,13 @@ class ReadOnlyGroup:
         """A prefix stays one, whoever writes."""
 
     def waiting_for(self) -> str:
-        troubles = [text for text in (member.link.trouble() for member in self._members) if text]
+        troubles = [text for text in (member.link.trouble() for member in self.members) if text]
         if not troubles:
             return ""
-        return f"waiting for {len(troubles)} of {len(self._members)}: {', '.join(troubles)}"
+        return f"waiting for {len(troubles)} of {len(self.members)}: {', '.join(troubles)}"
 
     def leave(self) -> None:
-        for member in self._members:
+        for member in self.members:
             self._nodes.leave(member, member.link)
 
     def describe(self) -> dict[str, Any]:
@@ -119,6 +120,6 @@ class ReadOnlyGroup:
                     "state": member.link.trouble() or "current",
                     "behind": 0,
                 }
-                for member in self._members
+                for member in self.members
             ],
         }
