@@ -99,6 +99,9 @@ class NbdServer:
         self._transmissions.add(transmission)
         log.info("nbd export %s: client %s connected", agreement.name, handshake.peer)
         transport.set_protocol(transmission)
+        if handshake.writing_paused:  # the transmission hears of the end of the pause, so also of its begin
+            transport.resume_reading()
+            transmission.pause_writing()
         transmission.start(transport, negotiation.rest())
 
     def handshake_over(self, handshake: _Handshake) -> None:
@@ -125,12 +128,12 @@ class _Handshake(asyncio.BufferedProtocol):
 
     def __init__(self, server: NbdServer) -> None:
         self.peer = "?"
+        self.writing_paused = False
         self._server = server
         self._negotiation: Negotiation | None = None
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._buffer = bytearray(HANDSHAKE_RECEIVE_SIZE)
-        self._writing_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -155,11 +158,11 @@ class _Handshake(asyncio.BufferedProtocol):
             self._advance(self._negotiation)
 
     def pause_writing(self) -> None:
-        self._writing_paused = True
+        self.writing_paused = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._writing_paused = False
+        self.writing_paused = False
         self._transport.resume_reading()
         if self._negotiation is not None:
             self._advance(self._negotiation)
@@ -170,7 +173,7 @@ class _Handshake(asyncio.BufferedProtocol):
             self._server.handshake_over(self)
 
     def _advance(self, negotiation: Negotiation) -> None:
-        while not self._writing_paused:
+        while not self.writing_paused:
             answer = negotiation.step()
             if answer is None:
                 break

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import random
 import struct
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,44 @@ def test_a_handshake_that_takes_too_long_is_ended(play: Play) -> None:
         await bench.until(lambda: bench.server.connections == 0, "the slow connection is forgotten")
 
     with_device(play, scenario, Limits(handshake_timeout_s=0.05))
+
+
+class FullSocket:
+    """A server's transport whose socket is full after each write, until its protocol is told otherwise."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.real = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def write(self, data: bytes) -> None:
+        self.real.write(data)
+        self.real.get_protocol().pause_writing()  # type: ignore[attr-defined]
+
+
+def test_a_handshake_whose_last_answer_fills_the_socket(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        client = await bench.connect()
+        await client.reader.readexactly(18)
+        (shaking,) = bench.server._handshakes
+        shaking._transport = FullSocket(shaking._transport)  # type: ignore[assignment]
+        go = struct.pack(">I", 3) + b"vol" + b"\0\0"
+        client.writer.write(struct.pack(">I", 3) + p.OPTION.pack(p.OPTION_MAGIC, p.OPT_GO, len(go)) + go)
+        client.send(p.CMD_READ, 0, 512)
+        while not bench.server._transmissions:
+            await bench.until(lambda: shaking.writing_paused, "an answer was written")
+            shaking.resume_writing()
+        (transmission,) = bench.server._transmissions
+        await client.reader.readexactly(20 + 12 + 20 + 14 + 20)
+        await asyncio.sleep(0.01)
+        assert not transmission._count, "nothing is taken while the client does not read"
+        transmission.resume_writing()
+        assert await asyncio.wait_for(client.simple_reply(512), 5) == (0, 1, bytes(512))
+        await client.close()
+        await bench.until(lambda: bench.server.connections == 0, "the client has gone")
+
+    with_device(play, scenario)
 
 
 def test_connections_are_bounded(play: Play) -> None:
