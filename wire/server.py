@@ -79,6 +79,8 @@ class Server:
                 self.address = str(where._replace(port=self._listener.sockets[0].getsockname()[1]))
         except OSError as exc:
             raise Invalid(f"cannot listen on {where}: {exc.strerror or exc}") from None
+        except ValueError as exc:
+            raise Invalid(f"cannot listen on {where}: {exc}") from None
 
     def _accept(self) -> Connection:
         hello = self._hello()
@@ -221,6 +223,8 @@ async def connect(
         raise CannotConnect(f"cannot connect to {where}: no answer in {timeout:g} s") from None
     except OSError as exc:
         raise CannotConnect(f"cannot connect to {where}: {exc.strerror or exc}") from None
+    except ValueError as exc:  # a name that no resolver can be asked for
+        raise CannotConnect(f"cannot connect to {where}: {exc}") from None
     except asyncio.CancelledError:
         conn.close()
         raise

@@ -675,6 +675,11 @@ async def test_nobody_there_is_said(world: World) -> None:
             await connect(address, hello=CLIENT, secret=SECRET)
     with pytest.raises(CannotConnect):
         await connect(f"unix:{world.tmp_path}/none", hello=CLIENT, secret=SECRET)
+    for name in ("x" * 70 + ".example", "a..b", "nul\0"):
+        with pytest.raises(CannotConnect):
+            await connect(f"{name}:7400", hello=CLIENT, secret=SECRET)
+        with pytest.raises(Invalid, match="cannot listen on"):
+            await serve(f"{name}:7400", hello=CLIENT, secret=SECRET, endpoint=world.router)
 
 
 async def test_a_server_that_says_nothing_or_garbage(world: World) -> None:
