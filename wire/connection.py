@@ -110,6 +110,7 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         self._lost: asyncio.Future[None] = self._loop.create_future()
         # requests that are open: (on_reply, into)
         self._pending: dict[int, tuple[OnReply, memoryview | None]] = {}
+        self._refused: dict[int, OnReply] = {}  # made when it was closed: told in the next loop turn
         self._next_id = 0
         self._reply = Reply()
         # frames of this loop turn, or of all turns since writing was paused
@@ -182,7 +183,8 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         is received there. No timeout here: the caller keeps its own and calls :meth:`cancel`."""
         self._next_id = request_id = self._next_id + 1
         if self.closed:
-            self._loop.call_soon(on_reply, CannotConnect(f"connection to {self.peer} is closed"))
+            self._refused[request_id] = on_reply
+            self._loop.call_soon(self._refuse, request_id)
             return request_id
         self.send(REQUEST, op, request_id, body, payload, flags, deadline_ms)
         self._pending[request_id] = (on_reply, into)
@@ -193,6 +195,13 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         if self._pending.pop(request_id, None) is not None:
             self._divert(REPLY, request_id)
             self.send(CANCEL, CALL, request_id, b"")
+        else:
+            self._refused.pop(request_id, None)
+
+    def _refuse(self, request_id: int) -> None:
+        on_reply = self._refused.pop(request_id, None)
+        if on_reply is not None:
+            on_reply(CannotConnect(f"connection to {self.peer} is closed"))
 
     async def call(
         self,

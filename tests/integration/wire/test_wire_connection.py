@@ -354,6 +354,9 @@ async def test_the_end_of_a_connection_ends_its_calls_and_requests(world: World)
     conn.request(READ, b"", (), answers.append)
     await eventually(lambda: len(answers) == 1)
     assert isinstance(answers[0], CannotConnect)
+    conn.cancel(conn.request(READ, b"", (), answers.append))
+    await asyncio.sleep(0.01)
+    assert len(answers) == 1
     with pytest.raises(ConnectionLost):
         await conn.drain()
 
