@@ -317,6 +317,11 @@ class WriterAttachment(Attachment):
 
     async def detach(self) -> None:
         """End, and tell metadata, so that others need not wait for the lease."""
+        if self.ended is None:  # members hear what is committed before their leases are let go
+            if self._ticker is not None:
+                self._ticker.cancel()
+            self._tick()
+            await asyncio.sleep(0)  # a pump that was due already
         fenced = self.ended is not None
         self._end(ShuttingDown(f"volume {self.name!r} is detached"))
         await self._finish_tasks()

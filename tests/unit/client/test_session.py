@@ -486,6 +486,17 @@ async def test_the_holder_hears_of_a_new_size(memory_cluster: Make) -> None:
     await client.pool.close()
 
 
+async def test_members_hear_what_is_committed_before_the_end(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        await until(lambda: not volume._attached._fast)  # type: ignore[attr-defined]
+        await volume.write(0, b"last")
+    for index, device in enumerate(cluster.devices, 1):
+        assert device.replicas[index].applied == volume.groups[0].writer.commit  # type: ignore[attr-defined]
+    await client.pool.close()
+
+
 async def test_attaching_and_detaching_leaves_nothing(memory_cluster: Make) -> None:
     cluster = await memory_cluster(groups=2)
     client = Client(cluster)
