@@ -9,7 +9,7 @@ are two, and what is asked for must hold in each: any majority of the one then m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 Configuration = tuple[int, ...]
 
@@ -30,14 +30,6 @@ def is_majority(yes: Iterable[bool]) -> bool:
     """Whether a majority says yes; ``yes`` holds one answer for each member."""
     answers = list(yes)
     return sum(answers) >= majority(len(answers))
-
-
-def reached_in_all(values: Mapping[int, int], configurations: Sequence[Configuration]) -> int:
-    """``reached_by_majority`` in every configuration; a member without a value counts as 0. Does not promise
-    that those members are alive."""
-    return min(
-        reached_by_majority([values.get(member, 0) for member in members]) for members in configurations
-    )
 
 
 def majority_in_all(those: Collection[int], configurations: Sequence[Configuration]) -> bool:
