@@ -94,7 +94,7 @@ class Replica:
             if lsn > self.state.commit:
                 self._drop_above(lsn - 1)
                 self.state.replay_record(record)
-                self.tail[lsn] = (record, location)
+                self.tail[lsn] = (_without_data(record), location)
             if record.kind == Kind.WRITE:
                 location += record.count << 12
 
@@ -161,6 +161,15 @@ class Replica:
         expected = set(range(self.tail_from, self.state.last + 1))
         invariant(set(self.tail) == expected, "tail has gaps", replica=self.info.replica)
         invariant(self.tail_from <= self.state.commit + 1, "pending records are missing", at=self.tail_from)
+
+
+def _without_data(record: Record) -> Record:
+    """A copy: others share the record, and its buffer is not to live as long as the tail."""
+    if not record.data:
+        return record
+    return Record(
+        record.epoch, record.lsn, record.kind, record.chunk, record.block, record.count, record.sums
+    )
 
 
 def _nobody(ticket: int) -> None:

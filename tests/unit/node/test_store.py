@@ -369,6 +369,12 @@ async def test_a_start_without_any_free_segment_says_what_to_do(tmp_path: Path) 
     await rig.store.close()
 
 
+async def test_the_tail_keeps_records_without_their_data(rig: Rig) -> None:
+    await rig.write(0, 0, block(1, 16))
+    ((record, _),) = rig.store.replica(1).tail.values()
+    assert record.lsn == 1 and not record.data
+
+
 # -- what others copy ------------------------------------------------------------------------------------
 
 
