@@ -268,12 +268,12 @@ class Log:
                 except Exception as failure:
                     self.give_up(failure)
 
-    def give_up(self, failure: Exception) -> None:
-        """Our own mistake, in telling somebody what is durable: the others hear of it all the same, and then
-        the device is out of use."""
-        log.error("telling of group commit %d failed", self.group, exc_info=failure)
+    def give_up(self, failure: BaseException) -> None:
+        """Our own mistake, in telling somebody what is durable or in upkeep: the others hear of it all the
+        same, and then the device is out of use."""
+        log.error("the store failed at group commit %d", self.group, exc_info=failure)
         if self.failed is None:
-            self._broken([], failure)
+            self._broken([], failure, "the store failed")
 
     def _fold_group(self, segment: Segment, start: int, size: int, data_at: int, taken: list[Queued]) -> None:
         """No await in here: ``group``, ``end`` and the replicas' states move together."""
@@ -290,9 +290,11 @@ class Log:
             self._fold(replica, entry, location)
             location += entry.data_size
 
-    def _broken(self, taken: list[Queued], error: BaseException) -> None:
+    def _broken(
+        self, taken: list[Queued], error: BaseException, what: str = "writing the log failed"
+    ) -> None:
         self.failed = DeviceFailed(
-            f"writing the log failed: {error}; the device is out of use: look at the disk, then restart it"
+            f"{what}: {error!r}; the device is out of use: look at the disk, then restart it"
         )
         log.critical("%s", self.failed)
         lost = [*taken, *self._queue]

@@ -446,12 +446,9 @@ class Store:
         return self.free_slots < max(self.layout.reserve + 2, self.layout.slots // 4)
 
     def _upkeep_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and self.failed is None:
-            log.critical("store upkeep ended", exc_info=error)
-            self.on_failed(DeviceFailed(f"the store's upkeep ended: {error}"))
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.log.give_up(error)  # without checkpoints the log only grows
 
 
 def _log_failed(error: DeviceFailed) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lmdb
+import pytest
 
 from moorage.node.handlers import Handlers
 from moorage.node.memory_disk import MemoryDisk
@@ -79,6 +81,25 @@ async def test_what_was_under_way_when_the_device_failed_is_answered_with_the_fa
             await asyncio.sleep(0.01)
     assert done == [store.failed] and isinstance(done[0], DeviceFailed)
     assert 4 not in store.replicas
+    await store.close()
+
+
+async def test_upkeep_that_ends_fails_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without checkpoints and compaction, it must not go on taking records: heartbeats say why."""
+    store = await open_store(tmp_path)
+    failures: list[DeviceFailed] = []
+    store.on_failed = failures.append
+
+    async def once() -> None:
+        raise struct.error("unpack requires more bytes")
+
+    monkeypatch.setattr(store, "_keep_up_once", once)
+    async with asyncio.timeout(10):
+        while not failures:
+            await asyncio.sleep(0.01)
+    assert failures == [store.failed] and "unpack requires" in str(store.failed)
+    with pytest.raises(DeviceFailed):
+        store.append(store.replica(1), [Record(1, 1, Kind.ZERO_CHUNKS, 0, 0, 1)], 1)
     await store.close()
 
 
