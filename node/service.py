@@ -108,6 +108,13 @@ class NodeService(EmbeddedService):
         return store
 
     async def stop(self) -> None:
+        try:
+            await self._stop()
+        finally:
+            if self._superblock is not None:
+                self._superblock.close()  # or this process could not open the device again
+
+    async def _stop(self) -> None:
         if self._handlers is not None:
             await self._handlers.withdraw()
         for task in self._tasks:
@@ -120,8 +127,6 @@ class NodeService(EmbeddedService):
             await self._client.close()
         if self._store is not None:
             await self._store.close()
-        if self._superblock is not None:
-            self._superblock.close()
 
     def _spawn(self, work: Any, name: str) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work, name=f"node-{name}")

@@ -136,22 +136,30 @@ class Store:
 
     async def close(self, checkpoint: bool = True) -> None:
         """Write what is queued, checkpoint, let go of files and threads. Also after :meth:`open` failed."""
-        if self._upkeep:
-            await self._flush_at_end()  # while upkeep still makes room
-            for task in self._upkeep:
-                task.cancel()
-            await asyncio.wait(self._upkeep)
-            await self._flush_at_end()
-            if checkpoint and self.failed is None:
+        try:
+            if self._upkeep:
+                await self._end_upkeep(checkpoint)
+        finally:
+            await self.reader.close()
+            for lane in (self._device_lane, self._index_lane):
+                await asyncio.to_thread(lane.close)
+            for file in self.all_files.values():
+                file.close()
+            if self.index_store is not None:
+                self.index_store.close()
+
+    async def _end_upkeep(self, checkpoint: bool) -> None:
+        await self._flush_at_end()  # while upkeep still makes room
+        for task in self._upkeep:
+            task.cancel()
+        await asyncio.wait(self._upkeep)
+        await self._flush_at_end()
+        if checkpoint and self.failed is None:
+            try:
                 await self.checkpoint()
-                await self._flush_at_end()  # it may have freed what a stalled log was waiting for
-        await self.reader.close()
-        for lane in (self._device_lane, self._index_lane):
-            await asyncio.to_thread(lane.close)
-        for file in self.all_files.values():
-            file.close()
-        if self.index_store is not None:
-            self.index_store.close()
+            except (OSError, lmdb.Error) as error:
+                log.error("the last checkpoint failed, the next start reads more of the log: %s", error)
+            await self._flush_at_end()  # it may have freed what a stalled log was waiting for
 
     @property
     def failed(self) -> DeviceFailed | None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lmdb
 import pytest
 
 from moorage.node import store as store_module
+from moorage.node.config import CAPACITY_MIN, NodeConfig
 from moorage.node.memory_disk import MemoryDisk
 from moorage.node.replica import ReplicaInfo
+from moorage.node.service import NodeService
 from moorage.node.store import Store, StoreConfig
+from moorage.node.superblock import Superblock
 from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sums
 
 SEGMENT = 64 << 10
@@ -61,6 +66,46 @@ async def test_a_store_whose_log_is_stalled_can_be_closed(
     await stall(store, monkeypatch)
     async with asyncio.timeout(8):
         await store.close()
+
+
+@pytest.mark.parametrize("error", [lmdb.MapFullError("full"), RuntimeError("a mistake of ours")])
+async def test_a_store_that_cannot_checkpoint_lets_go_of_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = await open_store(tmp_path)
+    closed: list[str] = []
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(store.index_store, "finish", fail)
+    for file in store.all_files.values():
+        monkeypatch.setattr(file, "close", lambda name=file.name: closed.append(name))  # type: ignore[attr-defined]
+    if isinstance(error, lmdb.Error):
+        await store.close()  # nothing is lost by it: said in the log, and that is all
+    else:
+        with pytest.raises(RuntimeError):
+            await store.close()
+    assert not store._device_lane._thread.is_alive() and not store._index_lane._thread.is_alive()
+    assert sorted(closed) == sorted(store.all_files)
+    again = Store(store.config, store._disk)
+    await again.open()
+    await again.close()
+
+
+async def test_a_node_that_cannot_close_its_store_unlocks_the_device(tmp_path: Path) -> None:
+    nothing: Any = None
+    service = NodeService(NodeConfig(tmp_path, "host", nothing, (), str, capacity=CAPACITY_MIN))
+    service._superblock = Superblock(tmp_path, CAPACITY_MIN)
+
+    async def fail() -> None:
+        raise OSError(5, "bad sector")
+
+    store: Any = SimpleNamespace(close=fail)
+    service._store = store
+    with pytest.raises(OSError, match="bad sector"):
+        await service.stop()
+    Superblock(tmp_path, CAPACITY_MIN).close()
 
 
 async def test_closing_waits_for_space_that_upkeep_still_makes(
