@@ -29,13 +29,13 @@ from moorage.node.segment import (
     pack_segment_header,
 )
 from moorage.quorum.record import Buffer
-from moorage.wire.errors import DeviceFailed, LimitExceeded, violated
+from moorage.wire.errors import DeviceFailed, LimitExceeded, invariant, violated
 
 log = logging.getLogger(__name__)
 
 FRAME_BYTES_MAX = 16 << 20  # a group commit is bounded, so that none waits long for its sync
 FRAME_OVERHEAD = FRAME_HEADER_SIZE + PAGE  # data may begin at the next page
-ENTRY_BYTES_MAX = 1 << 20  # records join one entry up to here: what a segment's end may waste
+ENTRY_BYTES_MAX = 1 << 20  # heads and data: records join one entry up to here (the first may be larger)
 
 Queued = tuple[Replica, Entry]
 Folded = Callable[[Replica, Entry, int], None]  # (replica, entry, location of its data)
@@ -170,7 +170,10 @@ class Log:
             current = self._roll()
             buffers.append(self._header(current))
         taken = self._take(self.segment_size - current.end)
-        self._write(current, taken, buffers)
+        try:
+            self._write(current, taken, buffers)
+        except Exception as failure:  # our own mistake: nothing of it is written
+            self._broken(taken, failure)
 
     def _fits(self, end: int) -> bool:
         _, entry = self._queue[0]
@@ -220,6 +223,7 @@ class Log:
         start = segment.end
         entries = [(replica.info.replica, entry) for replica, entry in taken]
         frame = build_frame(segment.number, self.group + 1, start, entries, self.seed)
+        invariant(start + frame.size <= self.segment_size, "a frame lies in one segment", size=frame.size)
         offset = start - FIRST_FRAME if buffers else start
         buffers.append(frame.front)
         if not frame.direct:
@@ -305,7 +309,7 @@ class Log:
 
 
 def _cost(entry: Entry) -> int:
-    return ENTRY_SIZE + entry.body_size + entry.data_size
+    return ENTRY_SIZE + entry.size
 
 
 def check_size(segment_size: int, size: int) -> None:

@@ -170,6 +170,10 @@ class Entry:
         self.apply = 0  # LSN to apply up to, once this entry is durable
         self.barrier = False  # it replaces records or the state: nothing behind it is applied before it is
 
+    @property
+    def size(self) -> int:
+        return self.body_size + self.data_size
+
     def add_body(self, body: Buffer) -> None:
         self.bodies.append(body)
         self.body_size += len(body)

@@ -215,15 +215,15 @@ class Store:
                 self.append(replica, [record], 0)
             self.append(replica, records[-1:], ticket)  # they may be in several group commits
             return
+        if heads is None:
+            heads = b"".join([pack_head(record) for record in records])
         entry = replica.open_entry
         cut = records[0].lsn <= replica.last_queued
-        if entry is None or cut or entry.data_size >= ENTRY_BYTES_MAX:
+        if entry is None or cut or entry.size + len(heads) + size > ENTRY_BYTES_MAX:
             entry = Entry(EntryKind.RECORDS, replica.apply_target)
             self._put(replica, entry, barrier=cut)
             replica.open_entry = entry
         replica.last_queued = records[-1].lsn
-        if heads is None:
-            heads = b"".join([pack_head(record) for record in records])
         entry.add_body(heads)
         entry.count += len(records)
         entry.records += records
@@ -281,7 +281,7 @@ class Store:
             entry.add_body(run.pack())
         for each in data:
             entry.add_data(each)
-        check_size(self.layout.segment_size, entry.body_size + entry.data_size)
+        check_size(self.layout.segment_size, entry.size)
         entry.done.append(done)
         self._put(replica, entry, barrier=False)
 

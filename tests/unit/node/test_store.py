@@ -13,9 +13,9 @@ import pytest
 
 from moorage.node.memory_disk import MemoryDisk
 from moorage.node.replica import Replica, ReplicaInfo
-from moorage.node.segment import Run, RunKind
+from moorage.node.segment import Entry, EntryKind, Run, RunKind
 from moorage.node.store import Store, StoreConfig
-from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record, block_sum, block_sums
+from moorage.quorum.record import BLOCK_SIZE, HEAD_SIZE, Kind, Position, Record, block_sum, block_sums
 from moorage.quorum.state import CopyState, MemberState
 from moorage.wire.errors import Corrupt, DeviceFailed, NoReplica
 
@@ -426,6 +426,31 @@ async def test_a_ticket_covers_all_its_records(rig: Rig, monkeypatch: pytest.Mon
     rig.store.append(replica, records, 7)
     await rig.store.flushed()
     assert told == [(7, 3)]
+
+
+async def test_discards_that_gather_in_one_entry_fit_into_a_segment(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no data: their heads count."""
+    monkeypatch.setattr("moorage.node.store.ENTRY_BYTES_MAX", 64 << 10)
+    count = SEGMENT // HEAD_SIZE + 100  # all within one loop turn, or while a sync takes long
+    for lsn in range(1, count + 1):
+        rig.store.append(rig.store.replica(1), [Record(1, lsn, Kind.ZERO, 0, 0, 1)], lsn)
+    await rig.store.flushed()
+    assert rig.store.failed is None
+    assert not (await rig.reopen(checkpoint=False)).damaged
+    assert rig.store.replica(1).state.last == count
+
+
+async def test_a_frame_that_leaves_its_segment_is_not_written(rig: Rig) -> None:
+    entry, done = Entry(EntryKind.STATE), list[Any]()
+    entry.add_body(bytes(SEGMENT))
+    entry.done.append(done.append)
+    rig.store.log.put(rig.store.replica(1), entry)
+    before = [bytes(file.now) for file in rig.disk.files.values()]
+    await rig.store.flushed()
+    assert done == [rig.store.failed] and "a frame lies in one segment" in str(rig.store.failed)
+    assert [bytes(file.now) for file in rig.disk.files.values()] == before
 
 
 async def test_what_is_applied_late_is_told(rig: Rig) -> None:
