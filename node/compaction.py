@@ -30,6 +30,7 @@ from moorage.node.segment import (
     EntryKind,
     Run,
     RunKind,
+    body_verified,
     frame_verified,
     pack_head,
     parse_frame_header,
@@ -44,8 +45,8 @@ log = logging.getLogger(__name__)
 FULL_PER_MILLE = 900  # a segment with more alive than that is not worth it
 BATCH_BYTES = 2 << 20
 
-# where a run of blocks was written: replica id, chunk, first block, location, LSNs, checksums
-Candidate = tuple[int, int, int, int, list[int], list[int]]
+# where a run of blocks was written: replica id, chunk, first block, count, location; the index has the rest
+Candidate = tuple[int, int, int, int, int]
 
 
 class Compactor:
@@ -102,23 +103,24 @@ class Compactor:
 
     def _alive(self, candidate: Candidate, segment: Segment) -> list[tuple[Replica, Run, Extent]]:
         """The parts of a written run that the index still refers to."""
-        identity, chunk, block, location, lsns, sums = candidate
+        identity, chunk, block, count, location = candidate
         replica = self._fold.replicas.get(identity)
         if replica is None:
             return []
         try:
-            now = [where for where, _, _ in self._index.find(replica.table, chunk, block, len(lsns))]
+            cells = list(self._index.find(replica.table, chunk, block, count))
         except Corrupt as error:
             self._fold.damage(replica, str(error))
             return []
         found = []
         at = 0
-        while at < len(now):
+        while at < count:
             start = at
-            while at < len(now) and now[at] == location + at * BLOCK_SIZE:
+            while at < count and cells[at][0] == location + at * BLOCK_SIZE:
                 at += 1
             if at > start:
-                run = Run(RunKind.DATA, chunk, block + start, tuple(lsns[start:at]), tuple(sums[start:at]))
+                _, sums, lsns = zip(*cells[start:at], strict=True)
+                run = Run(RunKind.DATA, chunk, block + start, lsns, sums)
                 extent = self._reader.extent(location + start * BLOCK_SIZE, 0, (at - start) * BLOCK_SIZE)
                 assert extent is not None and extent.segment is segment
                 found.append((replica, run, extent))
@@ -231,7 +233,9 @@ def list_blocks(segment: Segment, seed: int) -> list[Candidate]:
         data_at = segment.number << OFFSET_BITS | (offset + header.data_at)
         for index in range(header.entry_count):
             head = EntryHead(*ENTRY.unpack_from(front, FRAME_HEADER_SIZE + index * ENTRY_SIZE))
-            found += _candidates(head, view[body_at : body_at + head.body_size], data_at)
+            body = view[body_at : body_at + head.body_size]
+            if body_verified(head, body):  # else its blocks stay where they are, and keep the segment
+                found += _candidates(head, body, data_at)
             body_at += head.body_size
             data_at += head.data_size
         offset += header.frame_size
@@ -243,14 +247,11 @@ def _candidates(head: EntryHead, body: memoryview, location: int) -> list[Candid
     if head.kind in (EntryKind.RECORDS, EntryKind.PENDING):
         for record in unpack_heads(body, head.records):
             if record.kind == Kind.WRITE:
-                sums = memoryview(record.sums).cast("Q").tolist()
-                lsns = [record.lsn] * record.count
-                found.append((head.replica, record.chunk, record.block, location, lsns, sums))
+                found.append((head.replica, record.chunk, record.block, record.count, location))
                 location += record.count * BLOCK_SIZE
     elif head.kind == EntryKind.BLOCKS:
         for run in unpack_runs(body):
             if run.kind == RunKind.DATA:
-                lsns, sums = list(run.lsns), list(run.sums)
-                found.append((head.replica, run.chunk, run.block, location, lsns, sums))
-                location += len(lsns) * BLOCK_SIZE
+                found.append((head.replica, run.chunk, run.block, len(run.lsns), location))
+                location += len(run.lsns) * BLOCK_SIZE
     return found

@@ -272,10 +272,14 @@ def parse_entries(frame: memoryview, header: FrameHeader) -> Iterator[ParsedEntr
         head = EntryHead(*ENTRY.unpack_from(frame, FRAME_HEADER_SIZE + index * ENTRY_SIZE))
         body = frame[body_at : body_at + head.body_size]
         data = frame[data_at : data_at + head.data_size]
-        whole = len(data) == head.data_size and head.check == _xxh3(body) and _data_whole(head, body, data)
+        whole = len(data) == head.data_size and body_verified(head, body) and _data_whole(head, body, data)
         yield ParsedEntry(head, body, data, data_at, whole)
         body_at += head.body_size
         data_at += head.data_size
+
+
+def body_verified(head: EntryHead, body: memoryview) -> bool:
+    return head.check == _xxh3(body)
 
 
 def _data_whole(head: EntryHead, body: memoryview, data: memoryview) -> bool:
