@@ -108,12 +108,13 @@ class Checkpointer:
             self._tombstones[handle] = version
 
     def _trim_tails(self, segment: int) -> None:
-        """Applied records in older segments are not kept for others: their segments may go."""
+        """Applied records in older segments are not kept for others: their segments may go. From the end: one
+        that was moved while it was pending lies further on than those behind it."""
         for replica in self._fold.replicas.values():
-            lsn = replica.tail_from
-            while lsn <= replica.state.commit and replica.tail[lsn][1] >> OFFSET_BITS < segment:
-                lsn += 1
-            replica.trim(lsn)
+            lsn = replica.state.commit
+            while lsn >= replica.tail_from and replica.tail[lsn][1] >> OFFSET_BITS >= segment:
+                lsn -= 1
+            replica.trim(lsn + 1)
 
     def _unused(self, segment: int) -> set[int]:
         live = self._index.live

@@ -109,3 +109,24 @@ async def test_a_body_that_rotted_is_not_believed(rig: Rig, offset: int, bit: in
     assert (await rig.read(0, 0))[1] == block(0x5151)
     await rig.write(0, 0, block(0x9999))
     assert (await rig.read(0, 0))[1] == block(0x9999), "a later write still wins"
+
+
+# -- records ---------------------------------------------------------------------------------------------
+
+
+async def test_a_record_behind_one_that_was_moved_keeps_no_segment(rig: Rig) -> None:
+    await rig.without_upkeep()
+    store, replica = rig.store, rig.store.replica(1)
+    first = store.log.segments[store.log.last_number]
+    await rig.log(replica, rig.record(replica, 0, 0, block(1)), apply=False)
+    await rig.roll()
+    second = store.log.segments[store.log.last_number]
+    await rig.log(replica, rig.record(replica, 0, 1, block(2)), apply=False)
+    await rig.roll()
+    await store.checkpoint()
+    await store.compactor.compact(first)  # the record is further on now
+    store.apply(replica, 2)
+    await rig.discard(0, 1)
+    await store.checkpoint()
+    assert first not in store.log.segments.values() and second not in store.log.segments.values()
+    replica.validate()
