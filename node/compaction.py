@@ -59,47 +59,51 @@ class Compactor:
         self._reader = reader
         self._lane = lane
         self._metrics = metrics
-        self._stuck: dict[int, int] = {}  # segments that did not become empty: live bytes then
+        self._compacted: set[int] = set()
 
     def choose(self, before: int) -> Segment | None:
-        """The emptiest segment older than ``before``, if it is worth the work."""
+        """The emptiest segment older than ``before``, if it is worth the work. None is a second time: it
+        waits for a checkpoint, or what is left in it cannot be moved, and others must be."""
+        segments, live = self._log.segments, self._index.live
+        self._compacted &= segments.keys()
         limit = self._log.segment_size * FULL_PER_MILLE // 1000
-        best: tuple[int, int] | None = None
-        for number in self._log.segments:
-            alive = self._index.live.get(number, 0)
-            if number >= before or alive > limit or self._stuck.get(number) == alive:
-                continue
-            if best is None or (alive, number) < best:
-                best = (alive, number)
-        return None if best is None else self._log.segments[best[1]]
+        worth = [
+            (alive, number)
+            for number in segments
+            if number < before and number not in self._compacted and (alive := live.get(number, 0)) <= limit
+        ]
+        return segments[min(worth)[1]] if worth else None
 
-    async def compact(self, segment: Segment) -> None:
-        """Move what lives in ``segment``; the next checkpoint frees it if all of it could be moved."""
+    async def compact(self, segment: Segment) -> int:
+        """Move what lives in ``segment``, so that the next checkpoint frees it: how many bytes."""
+        self._compacted.add(segment.number)
         segment.readers += 1
         try:
-            candidates = await self._lane.run(lambda: list_blocks(segment, self._log.seed))
-            moved = 0
-            batch: list[tuple[Replica, Run, Extent]] = []
-            for each in candidates:
-                batch += self._alive(each, segment)
-                if sum(extent.size for _, _, extent in batch) >= BATCH_BYTES:
-                    moved += await self._move(batch)
-                    batch = []
-            moved += await self._move(batch)
-            moved += await self._move_pending(segment)
-        except OSError:  # a bad sector: others go first, or nothing would be freed any more
-            self._stuck[segment.number] = self._index.live.get(segment.number, 0)
-            raise
+            # Pending records first: one that is applied meanwhile is in the index when its turn comes.
+            moved = await self._move_pending(segment)
+            moved += await self._move_blocks(segment)
         finally:
             segment.readers -= 1
         self._metrics.compacted_segments += 1
         self._metrics.compacted_bytes += moved
         left = self._index.live.get(segment.number, 0)
         if left > 0:
-            self._stuck[segment.number] = left
             log.warning("segment %d keeps %d bytes after compaction", segment.number, left)
+        return moved
 
     # -- blocks in tables -------------------------------------------------------------------------------
+
+    async def _move_blocks(self, segment: Segment) -> int:
+        if self._index.live.get(segment.number, 0) <= 0:
+            return 0
+        moved = 0
+        batch: list[tuple[Replica, Run, Extent]] = []
+        for each in await self._lane.run(lambda: list_blocks(segment, self._log.seed)):
+            batch += self._alive(each, segment)
+            if sum(extent.size for _, _, extent in batch) >= BATCH_BYTES:
+                moved += await self._move(batch)
+                batch = []
+        return moved + await self._move(batch)
 
     def _alive(self, candidate: Candidate, segment: Segment) -> list[tuple[Replica, Run, Extent]]:
         """The parts of a written run that the index still refers to."""

@@ -42,8 +42,8 @@ from moorage.wire.errors import Behind, DeviceFailed, MoorageError, NoReplica
 log = logging.getLogger(__name__)
 
 READY_SEGMENTS = 3  # allocated ahead: at full speed one lasts longer than it takes to allocate the next
-EXTRA_SEGMENTS = 2  # past the capacity, when nothing else lets compaction go on
-FREE_LOW = 2  # compaction needs somewhere to write
+EXTRA_SEGMENTS = 2  # past the capacity, when nothing else lets compaction go on: what it fills at once
+COMPACTED_AT_ONCE = 8  # segments per checkpoint, which costs more than the copying when little lives in them
 UPKEEP_SECONDS = 0.1
 UPKEEP_RETRY_SECONDS = 2.0
 CLOSE_STALLED_SECONDS = 5.0  # for upkeep to make room, before what waits for it is given up
@@ -427,13 +427,19 @@ class Store:
     async def _keep_up_once(self) -> None:
         if self._checkpoint_due():
             await self.checkpoint()
-        while self._short_of_space():
+        while self._short_of_space() and await self._compact_some():
+            await self.checkpoint()  # frees what was emptied
+
+    async def _compact_some(self) -> bool:
+        """Compact a few segments for one checkpoint: whether there were any. It fills less than two."""
+        count = moved = 0
+        while count < COMPACTED_AT_ONCE and moved < self.layout.segment_size:
             segment = self.compactor.choose(self.checkpointer.segment)
             if segment is None:
-                return
-            await self.compactor.compact(segment)
-            if self.log.idle or len(self.log.free) <= FREE_LOW:
-                await self.checkpoint()  # frees what was emptied
+                break
+            moved += await self.compactor.compact(segment)
+            count += 1
+        return count > 0
 
     def _checkpoint_due(self) -> bool:
         config, log_ = self.config, self.log

@@ -59,12 +59,12 @@ class Rig:
             self.store.apply(replica, record.lsn)
         await self.store.flushed()
 
-    async def roll(self, segments: int = 1) -> None:
+    async def roll(self, segments: int = 1, identity: int = 2) -> None:
         """Until the log is that many segments further, with what is overwritten at once."""
         end = self.store.log.last_number + segments
         while self.store.log.last_number < end:
             await self.store.allocate()
-            await self.write(99, 0, block(99, 8), identity=2)
+            await self.write(99, 0, block(99, 8), identity)
 
     async def read(self, chunk: int, block: int, count: int = 1, identity: int = 1) -> Any:
         got = asyncio.get_running_loop().create_future()
@@ -111,6 +111,53 @@ async def test_a_body_that_rotted_is_not_believed(rig: Rig, offset: int, bit: in
     assert (await rig.read(0, 0))[1] == block(0x9999), "a later write still wins"
 
 
+# -- the choice ------------------------------------------------------------------------------------------
+
+
+async def half_alive(rig: Rig, overwritten: int = 2) -> None:
+    """Write until space is short; half of every segment stays alive."""
+    at = 0
+    while not rig.store._short_of_space():
+        await rig.store.allocate()
+        await rig.write(10, at * 8 % 1024, block(at, 8))
+        await rig.write(99, 0, block(at, 8), identity=overwritten)
+        at += 1
+    await rig.roll(identity=overwritten)
+    await rig.store.checkpoint()
+
+
+async def test_a_segment_that_waits_for_a_checkpoint_is_not_compacted_again(rig: Rig) -> None:
+    await rig.without_upkeep()
+    await half_alive(rig)
+    store = rig.store
+    first = store.compactor.choose(store.checkpointer.segment)
+    assert first is not None
+    number = first.number
+    assert await store.compactor.compact(first) > 0
+    assert store.compactor.choose(store.checkpointer.segment) not in (first, None)
+    await store.checkpoint()
+    assert number not in store.log.segments
+
+
+async def test_what_cannot_be_moved_does_not_keep_others_from_it(rig: Rig) -> None:
+    """A pending record that rotted, in the emptiest segment of all."""
+    await rig.without_upkeep()
+    store, replica = rig.store, rig.store.replica(2)
+    held = store.log.segments[store.log.last_number]
+    await rig.log(replica, rig.record(replica, 0, 0, block(4711)), apply=False)
+    raw = rig.disk.files[held.name].now
+    raw[raw.index(block(4711))] ^= 1
+    store.create(ReplicaInfo(3, 1, 0, "sync", 3), lambda _: None)
+    await store.flushed()
+    await rig.roll(identity=3)
+    await half_alive(rig, overwritten=3)
+    free = store.free_slots
+    await store._keep_up_once()
+    assert store.free_slots > free and not store._short_of_space()
+    assert held in store.log.segments.values()
+    assert store.metrics.corrupt_blocks == 1, "not tried again and again"
+
+
 # -- records ---------------------------------------------------------------------------------------------
 
 
@@ -130,3 +177,24 @@ async def test_a_record_behind_one_that_was_moved_keeps_no_segment(rig: Rig) -> 
     await store.checkpoint()
     assert first not in store.log.segments.values() and second not in store.log.segments.values()
     replica.validate()
+
+
+async def test_a_record_that_is_applied_while_its_segment_is_compacted_is_moved(rig: Rig) -> None:
+    await rig.without_upkeep()
+    store, replica, compactor = rig.store, rig.store.replica(1), rig.store.compactor
+    segment = store.log.segments[store.log.last_number]
+    await rig.write(0, 0, block(1))
+    await rig.log(replica, rig.record(replica, 0, 1, block(2)), apply=False)
+    await rig.roll()
+    await store.checkpoint()
+    fetch = compactor._fetch
+
+    async def slow(extents: Any) -> Any:
+        store.apply(replica, 2)
+        return await fetch(extents)
+
+    compactor._fetch = slow  # type: ignore[method-assign]
+    await compactor.compact(segment)
+    await store.checkpoint()
+    assert segment not in store.log.segments.values()
+    assert (await rig.read(0, 0, 2))[1] == block(1) + block(2)
