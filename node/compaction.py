@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
+from collections import Counter
 from collections.abc import Callable
 
 from moorage.node.fold import Fold
@@ -42,8 +43,11 @@ from moorage.wire.errors import Corrupt, MoorageError
 
 log = logging.getLogger(__name__)
 
-FULL_PER_MILLE = 900  # a segment with more alive than that is not worth it
+FULL_PER_MILLE = (
+    900  # a segment with more alive than that is not worth it: pieces waste about 5 % of the next
+)
 BATCH_BYTES = 2 << 20
+PIECE_BYTES = 256 << 10  # so much is moved in one entry: large enough for direct I/O, and it fits in anywhere
 
 # where a run of blocks was written: replica id, chunk, first block, count, location; the index has the rest
 Candidate = tuple[int, int, int, int, int]
@@ -60,19 +64,33 @@ class Compactor:
         self._lane = lane
         self._metrics = metrics
         self._compacted: set[int] = set()
+        # (at most 1/16 of a segment: there are small ones in tests)
+        self._piece_blocks = min(PIECE_BYTES, log_.segment_size // 16) // BLOCK_SIZE
 
     def choose(self, before: int) -> Segment | None:
         """The emptiest segment older than ``before``, if it is worth the work. None is a second time: it
         waits for a checkpoint, or what is left in it cannot be moved, and others must be."""
-        segments, live = self._log.segments, self._index.live
+        segments, live, pending = self._log.segments, self._index.live, self._pending_costs()
         self._compacted &= segments.keys()
         limit = self._log.segment_size * FULL_PER_MILLE // 1000
         worth = [
-            (alive, number)
+            (cost, number)
             for number in segments
-            if number < before and number not in self._compacted and (alive := live.get(number, 0)) <= limit
+            if number < before
+            and number not in self._compacted
+            and (cost := live.get(number, 0) + pending[number]) <= limit
         ]
         return segments[min(worth)[1]] if worth else None
+
+    def _pending_costs(self) -> Counter[int]:
+        """By segment. A large record is moved whole, and may waste as much again at a segment's end."""
+        costs: Counter[int] = Counter()
+        for replica in self._fold.replicas.values():
+            for record, location in replica.pending():
+                if record.kind == Kind.WRITE:
+                    whole = record.count > self._piece_blocks
+                    costs[location >> OFFSET_BITS] += record.count * BLOCK_SIZE * (2 if whole else 1)
+        return costs
 
     async def compact(self, segment: Segment) -> int:
         """Move what lives in ``segment``, so that the next checkpoint frees it: how many bytes."""
@@ -106,7 +124,7 @@ class Compactor:
         return moved + await self._move(batch)
 
     def _alive(self, candidate: Candidate, segment: Segment) -> list[tuple[Replica, Run, Extent]]:
-        """The parts of a written run that the index still refers to."""
+        """The parts of a written run that the index still refers to, in pieces."""
         identity, chunk, block, count, location = candidate
         replica = self._fold.replicas.get(identity)
         if replica is None:
@@ -119,8 +137,8 @@ class Compactor:
         found = []
         at = 0
         while at < count:
-            start = at
-            while at < count and cells[at][0] == location + at * BLOCK_SIZE:
+            start, end = at, min(count, at + self._piece_blocks)
+            while at < end and cells[at][0] == location + at * BLOCK_SIZE:
                 at += 1
             if at > start:
                 _, sums, lsns = zip(*cells[start:at], strict=True)
@@ -128,7 +146,8 @@ class Compactor:
                 extent = self._reader.extent(location + start * BLOCK_SIZE, 0, (at - start) * BLOCK_SIZE)
                 assert extent is not None and extent.segment is segment
                 found.append((replica, run, extent))
-            at += 1
+            else:
+                at += 1
         return found
 
     async def _move(self, batch: list[tuple[Replica, Run, Extent]]) -> int:

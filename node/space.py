@@ -16,14 +16,16 @@ from dataclasses import dataclass
 
 SEGMENT_SIZE_USUAL = 64 << 20  # some are allocated ahead: a new device should not begin with gigabytes
 SEGMENTS_MAX = 4096  # each is an open file
-SEGMENT_SIZE_MIN = 6 << 20  # an entry of 1 MiB that a record of a whole chunk has joined fits
+SEGMENT_SIZE_MIN = 6 << 20  # an entry with a record of a whole chunk fits
 INDEX_SHARE = 32  # 24 bytes of 4096 is 1/170; LMDB's free pages and half-full leaves cost a few times that
 INDEX_MIN = 8 << 20
 GRANT_FIRST = 8 << 20  # what a new session gets
 GRANT_MAX = 64 << 20  # more than a writer's window: a grant never is what a fast writer waits for
 GRANT_MIN = 5 << 20  # a record of a whole chunk: less than that is no use, so the device calls itself full
-# The log spends more than records' bytes: a frame's header, entry heads, alignment, the rest of a segment.
-OVERHEAD_PER_MILLE = 1250
+# The log spends more than records' bytes: a frame's header, entry heads, alignment. Most for 4 KiB in a frame
+# of its own (4,608 for 4,152); and the rest of each segment, see writers_room.
+OVERHEAD_PER_MILLE = 1125
+ENTRY_MAX = (4 << 20) + (16 << 10)  # in the log: a record of a whole chunk, its head, what a frame adds
 
 
 def segment_size_for(capacity: int) -> int:
@@ -60,6 +62,12 @@ class Layout:
 
 def writers_room(layout: Layout, free_slots: int, rest: int, granted: int) -> int:
     """Bytes of records that may still be granted. ``free_slots``: ready or not yet allocated; ``rest``: of
-    the current segment; ``granted``: promised and unused."""
-    bytes_free = (free_slots - layout.reserve) * layout.segment_size + rest
-    return max(0, bytes_free * 1000 // OVERHEAD_PER_MILLE - granted)
+    the current segment; ``granted``: promised and unused.
+
+    The log begins a segment when the next entry does not fit into the last one: that entry and what is in it
+    are more than a segment. So what goes past n segments and the rest is more than they are, if each entry
+    that begins one of the n counts twice. Hence half of the space is sure, and all but n largest entries."""
+    slots = free_slots - layout.reserve
+    bytes_free = slots * layout.segment_size + rest
+    held = max(bytes_free // 2, bytes_free - max(0, slots) * ENTRY_MAX)
+    return max(0, held * 1000 // OVERHEAD_PER_MILLE - granted)

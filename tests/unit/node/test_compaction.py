@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moorage.node.memory_disk import MemoryDisk
+from moorage.node.compaction import PIECE_BYTES
+from moorage.node.memory_disk import MemoryDisk, MemoryFile
 from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.segment import PAGE
 from moorage.node.store import Store, StoreConfig
 from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sums, encode_head
 
@@ -84,12 +86,6 @@ def block(number: int, count: int = 1) -> bytes:
     return number.to_bytes(4, "little") * (BLOCK_SIZE // 4) * count
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 # -- rot -------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +152,88 @@ async def test_what_cannot_be_moved_does_not_keep_others_from_it(rig: Rig) -> No
     assert store.free_slots > free and not store._short_of_space()
     assert held in store.log.segments.values()
     assert store.metrics.corrupt_blocks == 1, "not tried again and again"
+
+
+async def test_compaction_of_large_records_comes_to_an_end(tmp_path: Path) -> None:
+    """Two thirds of a segment each, as a whole chunk is of 6 MiB: moved whole, each would fill one again."""
+    rig = Rig(tmp_path, slots=20, segment_size=384 << 10)
+    await rig.open()
+    await rig.without_upkeep()
+    store, written = rig.store, 0
+    while not store._short_of_space():
+        await store.allocate()
+        await rig.write(written, 0, block(written + 1, 64))
+        written += 1
+    await store.checkpoint()
+    used, free = store.used, store.free_slots
+    async with asyncio.timeout(10):
+        await store._keep_up_once()
+    assert store.metrics.compacted_bytes <= used
+    assert store.free_slots > free
+    for number in range(written):
+        assert (await rig.read(number, 0, 64))[1] == block(number + 1, 64)
+    await store.close(checkpoint=False)
+
+
+async def test_a_device_full_of_large_records_recovers_by_discards(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, slots=20, segment_size=384 << 10)
+    await rig.open()
+    await rig.without_upkeep()
+    store, written, enough = rig.store, 0, 65 * BLOCK_SIZE
+    while store.room() >= enough:
+        await store.allocate()
+        await rig.write(written, 0, block(written + 1, 64))
+        written += 1
+        if store.room() < enough:
+            await store._keep_up_once()
+    assert store.free_slots >= store.layout.reserve
+    assert store.used > store.layout.usable * 2 // 3
+    await rig.discard(0, written)
+    await store.checkpoint()  # due within a second
+    assert store.room() >= enough and not store._short_of_space()
+    await store.close(checkpoint=False)
+
+
+async def test_a_large_pending_record_is_left_where_moving_it_wins_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, segment_size=384 << 10)
+    await rig.open()
+    await rig.without_upkeep()
+    store, replica = rig.store, rig.store.replica(1)
+    held = store.log.last_number
+    await rig.log(replica, rig.record(replica, 0, 0, block(1, 64)), apply=False)
+    await rig.roll(2)
+    await store.checkpoint()
+    assert store.compactor.choose(store.checkpointer.segment) is None
+    store.apply(replica, 1)
+    await rig.discard(0, 1)
+    await store.checkpoint()
+    assert held not in store.log.segments
+    await store.close(checkpoint=False)
+
+
+async def test_large_pieces_are_moved_past_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, segment_size=4 << 20)
+    await rig.open()
+    await rig.without_upkeep()
+    segment = rig.store.log.segments[rig.store.log.last_number]
+    data = b"".join(block(number) for number in range(256))
+    await rig.write(0, 0, data)
+    await rig.write(0, 100, block(4711))  # in the middle: what is left are two runs
+    moved: list[int] = []
+
+    def direct(file: MemoryFile, buffers: Sequence[Any], offset: int) -> None:
+        assert offset % PAGE == 0 and sum(map(len, buffers)) % PAGE == 0
+        moved.extend(map(len, buffers))
+        file.pwritev(buffers, offset)
+
+    monkeypatch.setattr(MemoryFile, "pwritev_direct", direct)
+    await rig.store.compactor.compact(segment)
+    assert sum(moved) == len(data) and max(moved) == PIECE_BYTES
+    expected = data[: 100 * BLOCK_SIZE] + block(4711) + data[101 * BLOCK_SIZE :]
+    assert (await rig.read(0, 0, 256))[1] == expected
+    await rig.store.close(checkpoint=False)
 
 
 # -- records ---------------------------------------------------------------------------------------------

@@ -311,7 +311,7 @@ async def test_a_full_device_reads_discards_and_recovers(rig: Rig) -> None:
     await rig.reopen()
     assert rig.store.room() < 64 * BLOCK_SIZE
     await rig.discard(0, 10)
-    await until(lambda: rig.store.room() > rig.store.layout.usable // 2)
+    await until(lambda: rig.store.room() > rig.store.layout.usable // 4)
     assert await fill(rig) > written // 2
 
 
@@ -517,7 +517,7 @@ async def test_writers_use_up_the_free_segments_while_compaction_runs(
 ) -> None:
     """Compaction waits for the log, and the log for a free segment: there are more to be made ready."""
     monkeypatch.setattr("moorage.node.store.ENTRY_BYTES_MAX", 64 << 10)
-    rig = Rig(tmp_path, slots=64)
+    rig = Rig(tmp_path, slots=96)
     await rig.open()
     await rig.create()
     burst: list[Record] = []
@@ -537,7 +537,7 @@ async def test_writers_use_up_the_free_segments_while_compaction_runs(
         return got
 
     compactor._fetch = slow  # type: ignore[method-assign]
-    for at in range(180):
+    for at in range(360):
         place = at if at % 3 else 0
         await rig.write(place // 64, place % 64 * 16, block(at, 16))
         if burst:
