@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -29,6 +30,7 @@ PIECE_SIZE = 1 << 20  # one record, one read request: small beside the window, l
 # writes in flight or waiting for their range; the bytes behind them are the caller's or copies of them
 PIECES_MAX = 1 << 16
 BYTES_MAX = 1 << 30
+ROOM_SIZE = 64 << 20  # awaited writes wait beyond that many bytes in flight
 REPAIRS_MAX = 64
 LOOK_CHUNKS = 64  # looked at together
 
@@ -58,7 +60,9 @@ class _Piece(Holder):
     def finished(self, error: BaseException | None) -> None:
         """The group knows the outcome: only now may others touch the range."""
         front, done = self.front, self.done
-        front.release_bytes(self.size)
+        front.bytes_in_flight -= self.size
+        if front.room:
+            front.next_in_room()
         front.order.release(self)
         if done is not None:
             self.done = None
@@ -66,9 +70,11 @@ class _Piece(Holder):
 
     def give_up(self, error: MoorageError) -> None:
         """Tell the caller; keep the range unless nothing was sent yet."""
+        front = self.front
         done, self.done = self.done, None
-        if self.front.order.abandon(self):
-            self.front.release_bytes(self.size)
+        if front.order.abandon(self):
+            front.bytes_in_flight -= self.size
+            front.next_in_room()
         if done is not None:
             done(error)
 
@@ -222,6 +228,7 @@ class Front:
         self.repairs: set[int] = set()  # volume blocks being repaired
         self.flushes: dict[_Flush, None] = {}
         self.bytes_in_flight = 0
+        self.room: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # writes that wait for room
         self._later = later
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -422,9 +429,18 @@ class Front:
             self._arm()
         self.order.acquire(piece)
 
-    def release_bytes(self, size: int) -> None:
-        """A piece is over, for the group or before it came there."""
-        self.bytes_in_flight -= size
+    def has_room(self) -> bool:
+        """Whether a write that can wait may begin, or will hear at once that it cannot."""
+        return self.bytes_in_flight <= ROOM_SIZE or self.failed is not None
+
+    def next_in_room(self) -> None:
+        """Wake one of those that wait: it looks again, takes its bytes in that loop turn, and wakes the
+        next."""
+        while self.room and self.has_room():
+            waiter, _ = self.room.popitem(last=False)
+            if not waiter.done():
+                waiter.set_result(None)
+                return
 
     def _arm(self) -> None:
         self._sweep = self._later(self.io_timeout / 16, self._expire)
@@ -451,6 +467,7 @@ class Front:
         """Refuse everything from now on with ``error``. What is in flight is the groups' to end."""
         if self.failed is None:
             self.failed = error
+        self.next_in_room()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None

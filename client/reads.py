@@ -194,8 +194,8 @@ class Attempt:
     def on_reply(self, reply: Reply | MoorageError) -> None:
         read = self.read
         read.attempts.remove(self)
-        link = self.target.link
-        link.reading -= len(self.into)
+        link, into = self.target.link, self.into
+        link.reading -= len(into)
         if link.reads_waiting:
             link.next_reads()
         if not isinstance(reply, Reply):
@@ -203,7 +203,7 @@ class Attempt:
             return
         link.health.answered(self.conn.last_received, self.sent_at)
         try:
-            applied, bad = read.check(reply, self.into)
+            applied, bad = read.check(reply, into)
         except ProtocolError as error:
             read.refused_by(self, error)
             return
@@ -251,19 +251,20 @@ class Read:
     # -- asking --------------------------------------------------------------------------------------
 
     def ask(self, target: Target, now: float) -> None:
-        conn = target.link.conn
+        link = target.link
+        conn = link.conn
         if conn is None:
             self.refused.append(target)
             return
         into = self.into
-        if any(attempt.into is into for attempt in self.attempts):
+        if self.attempts and any(attempt.into is into for attempt in self.attempts):
             into = memoryview(bytearray(len(into)))
         attempt = Attempt(self, target, conn, into, now)
         self.attempts.append(attempt)
-        if target.link.reading < READING_MAX:
+        if link.reading < READING_MAX:
             attempt.send()
         else:
-            target.link.reads_waiting.append(attempt.send_late)
+            link.reads_waiting.append(attempt.send_late)
 
     def ask_another(self, now: float) -> bool:
         """Ask the best member that was not asked; False when there is none."""

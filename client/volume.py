@@ -7,7 +7,6 @@ operations may run at once (``asyncio.gather``); between operations in flight to
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
@@ -20,8 +19,6 @@ from moorage.client.outcome import fresh
 from moorage.client.uri import parse_size
 from moorage.quorum.record import Buffer
 from moorage.wire.errors import DeadlineExceeded, MoorageError, NoQuorum, ShuttingDown
-
-ROOM_SIZE = 64 << 20  # awaited writes wait beyond that many bytes in flight
 
 
 class Attached(Protocol):
@@ -70,7 +67,6 @@ class Volume(Front):
         self._loop = loop
         self._detaching: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
-        self._room: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # awaited writes without room
 
     @property
     def epoch(self) -> int:
@@ -167,7 +163,6 @@ class Volume(Front):
         """The attachment is over; whoever waits in :meth:`wait_lost` hears of it."""
         super().close(error)
         self._over.set()
-        self._next_in_room()
 
     async def wait_lost(self) -> None:
         """Wait until the attachment is over, then raise why: :class:`~moorage.errors.Fenced`,
@@ -216,37 +211,21 @@ class Volume(Front):
         start(done)
         await future
 
-    def _has_room(self) -> bool:
-        return self.bytes_in_flight <= ROOM_SIZE or self.failed is not None
-
     async def _wait_for_room(self) -> None:
-        if self._has_room():
+        if self.has_room():
             return
         try:
             async with asyncio.timeout(self.io_timeout or None):
-                while not self._has_room():
+                while not self.has_room():
                     waiter: asyncio.Future[None] = self._loop.create_future()
-                    self._room[waiter] = None
+                    self.room[waiter] = None
                     await waiter
         except TimeoutError:
             reason = next(filter(None, (group.waiting_for() for group in self.groups)), "others go first")
             raise NoQuorum(f"not begun after {self.io_timeout:g} s: {reason}") from None
         finally:
-            self._room.pop(waiter, None)
-            self._next_in_room()  # also when cancelled: what woke us must not be lost
-
-    def _next_in_room(self) -> None:
-        """One at a time: it looks again, takes its bytes in that loop turn, and wakes the next."""
-        while self._room and self._has_room():
-            waiter, _ = self._room.popitem(last=False)
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
-    def release_bytes(self, size: int) -> None:
-        self.bytes_in_flight -= size
-        if self._room:
-            self._next_in_room()
+            self.room.pop(waiter, None)
+            self.next_in_room()  # also when cancelled: what woke us must not be lost
 
 
 class _Everything(Holder):

@@ -13,7 +13,7 @@ import pytest
 
 import moorage
 from moorage.cli.local_cluster import LocalCluster, LocalHost
-from moorage.wire.errors import Unavailable
+from moorage.wire.errors import Corrupt, Denied
 
 MIB = 1 << 20
 Until = Callable[..., Awaitable[Any]]
@@ -75,7 +75,7 @@ async def _refuses_or_is_repaired(host: LocalHost, names: str) -> None:
     await host.launch()
     try:
         await host.wait_ready()
-    except Unavailable as error:
+    except Corrupt as error:
         assert names in str(error), error
         assert "Traceback" not in host.log.read_text()
         return
@@ -167,7 +167,7 @@ async def test_a_cloned_device_is_refused(local: LocalCluster, tmp_path: Path) -
     shutil.copytree(original.data, clone.data)
     await clone.launch()
     try:
-        with pytest.raises(Unavailable) as refused:
+        with pytest.raises(Denied) as refused:
             await clone.wait_ready()
         assert "exit code 4" in str(refused.value)
     finally:

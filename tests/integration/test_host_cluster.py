@@ -120,7 +120,8 @@ async def test_a_cluster_forms_and_works(cluster: Cluster) -> None:
     )
     assert volume["state"] == "ready"
     assert sorted(each["host"] for each in volume["groups"][0]["members"]) == ["h1", "h2", "h3"]
-    assert await cluster.registry.call("registry.locate", {"name": "db"}) == {"group": "m1", "kind": "volume"}
+    located = await cluster.registry.call("registry.locate", {"name": "db"})
+    assert (located["group"], located["kind"]) == ("m1", "volume")
     codes = await asyncio.gather(*(host.stop(timeout=8) for host in cluster.local.hosts))
     assert codes == [Exit.OK] * 3, [host.log.read_text() for host in cluster.local.hosts]
     for host in cluster.local.hosts:
