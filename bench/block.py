@@ -236,8 +236,15 @@ async def run_by_library(
 
 
 async def fill(device: BlockDevice, region: int, on_progress: Progress = lambda share: None) -> None:
-    """Write random bytes over the region, so that reads find data and not holes; progress is 0 to 1."""
-    workload = Workload("fill", "write", "sequential", min(FILL_SIZE, region), FILL_DEPTH)
+    """Write random bytes over the region, so that reads find data and not holes, and read it once, so that
+    they find it in the page cache (devices write large pieces past it); progress is 0 to 1."""
+    await _pass_over(device, "write", region, lambda share: on_progress(share / 2))
+    await flush(device)
+    await _pass_over(device, "read", region, lambda share: on_progress(0.5 + share / 2))
+
+
+async def _pass_over(device: BlockDevice, kind: str, region: int, on_progress: Progress) -> None:
+    workload = Workload("fill", kind, "sequential", min(FILL_SIZE, region), FILL_DEPTH)
     loop = ClosedLoop(device, workload, region)
     target = region // workload.size
     loop.start()
@@ -248,7 +255,6 @@ async def fill(device: BlockDevice, region: int, on_progress: Progress = lambda 
     finally:
         await loop.stop()
     on_progress(1.0)
-    await flush(device)
 
 
 async def flush(device: BlockDevice) -> None:
