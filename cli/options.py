@@ -110,6 +110,10 @@ def run_or_exit(main: Callable[[], Coroutine[Any, Any, None]], *, as_json: bool)
     does a file that cannot be used; any other exception is our own mistake, and keeps its traceback."""
     import uvloop
 
+    from moorage.wire.buffers import reuse_payload_memory
+
+    reuse_payload_memory()
+
     try:
         uvloop.run(main())
     except MoorageError as error:

@@ -36,6 +36,7 @@ from moorage.service.http import HttpServer, load_token
 from moorage.service.identity import DirectoryLock, claim_directory
 from moorage.service.launch import Settings, join_address, load_settings, unknown_variables
 from moorage.wire import address
+from moorage.wire.buffers import reuse_payload_memory
 from moorage.wire.errors import CannotBind, Invalid, InvariantViolation, MoorageError
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Router
@@ -77,6 +78,7 @@ def run(
             log.warning("environment variable %s is not an option of Moorage: misspelt?", variable)
         secret = ClusterSecret.load(settings.secret_file)
         token = load_token(settings.token_file) if settings.token_file else None
+        reuse_payload_memory()
         lock = claim_directory(settings.data_dir, cluster=secret.cluster, name=settings.name, kind=service)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return int(runner.run(Process(settings, secret, token, build).run()))
