@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -88,12 +89,13 @@ class ClientProcess:
 
 async def run_program(*command: str) -> str:
     """Run a program that is not ours; its output, or an error with what it said."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-    except FileNotFoundError:
-        raise Unavailable(f"{command[0]} is not installed: `make setup` as root installs it") from None
+    # Who is not root has no sbin in the path, where Debian keeps the tools of file systems.
+    program = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if program is None:
+        raise Unavailable(f"{command[0]} is not installed: `make setup` as root installs it")
+    process = await asyncio.create_subprocess_exec(
+        program, *command[1:], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
     said, _ = await process.communicate()
     text = said.decode(errors="replace")
     if process.returncode != 0:
