@@ -78,15 +78,17 @@ class SimNode:
         if self.rotten:
             self._rot()
         state = self.store.replay()
+        if self.rotten:
+            # As the store does: noted durably before anybody is answered. Else a crash would forget that
+            # records are missing, which here nothing else tells.
+            self.rotten = False
+            state.damaged = "records are missing"
+            self.store.checkpoint(state)
+            self.cluster.observer.acknowledged.pop(self.replica, None)
         self.cluster.observer.restarted(self.replica, state.newest.lsn)
         self.cluster.observer.remembers(self.replica, state.epoch)
         self._hold()
         self._start(state, restarted=True)
-        if self.rotten and self.member is not None:
-            self.rotten = False
-            self.cluster.observer.acknowledged.pop(self.replica, None)
-            self.member.damage("records are missing")
-            self.turn()
 
     def _rot(self) -> None:
         """Lose the newest synced records, not the notes: the promise survives."""

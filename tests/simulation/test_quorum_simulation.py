@@ -537,6 +537,7 @@ RARE = (
     "counts_below_the_barrier",
     "cursor_survives_restart",
     "damaged_member_counts",
+    "fork_not_noticed",
     "minority_chooses",
     "rechoose_same_epoch",
     "restart_forgets_leases",
