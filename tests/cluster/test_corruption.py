@@ -45,13 +45,15 @@ async def test_a_flipped_byte_of_data_is_read_from_another_replica_and_repaired(
     async with await cluster.attach("rot") as volume:
         await volume.write(0, needle.ljust(MIB, b"."))
         await volume.flush()
-        places = [
-            place
-            for host in local.hosts[:2]
-            for place in find_bytes(host.data, "*", b"a block that rots " * 20)
-        ]
-        assert len(places) >= 2
-        for path, at in places:
+
+        def places(host: LocalHost) -> list[tuple[Path, int]]:
+            return find_bytes(host.data, "*", b"a block that rots " * 20)
+
+        async def written() -> bool:  # a flush waits for a majority only
+            return all([places(host) for host in local.hosts[:2]])
+
+        await until(written, "two hosts have the block")
+        for path, at in [place for host in local.hosts[:2] for place in places(host)]:
             flip(path, at + 7)
         for _ in range(20):
             assert (await volume.read(0, MIB))[: len(needle)] == needle
