@@ -178,20 +178,21 @@ class _Flush:
 
 class _Join:
     """Several pieces, one ``done``: waits for all of them, reports the first error whose outcome is unknown,
-    else the first. When other pieces took effect, no error may say that nothing did."""
+    else the first. When other pieces of a change took effect, no error may say that nothing did."""
 
-    __slots__ = ("done", "error", "in_part", "left")
+    __slots__ = ("changes", "done", "error", "in_part", "left")
 
-    def __init__(self, left: int, done: Done) -> None:
+    def __init__(self, left: int, done: Done, changes: bool = True) -> None:
         self.left = left
         self.done = done
         self.error: BaseException | None = None
+        self.changes = changes
         self.in_part = False
 
     def piece_done(self, error: BaseException | None) -> None:
         self.left -= 1
         if error is None:
-            self.in_part = True
+            self.in_part = self.changes
         elif self.error is None or _unknown(error) > _unknown(self.error):
             self.error = error
         if not self.left:
@@ -255,7 +256,7 @@ class Front:
             done(error)
             return
         pieces = split(offset, len(into))
-        join = _Join(len(pieces), done)
+        join = _Join(len(pieces), done, changes=False)
         for at, length in pieces:
             self._read_piece(at, into[at - offset : at - offset + length], join.piece_done)
 
@@ -392,7 +393,7 @@ class Front:
                 future.set_result(error)
 
         cuts = [first, *range((first // BLOCKS_PER_CHUNK + 1) * BLOCKS_PER_CHUNK, end, BLOCKS_PER_CHUNK), end]
-        join = _Join(len(cuts) - 1, done)
+        join = _Join(len(cuts) - 1, done, changes=False)
         for at, until in pairwise(cuts):
             chunk, block = divmod(at, BLOCKS_PER_CHUNK)
             part = memoryview(into)[at - first : until - first]

@@ -43,9 +43,7 @@ from moorage.wire.errors import Corrupt, MoorageError
 
 log = logging.getLogger(__name__)
 
-FULL_PER_MILLE = (
-    900  # a segment with more alive than that is not worth it: pieces waste about 5 % of the next
-)
+FULL_PER_MILLE = 900  # more alive than that is not worth the work: pieces waste about 5 % of the next one
 BATCH_BYTES = 2 << 20
 PIECE_BYTES = 256 << 10  # so much is moved in one entry: large enough for direct I/O, and it fits in anywhere
 

@@ -386,3 +386,14 @@ async def test_no_error_says_not_done_when_a_part_was(done_in_part: bool) -> Non
     (end,) = ends
     assert isinstance(end, NoSpace)
     assert (end.outcome, "part" in str(end)) == (("unknown", True) if done_in_part else ("not_done", False))
+
+
+async def test_a_read_that_fails_in_part_says_nothing_of_effects() -> None:
+    volume, group, _ = make()
+    group.hold = True
+    ends: list[BaseException | None] = []
+    volume.read_nowait(0, memoryview(bytearray(2 << 20)), ends.append)
+    group.held[0](None)
+    group.held[1](Invalid("no"))
+    (end,) = ends
+    assert isinstance(end, Invalid) and (end.outcome, str(end)) == ("not_done", "no")
