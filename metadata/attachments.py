@@ -8,6 +8,7 @@ writer) that the committed state holds.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Final, Literal
@@ -33,6 +34,7 @@ CAPABILITY_MS: Final = 3_600_000
 # A holder that metadata does not hear of may be well, and cut off from metadata only: a reader is no reason
 # to fence it. One that has been silent for so long will hardly come back.
 RECOVERY_GRACE_MS: Final = 15_000
+SCAN_AT_ONCE: Final = 500  # volumes looked at before others are served
 ATTACH_TRIES: Final = 8  # somebody else's attach came between that often: then say Busy
 
 
@@ -130,6 +132,21 @@ class Attachments:
         self._leases.end(found, epoch)
         return {}
 
+    async def current_epochs(self, context: CallContext | None, params: Params) -> Reply:
+        """For a node that cannot read any more what a replica has promised: it cannot have been more than the
+        newest epoch of its volume, as of a barrier that comes after the node's start. Replicas that no volume
+        has are left out."""
+        check_known(params, "replicas")
+        wanted = limits.check_replica_ids(params.get("replicas"))
+        await self._replicated.read_barrier(remaining_s(context))
+        found: list[Reply] = []
+        for number, volume in enumerate(records.volumes(self._replicated.kv)):
+            if number % SCAN_AT_ONCE == 0:
+                await asyncio.sleep(0)  # others are served meanwhile; what is read later is not older
+            if volume["state"] != records.DELETING:
+                found += _epochs(volume, wanted)
+        return {"replicas": found}
+
     def _held(self, name: Any, found: int, epoch: int, writer: int) -> Params:
         volume = records.volume_by_id(self._replicated.kv, found)
         if volume is None:
@@ -193,6 +210,17 @@ class Attachments:
 
     def _with_address(self, member: Params) -> Reply:
         return {**member, "address": self._directory.address_of(member["device"])}
+
+
+def _epochs(volume: Params, wanted: frozenset[int]) -> list[Reply]:
+    about = {"volume": volume["id"], "durability": volume["durability"], "epoch": volume["epoch"]}
+    about["writer"] = volume["writers"][-1] if volume["writers"] else 0
+    return [
+        {"replica": member["replica"], "group": group["group"], "members": volume["replicas"], **about}
+        for group in volume["groups"]
+        for member in _all_members(group)
+        if member["replica"] in wanted
+    ]
 
 
 def _all_members(group: Params) -> list[Params]:

@@ -78,6 +78,7 @@ class Handlers:
             "attach": self._attachments.attach,
             "renew": self._attachments.renew,
             "detach": self._attachments.detach,
+            "current_epochs": self._attachments.current_epochs,
         }
         return {"describe": self.describe} | {name: self._led(handler) for name, handler in leading.items()}
 

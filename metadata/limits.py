@@ -33,6 +33,7 @@ REQUESTS_KEPT: Final = 16_384
 REQUEST_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 REQUEST_SIZE_MAX: Final = 64
 HOLDER_TEXT_MAX: Final = 255
+REPLICAS_ASKED_MAX: Final = 1000
 WRITER_MAX: Final = (1 << 63) - 1
 # Of each volume. An attach is sent again for some seconds: so many takeovers of one volume do not fit in.
 WRITERS_KEPT: Final = 16
@@ -76,6 +77,7 @@ TABLE: Final = (
     Limit("Epoch of a volume", "2^63 - 1", "`LimitExceeded`"),
     Limit("Writer id", "1 to 2^63 - 1", "`Invalid`"),
     Limit("Former writers of a volume remembered", f"the last {WRITERS_KEPT}", "an older id is a new writer"),
+    Limit("Replicas asked for in one `metadata.current_epochs`", f"{REPLICAS_ASKED_MAX}", "`LimitExceeded`"),
     Limit("Request id of a retried command", f"`{REQUEST_PATTERN}`", "`Invalid`"),
     Limit("Finished requests remembered", f"the last {REQUESTS_KEPT}", "an older retry is a new request"),
     Limit("Text that describes a holder (host, program)", f"{HOLDER_TEXT_MAX} bytes", "`Invalid`"),
@@ -132,6 +134,14 @@ def check_durability(durability: Any) -> str:
     if durability not in DURABILITIES:
         raise Invalid(f"durability {_shown(durability)} is not accepted: use sync or writeback")
     return str(durability)
+
+
+def check_replica_ids(replicas: Any) -> frozenset[int]:
+    if not isinstance(replicas, list | tuple) or not all(map(_is_int, replicas)):
+        raise Invalid(f"replicas {_shown(replicas)} is not a list of replica ids")
+    if len(replicas) > REPLICAS_ASKED_MAX:
+        raise LimitExceeded(f"{len(replicas)} replica ids at once: ask for {REPLICAS_ASKED_MAX} at most")
+    return frozenset(replicas)
 
 
 def check_request(request: Any) -> str:

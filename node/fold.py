@@ -95,6 +95,15 @@ class Fold:
         self.damage(replica, what)
         replica.state.promise_lost = True
 
+    def promise_again(self, replica: Replica, info: ReplicaInfo, epoch: int, writer: int) -> None:
+        """Metadata knows what was lost of it. Not logged: until a note is, each start asks again."""
+        if replica.info.volume and replica.info != info:
+            raise Corrupt(f"replica {info.replica}: held is {replica.info}, metadata says {info}")
+        if replica.state.promise_lost:
+            replica.state.promise_again(epoch, writer)
+        replica.info = info
+        self.changed.add(info.replica)
+
     # -- replay: entries as they were read ----------------------------------------------------------
 
     def parsed(self, entry: ParsedEntry, location: int) -> None:

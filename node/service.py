@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from moorage.node.config import NodeConfig
 from moorage.node.copying import Copier
+from moorage.node.epochs import ask_for_epochs
 from moorage.node.exporter import StoreCollector
 from moorage.node.handlers import Handlers
 from moorage.node.registration import Registration
@@ -79,6 +80,8 @@ class NodeService(EmbeddedService):
         handlers = self._handlers = Handlers(store, sessions, copier, config.secret, self.describe)
         handlers.register(router)
         self._spawn(registration.heartbeats(), "heartbeats")
+        if sessions.withheld:
+            self._spawn(ask_for_epochs(sessions, client, hello, config.secret), "epochs")
         self._spawn(self._ticks(sessions), "ticks")
 
     async def _open_store(self, superblock: Superblock) -> Store:

@@ -2,7 +2,8 @@
 
 Owns: replica id -> member, connection -> read lease, and what happens when either goes. Must never answer a
 heartbeat on a connection before the NACK of a member that was sealed away from it: members send that first.
-Must never make a member of a replica that may have lost a promise: a fenced writer could have it again.
+Must never make a member of a replica that may have lost a promise, before metadata has told what it must
+promise at least: a fenced writer could have it again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 
 from moorage.node.copying import Copier
 from moorage.node.member import MemberShell, boot_ms
-from moorage.node.replica import Replica
+from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.store import Store
 from moorage.quorum.lease import GrantedLease
 from moorage.wire.connection import Connection
@@ -25,22 +26,33 @@ class Sessions:
         self.store = store
         self._copier = copier
         self.members: dict[int, MemberShell] = {}
-        self.withheld: dict[int, Replica] = {}  # held, and not offered: a promise may be lost
+        self.withheld: dict[int, Replica] = {}  # not offered: a promise may be lost
         self._leases: dict[Connection, GrantedLease] = {}
         store.on_damage = self._damaged
 
     def load(self) -> None:
         """Members for what the store found at its start."""
         for identity, replica in self.store.replicas.items():
-            if replica.state.promise_lost:
+            if replica.state.promise_lost or not replica.info.volume:
                 self.withheld[identity] = replica
                 log.error(
-                    "replica %d is not offered: with what is damaged it may have lost a promise. It counts as"
-                    " dead, and is not repaired: its volume has one replica fewer until it is placed anew",
+                    "replica %d is withheld: with what is damaged it may have lost a promise. Until metadata"
+                    " has said which epoch its volume is in, it counts as dead",
                     identity,
                 )
                 continue
             self._enter(identity, MemberShell(self.store, replica, created=False))
+
+    def promise_again(self, info: ReplicaInfo, epoch: int, writer: int) -> None:
+        """Metadata has said what a withheld replica is, and what it must promise: offered from now on, for
+        its writer to repair. Raises :class:`Corrupt` where that contradicts what is known here."""
+        replica = self.withheld.get(info.replica)
+        if replica is None:
+            return  # dropped meanwhile
+        self.store.fold.promise_again(replica, info, epoch, writer)
+        del self.withheld[info.replica]
+        self._enter(info.replica, MemberShell(self.store, replica, created=False))
+        log.warning("replica %d promises epoch %d again, and waits to be repaired", info.replica, epoch)
 
     def created(self, replica: Replica) -> None:
         self._enter(replica.info.replica, MemberShell(self.store, replica, created=True))
@@ -63,7 +75,7 @@ class Sessions:
         if identity in self.withheld:
             what = self.withheld[identity].damaged
             raise NoReplica(
-                f"replica {identity} may have lost a promise ({what}): it is not offered, place it anew",
+                f"replica {identity} may have lost a promise ({what}): withheld until metadata is asked",
                 replica=identity,
             )
         raise NoReplica(f"this device has no replica {identity}", replica=identity)

@@ -70,7 +70,8 @@ class MemberState:
     """See the module. ``last`` is the LSN of the last record accepted, ``commit`` the greatest LSN known to
     be committed *and* matched, which is also what is (to be) applied. ``writer`` with ``epoch``: the promise.
     ``damaged``: what was lost, for people; empty when nothing was. ``promise_lost``: a later promise than
-    this one may have been given; the store must not offer the replica, so no ``Member`` ever has it."""
+    this one may have been given; the store must not offer the replica, so no ``Member`` ever has it, before
+    ``promise_again``."""
 
     __slots__ = ("commit", "copy", "damaged", "epoch", "history", "last", "promise_lost", "replica", "writer")
 
@@ -138,6 +139,19 @@ class MemberState:
             raise Corrupt(f"replica {self.replica}: record {record!r} does not follow {self.last}")
         epochs.extend(self.history, record.epoch, record.lsn)
         self.last = record.lsn
+
+    def promise_again(self, epoch: int, writer: int) -> None:
+        """Give a promise that is not lower than the lost one: ``epoch`` is the newest that metadata has given
+        out, asked for after this process began. Its records stay lost. Raises :class:`Corrupt` if metadata
+        itself has forgotten an epoch."""
+        invariant(self.promise_lost and bool(self.damaged), "no promise was lost", replica=self.replica)
+        known = max([self.epoch, *(each for each, _ in self.history)])
+        if epoch < known or (epoch == self.epoch and writer != self.writer):
+            raise Corrupt(
+                f"replica {self.replica} knows epoch {known}, metadata says {epoch}: metadata lost what it"
+                " had committed"
+            )
+        self.epoch, self.writer, self.promise_lost = epoch, writer, False
 
     def pack(self) -> bytes:
         copy = self.copy

@@ -251,6 +251,7 @@ class QuorumCluster:
         if all(n.member is not None and n.member.whole and not n.rotten for n in members):
             victim = self.kernel.rng.choice(members)
             victim.rotten = True
+            victim.forgetful = self.kernel.rng.random() < 0.5
             if victim.name not in self.nemesis.down:
                 self.nemesis.crash_one(victim.name)
 

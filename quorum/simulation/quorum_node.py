@@ -38,6 +38,7 @@ class SimNode:
         self.member: Member | None = None
         self.dropped = False
         self.rotten = False  # a fault to come: the next restart finds acknowledged records missing
+        self.forgetful = False  # and its promise too
         self.held: set[Position] = set()
         self.copied_to = 0  # LSN up to which a finished copy stands in for records
         self._holder = ""
@@ -83,6 +84,8 @@ class SimNode:
             # records are missing, which here nothing else tells.
             self.rotten = False
             state.damaged = "records are missing"
+            if self.forgetful:
+                self._forget(state)
             self.store.checkpoint(state)
             self.cluster.observer.acknowledged.pop(self.replica, None)
         self.cluster.observer.restarted(self.replica, state.newest.lsn)
@@ -90,8 +93,15 @@ class SimNode:
         self._hold()
         self._start(state, restarted=True)
 
+    def _forget(self, state: MemberState) -> None:
+        """The notes are lost too, and metadata is asked before anybody is answered."""
+        state.epoch = state.writer = 0
+        state.promise_lost = True
+        metadata = self.cluster.metadata
+        state.promise_again(metadata.epoch, metadata.writers)
+
     def _rot(self) -> None:
-        """Lose the newest synced records, not the notes: the promise survives."""
+        """Lose the newest synced records."""
         items = self.store.journal.items
         for at in range(len(items) - 1, 0, -1):
             if items[at][0] == "records":

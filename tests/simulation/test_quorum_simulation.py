@@ -277,6 +277,16 @@ def damaged_member_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @bug
+def promise_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member whose promise is lost does not ask metadata for the newest epoch."""
+
+    def promise_again(self: MemberState, epoch: int, writer: int) -> None:
+        self.promise_lost = False
+
+    monkeypatch.setattr(MemberState, "promise_again", promise_again)
+
+
+@bug
 def tombstones_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who copies hears nothing of a discarded block."""
     real = SimNode._on_pull

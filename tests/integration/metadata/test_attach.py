@@ -11,7 +11,7 @@ import pytest
 from moorage.metadata import attachments as attachments_module
 from moorage.metadata import records
 from moorage.wire.capability import verify
-from moorage.wire.errors import Busy, Denied, Fenced, Invalid, NotFound
+from moorage.wire.errors import Busy, Denied, Fenced, Invalid, LimitExceeded, NotFound
 from moorage.wire.secret import ClusterSecret
 
 GIB = 1 << 30
@@ -281,3 +281,35 @@ async def test_valid_holder_is_not_fenced_by_a_member_that_is_behind(cluster: An
     assert barriers == 1
     assert (await behind.attachments.renew(None, params))["lease_ms"] == 4000
     assert barriers == 1  # a renewal that is granted costs no round
+
+
+async def test_the_newest_epoch_of_a_replica_is_told(cluster: Any) -> None:
+    """For a node that has lost what it had promised."""
+    volume = await cluster.create("db", groups=2)
+    other = await cluster.create("other", durability="writeback")
+    replicas = [member["replica"] for group in volume["groups"] for member in group["members"]]
+    others = [member["replica"] for group in other["groups"] for member in group["members"]]
+    for writer in (7, 8):
+        await cluster.attach("db", writer, force=True)
+    told = await cluster.call("current_epochs", replicas=[replicas[0], replicas[-1], others[0], 12345])
+    rows = {row.pop("replica"): row for row in told["replicas"]}
+    mine = {"volume": volume["id"], "durability": "sync", "members": 3, "epoch": 2, "writer": 8}
+    assert rows == {
+        replicas[0]: {"group": 0, **mine},
+        replicas[-1]: {"group": 1, **mine},
+        others[0]: {
+            "volume": other["id"],
+            "durability": "writeback",
+            "members": 3,
+            "epoch": 0,
+            "writer": 0,
+            "group": 0,
+        },
+    }
+    await cluster.call("delete_volume", name="db", force=True)
+    assert await cluster.call("current_epochs", replicas=replicas) == {"replicas": []}
+    for wrong in (None, "1", [True], ["1"]):
+        with pytest.raises(Invalid, match="list of replica ids"):
+            await cluster.call("current_epochs", replicas=wrong)
+    with pytest.raises(LimitExceeded, match="1000 at most"):
+        await cluster.call("current_epochs", replicas=list(range(1001)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,14 @@ from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import FRAME_MAGIC
 from moorage.node.sessions import Sessions
 from moorage.node.store import Store, StoreConfig
+from moorage.quorum.lease import GrantedLease
 from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sums
-from moorage.wire.errors import NoReplica
+from moorage.wire.errors import Corrupt, Fenced, NoReplica
 
 SEGMENT = 256 << 10
 CAPACITY = (8 << 20) + 16 * SEGMENT
 DATA = b"what was written" * (BLOCK_SIZE // 16)
+INFO = ReplicaInfo(1, 1, 0, "sync", 3)
 ORDERER: Any = SimpleNamespace(peer=SimpleNamespace(service="metadata"))
 
 
@@ -46,7 +49,7 @@ class Rig:
 
     async def create(self, identity: int) -> Replica:
         done = asyncio.get_running_loop().create_future()
-        self.store.create(ReplicaInfo(identity, 1, 0, "sync", 3), done.set_result)
+        self.store.create(replace(INFO, replica=identity), done.set_result)
         assert await done is None
         return self.store.replica(identity)
 
@@ -100,7 +103,7 @@ async def rig(tmp_path: Path) -> Any:
     await rig.store.close(checkpoint=False)
 
 
-async def test_a_replica_whose_note_is_damaged_is_never_offered_again(rig: Rig) -> None:
+async def test_a_replica_whose_note_is_damaged_is_not_offered_by_itself(rig: Rig) -> None:
     await rig.promise(1, 6)
     await rig.damaged_note()
     for _ in range(3):  # restart after restart, also when the replay does not meet it any more
@@ -110,6 +113,53 @@ async def test_a_replica_whose_note_is_damaged_is_never_offered_again(rig: Rig) 
         await rig.write(2)
         await rig.store.checkpoint()
         await rig.reopen()
+
+
+async def test_a_withheld_replica_promises_what_metadata_says_and_stays_damaged(rig: Rig) -> None:
+    await rig.promise(1, 6)
+    await rig.damaged_note()
+    rig.sessions.promise_again(INFO, 9, 99)
+    core = rig.sessions.find(1).core
+    assert (core.state.epoch, core.state.writer) == (9, 99)
+    assert core.state.damaged and not core.whole and not core.state.promise_lost
+    with pytest.raises(Fenced):
+        core.seal(1, 8, 88, 0, GrantedLease())
+    with pytest.raises(Fenced):
+        core.seal(1, 9, 98, 0, GrantedLease())
+    assert core.seal(1, 9, 99, 0, GrantedLease())
+    rig.sessions.promise_again(INFO, 9, 99)  # an answer that comes again
+
+
+async def test_a_new_promise_outlives_a_checkpoint_and_is_asked_for_again_before(rig: Rig) -> None:
+    await rig.damaged_note()
+    rig.sessions.promise_again(INFO, 9, 99)
+    await rig.reopen()
+    assert not rig.offered(1), "nothing durable says so yet"
+    rig.sessions.promise_again(INFO, 9, 99)
+    await rig.store.checkpoint()
+    await rig.reopen()
+    assert rig.offered(1) and rig.sessions.find(1).core.state.epoch == 9
+
+
+async def test_metadata_that_has_forgotten_epochs_is_not_believed(rig: Rig) -> None:
+    await rig.promise(1, 6)
+    await rig.store.checkpoint()
+    await rig.damaged_note()
+    for epoch, writer in ((5, 77), (6, 78)):
+        with pytest.raises(Corrupt, match="metadata lost"):
+            rig.sessions.promise_again(INFO, epoch, writer)
+    with pytest.raises(Corrupt, match="metadata says"):
+        rig.sessions.promise_again(ReplicaInfo(1, 2, 0, "sync", 3), 9, 99)
+    assert not rig.offered(1)
+
+
+async def test_a_replica_that_was_dropped_meanwhile_stays_gone(rig: Rig) -> None:
+    await rig.damaged_note()
+    order = {"metadata": "m1", "term": 1, "replica": 1, "volume": 1}
+    await rig.handlers.drop_replica(ORDERER, order)
+    rig.sessions.promise_again(INFO, 9, 99)
+    with pytest.raises(NoReplica, match="has no replica"):
+        rig.sessions.find(1)
 
 
 async def test_a_replica_that_is_not_offered_is_shown_and_can_be_dropped_only(rig: Rig) -> None:
@@ -194,6 +244,11 @@ async def test_a_damaged_entry_of_the_index_loses_the_promise(rig: Rig) -> None:
     for _ in range(2):
         assert not rig.offered(1) and rig.offered(2)
         await rig.reopen()
+    rig.sessions.promise_again(INFO, 7, 77)
+    await rig.store.checkpoint()
+    await rig.reopen()
+    assert rig.store.replica(1).info == INFO, "and what it is a replica of"
+    assert rig.offered(1) and rig.sessions.find(1).core.state.epoch == 7
 
 
 async def test_a_damaged_creation_is_a_replica_that_is_not_there(rig: Rig) -> None:
