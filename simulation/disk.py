@@ -1,0 +1,185 @@
+"""Simulated devices: the segment files of one host's device, the lanes that work on them, and what goes wrong.
+
+Owns latency, faults and what a crash leaves. Files are the store's verified double (``node.memory_disk``): a kill
+keeps what was written (the page cache survives), a power loss keeps what was synced, and of the rest any
+part, torn at sectors. Must never fail a call but by an error that a real one has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from moorage.node.disk import WOULD_BLOCK, File
+from moorage.node.memory_disk import MemoryDisk, MemoryFile
+from moorage.quorum.record import BLOCK_SIZE, Buffer
+from moorage.simulation.loop import Killed, SimLoop, current
+
+
+class Device:
+    """What outlives the processes of a host: the disk, and its faults to come."""
+
+    def __init__(self, loop: SimLoop, name: str) -> None:
+        self.loop = loop
+        self.name = name
+        self.disk = MemoryDisk()
+        self.latency_s = (50e-6, 1e-3)
+        self.fails_at = 0  # number of a write or sync from now that fails; 0: none
+        self.misdirects_at = 0  # number of a write from now that lands somewhere else
+        self.damaged = False  # something that was synced has changed
+
+    def open(self) -> SimDisk:
+        """For a new process."""
+        self.disk.on_event = self._event
+        return SimDisk(self)
+
+    def killed(self) -> None:
+        self.disk = self.disk.crash(None)
+
+    def lost_power(self) -> None:
+        self.disk = self.disk.crash(self.loop.rng)
+
+    def _event(self, call: str, name: str) -> None:
+        process = current.get()
+        if process is not None:
+            process.effect()
+        if call in ("pwritev", "fdatasync") and self.fails_at:
+            self.fails_at -= 1
+            if not self.fails_at:
+                self.loop.note(f"{self.name}: {call} of {name} fails")
+                if call == "fdatasync":  # what the kernel could not write it forgets, and calls clean
+                    file = self.disk.files[name]
+                    file.now[:] = file.synced
+                    file.unsynced.clear()
+                raise OSError(errno.EIO, "input/output error")
+
+    def rot(self, rng: Random) -> bool:
+        """Flip a bit of some block that was written and synced; whether there was one."""
+        files = [file for file in self.disk.files.values() if any(file.synced)]
+        if not files:
+            return False
+        file = rng.choice(sorted(files, key=lambda each: each.name))
+        blocks = [at for at in range(0, len(file.synced), 512) if any(file.synced[at : at + 512])]
+        at = rng.choice(blocks) + rng.randrange(512)
+        bit = 1 << rng.randrange(8)
+        self.damaged = True
+        file.now[at] ^= bit
+        file.synced[at] ^= bit
+        self.loop.note(f"{self.name}: byte {at} of {file.name} rots")
+        return True
+
+
+class SimDisk:
+    """A :class:`moorage.node.disk.Disk` of one process's life."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    @property
+    def _disk(self) -> MemoryDisk:
+        return self._device.disk
+
+    def names(self) -> list[str]:
+        return self._disk.names()
+
+    def size(self, name: str) -> int:
+        return self._disk.size(name)
+
+    def open(self, name: str) -> File:
+        return SimFile(self._device, self._disk.files[name])
+
+    def create(self, name: str, size: int) -> File:
+        self._disk.create(name, size)
+        return self.open(name)
+
+    def unlink(self, name: str) -> None:
+        self._device._event("unlink", name)
+        self._disk.unlink(name)
+
+
+class SimFile:
+    """Reads that may have to wait for the disk, and writes that may go astray."""
+
+    def __init__(self, device: Device, file: MemoryFile) -> None:
+        self._device = device
+        self._file = file
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
+        device = self._device
+        if device.misdirects_at:
+            device.misdirects_at -= 1
+            if not device.misdirects_at:
+                device.damaged = True
+                size = sum(len(each) for each in buffers)
+                room = (len(self._file.now) - size) // BLOCK_SIZE
+                offset = device.loop.rng.randint(0, room) * BLOCK_SIZE
+                device.loop.note(f"{device.name}: a write to {self._file.name} lands at {offset}")
+        self._file.pwritev(buffers, offset)
+
+    def pwritev_direct(self, buffers: Sequence[Buffer], offset: int) -> None:
+        self.pwritev(buffers, offset)
+
+    def fdatasync(self) -> None:
+        self._file.fdatasync()
+
+    def preadv(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
+        return self._file.preadv(into, offset)
+
+    def preadv_nowait(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
+        if self._device.loop.rng.random() < 0.1:
+            return WOULD_BLOCK
+        return self._file.preadv_nowait(into, offset)
+
+    def close(self) -> None:
+        pass
+
+
+class SimLane:
+    """Stands in for :class:`moorage.node.lane.Lane`: jobs in order, one at a time, each takes its time."""
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        assert isinstance(loop, SimLoop)
+        self._loop = loop
+        self._free_at = 0.0
+        process = current.get()
+        assert process is not None
+        self._process = process
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        loop, process = self._loop, self._process
+        slow = process.loop.devices[process.host].latency_s
+        does_at = max(loop.now, self._free_at) + loop.rng.uniform(*slow)
+        self._free_at = tells_at = does_at + loop.rng.uniform(*slow) / 4
+
+        def do() -> None:
+            result, failure = None, None
+            process.effect()
+            try:
+                result = work()
+            except Killed:
+                raise
+            except BaseException as error:
+                failure = error
+            loop.at(tells_at - loop.now, done, result, failure, process=process)
+
+        loop.at(does_at - loop.now, do, process=process)
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        future = self._loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        self.submit(work, done)
+        return await future
+
+    def close(self) -> None:
+        """What was submitted before is done, as time is virtual, when the caller has waited for it."""

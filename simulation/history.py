@@ -1,0 +1,164 @@
+"""What clients asked and what they were told, and whether one order explains it.
+
+Owns the record of every operation (invoked, returned, or never), the models of what a block of a volume and the
+name of a volume are, and the check of the whole history, key by key. Must never drop an operation whose outcome
+is not known.
+
+The model of a block: the ids of the operations that wrote each of its sectors, so a torn block, a lost write, an old
+value and an undone one are all the same: no order explains them. In ``writeback`` mode a takeover may set the
+block back to any version since the last flush, and only then.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from moorage.quorum.record import BLOCK_SIZE
+from moorage.simulation.linearizable import Call, is_linearizable
+
+SECTOR = 512
+SECTORS = BLOCK_SIZE // SECTOR
+
+Block = tuple[int, ...]  # id of the operation that wrote each sector; 0: zeroes
+EMPTY: Block = (0,) * SECTORS
+GARBAGE = -1  # a sector whose bytes no operation has written
+
+
+@dataclass(slots=True)
+class Operation:
+    """``kind``: write, zero, read, flush, take (an attach that took an epoch), create, delete, show.
+    ``sectors``: first and end, of the volume; ``found``: what a read or a show saw."""
+
+    number: int
+    client: str
+    kind: str
+    name: str
+    first: int = 0
+    end: int = 0
+    invoked: float = 0.0
+    returned: float | None = None
+    found: Any = None
+    gone: bool = False  # it certainly had no effect
+    durable: bool = False  # a write with FUA
+
+    def __str__(self) -> str:
+        where = f" sectors {self.first}..{self.end}" if self.end else ""
+        when = "?" if self.returned is None else f"{self.returned:.6f}"
+        return f"{self.invoked:.6f}..{when} {self.client} {self.kind} #{self.number} {self.name}{where} {self.found}"
+
+
+class NotLinearizable(AssertionError):
+    """No order explains what was seen of this key. ``operations``: those on it."""
+
+    def __init__(self, key: str, operations: list[Operation]) -> None:
+        self.key = key
+        self.operations = operations
+        lines = "\n".join(f"  {each}" for each in operations[-40:])
+        super().__init__(f"{key}: no order of these operations explains what was seen\n{lines}")
+
+
+@dataclass
+class History:
+    durability: dict[str, str] = field(default_factory=dict)  # of each volume
+    operations: list[Operation] = field(default_factory=list)
+
+    def begin(self, now: float, client: str, kind: str, name: str, first: int = 0, end: int = 0) -> Operation:
+        made = Operation(len(self.operations) + 1, client, kind, name, first, end, now)
+        self.operations.append(made)
+        return made
+
+    # -- judging ---------------------------------------------------------------------------------------------
+
+    def check(self) -> int:
+        """Raises NotLinearizable; returns the number of keys."""
+        blocks: dict[tuple[str, int], list[Operation]] = defaultdict(list)
+        whole: dict[str, list[Operation]] = defaultdict(list)  # flushes and takeovers touch every block
+        names: dict[str, list[Operation]] = defaultdict(list)
+        for each in self.operations:
+            if each.gone:
+                continue
+            if each.kind in ("flush", "take"):
+                whole[each.name].append(each)
+            elif each.kind in ("create", "delete", "show"):
+                names[each.name].append(each)
+            elif each.kind != "read" or each.returned is not None:
+                for block in range(each.first // SECTORS, (each.end - 1) // SECTORS + 1):
+                    blocks[each.name, block].append(each)
+        for (name, block), operations in blocks.items():
+            writeback = self.durability[name] == "writeback"
+            self._check_block(name, block, operations + (whole[name] if writeback else []), writeback)
+        for name, operations in names.items():
+            calls = [Call(each.invoked, each.returned, each) for each in operations]
+            if not is_linearizable(calls, False, _name_step):
+                raise NotLinearizable(f"volume {name}", operations)
+        return len(blocks) + len(names)
+
+    def _check_block(self, name: str, block: int, operations: list[Operation], writeback: bool) -> None:
+        seen: set[int] = set()
+        for each in operations:
+            if each.kind == "read":
+                seen.update(each.found[_within(each.first, block)][: _count(each, block)])
+        calls = []
+        for each in operations:
+            # What nobody knows the outcome of, and nobody saw, explains nothing: it may never have been.
+            if each.returned is None and each.kind in ("write", "flush") and each.number not in seen:
+                continue
+            first = max(each.first - block * SECTORS, 0)
+            end = min(each.end - block * SECTORS, SECTORS)
+            found = each.found[_within(each.first, block)][: end - first] if each.kind == "read" else ()
+            action = (each.kind, first, end, each.number, tuple(found), each.durable)
+            calls.append(Call(each.invoked, each.returned, action))
+        if writeback:
+            fine = is_linearizable(calls, (EMPTY,), _volatile_step)
+        else:
+            fine = is_linearizable(calls, EMPTY, _block_step)
+        if not fine:
+            raise NotLinearizable(f"volume {name} block {block}", sorted(operations, key=lambda e: e.invoked))
+
+
+def _within(first: int, block: int) -> slice:
+    """Where in what was read from ``first`` on this block's sectors begin."""
+    return slice(max(block * SECTORS - first, 0), None)
+
+
+def _count(each: Operation, block: int) -> int:
+    return min(each.end, (block + 1) * SECTORS) - max(each.first, block * SECTORS)
+
+
+def _block_step(state: Any, action: Any) -> Iterable[Hashable]:
+    kind, first, end, number, found, _ = action
+    if kind == "read":
+        return [state] if state[first:end] == found else []
+    value = 0 if kind == "zero" else number
+    return [(*state[:first], *(value,) * (end - first), *state[end:])]
+
+
+def _volatile_step(state: Any, action: Any) -> Iterable[Hashable]:
+    """``state``: the versions since the last flush, the newest at the end."""
+    kind, *_, durable = action
+    if kind == "flush":
+        return [state[-1:]]
+    if kind == "take":
+        return [state[:count] for count in range(1, len(state) + 1)]
+    (newest,) = _block_step(state[-1], action) or (None,)
+    if newest is None:
+        return []
+    if kind == "read":
+        return [state]
+    return [(newest,)] if durable else [(*state, newest)]
+
+
+def _name_step(state: Any, action: Any) -> Iterable[Hashable]:
+    """``state``: whether the volume exists. A command whose outcome is unknown (found is None) may do nothing."""
+    if action.kind == "create":
+        if action.found is None:
+            return [True]
+        return [True] if action.found == (not state) else []
+    if action.kind == "delete":
+        if action.found is None:
+            return [False]
+        return [False] if action.found == state else []
+    return [state] if action.found == state else []

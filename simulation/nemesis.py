@@ -1,0 +1,231 @@
+"""What goes wrong in a history, and when: drawn from the seed before it begins, so that it can be thinned out.
+
+Owns the plan (a list of faults, each with its time) and how each fault is done and undone. Stays within what
+the configuration promises to survive: kills, power losses, cuts and pauses as many as they come; what loses or
+changes synced bytes on one device only, the victim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from moorage.simulation.cluster import Client, Host, Machine, SimCluster
+from moorage.simulation.network import Weather
+
+WEIGHTS = {
+    "kill": 6,
+    "kill client": 4,
+    "power loss": 3,
+    "power loss of all": 1,
+    "pause": 5,
+    "cut": 5,
+    "one way": 3,
+    "isolate": 3,
+    "slow link": 2,
+    "lossy": 3,
+    "reset": 3,
+    "clock jump": 1,
+    "slow disk": 2,
+    "failing disk": 1,
+    "rot": 2,
+    "misdirected": 1,
+    "full": 1,
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``seed`` decides all that is not said: a fault is the same whatever else is in the plan."""
+
+    at_s: float
+    kind: str
+    seed: int
+    lasts_s: float
+
+    def __str__(self) -> str:
+        return f"{self.at_s:.3f} {self.kind} ({self.lasts_s:.2f} s, {self.seed})"
+
+
+def draw_plan(seed: int, storm_s: float) -> list[Fault]:
+    rng = Random(f"{seed} faults")
+    # Swarm testing (Groce et al. 2012): each history has some kinds of faults only, so that they add up.
+    kinds = [kind for kind in WEIGHTS if rng.random() < 0.5] or ["kill"]
+    weights = [WEIGHTS[kind] for kind in kinds]
+    plan = []
+    at_s = 1.0
+    pace = rng.choice((0.05, 0.2, 0.6))
+    while at_s < storm_s:
+        at_s += rng.expovariate(1 / pace)
+        (kind,) = rng.choices(kinds, weights)
+        lasts_s = rng.choice((0.02, 0.3, 1.2, 3.0)) * rng.random()
+        plan.append(Fault(at_s, kind, rng.getrandbits(32), lasts_s))
+    return plan
+
+
+class Nemesis:
+    def __init__(self, cluster: SimCluster, plan: list[Fault], victim: Host) -> None:
+        self._cluster = cluster
+        self._world = cluster.world
+        self._victim = victim  # the only one whose device forgets what was synced
+        self._healed = False
+        self.done: dict[str, int] = {}
+        self._undo: dict[int, Callable[[], None]] = {}
+        for fault in plan:
+            self._world.loop.at(fault.at_s, self._do, fault)
+
+    def _do(self, fault: Fault) -> None:
+        if self._healed:
+            return
+        rng = Random(fault.seed)
+        self._world.loop.note(f"fault: {fault.kind}")
+        self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
+        undo = getattr(self, "_" + fault.kind.replace(" ", "_"))(rng)
+        if undo is not None:
+            key = fault.seed
+            self._undo[key] = undo
+            self._world.loop.at(fault.lasts_s, self._undo_one, key)
+
+    def _undo_one(self, key: int) -> None:
+        undo = self._undo.pop(key, None)
+        if undo is not None:
+            undo()
+
+    def heal(self) -> None:
+        """No fault from now on, and everything that was done is undone."""
+        self._healed = True
+        for key in list(self._undo):
+            self._undo_one(key)
+        self._world.network.heal()
+        for host in self._cluster.hosts:
+            device = host.device
+            device.fails_at = device.misdirects_at = 0
+            device.disk.free = 1 << 40
+            device.latency_s = (50e-6, 1e-3)
+
+    # -- machines -----------------------------------------------------------------------------------------------
+
+    def _kill(self, rng: Random) -> None:
+        self._die(rng.choice(self._cluster.hosts), rng)
+
+    def _kill_client(self, rng: Random) -> None:
+        self._die(rng.choice(self._cluster.clients), rng)
+
+    def _die(self, machine: Machine, rng: Random) -> None:
+        """At one of its next effects: between any two, not only between events."""
+        process = machine.process
+        if process is not None and process.alive:
+            if rng.random() < 0.3:
+                machine.kill()
+            else:
+                process.dies_at = process.effects + rng.randint(1, 200)
+
+    def _power_loss(self, rng: Random) -> None:
+        rng.choice(self._cluster.machines).lose_power()
+
+    def _power_loss_of_all(self, rng: Random) -> None:
+        for host in self._cluster.hosts:
+            host.lose_power()
+        if rng.random() < 0.5:
+            for client in self._cluster.clients:
+                client.lose_power()
+
+    def _pause(self, rng: Random) -> Callable[[], None] | None:
+        process = rng.choice(self._cluster.machines).process
+        if process is None or not process.alive:
+            return None
+        process.pause()
+        return process.resume
+
+    def _clock_jump(self, rng: Random) -> None:
+        machine = rng.choice(self._cluster.hosts)
+        machine.wall_s += rng.choice((-7200, -3, 3, 7200))
+        if machine.process is not None:
+            machine.process.wall_s = machine.wall_s
+
+    # -- links --------------------------------------------------------------------------------------------------
+
+    def _set(self, sources: list[Machine], targets: list[Machine], weather: Weather) -> Callable[[], None]:
+        network = self._world.network
+        links = [(a.address, b.address) for a in sources for b in targets if a is not b]
+        for link in links:
+            network.set_weather(*link, weather)
+
+        def undo() -> None:
+            for link in links:
+                network.set_weather(*link, Weather())
+
+        return undo
+
+    def _both(self, some: list[Machine], others: list[Machine], weather: Weather) -> Callable[[], None]:
+        there, back = self._set(some, others, weather), self._set(others, some, weather)
+
+        def undo() -> None:
+            there()
+            back()
+
+        return undo
+
+    def _cut(self, rng: Random) -> Callable[[], None]:
+        machines = self._cluster.machines
+        some = [machine for machine in machines if rng.random() < 0.5]
+        return self._both(some, [each for each in machines if each not in some], Weather(cut=True))
+
+    def _one_way(self, rng: Random) -> Callable[[], None]:
+        machines = self._cluster.machines
+        some = [machine for machine in machines if rng.random() < 0.4]
+        return self._set(some, [each for each in machines if each not in some], Weather(cut=True))
+
+    def _isolate(self, rng: Random) -> Callable[[], None]:
+        machine = rng.choice(self._cluster.machines)
+        return self._both([machine], self._cluster.machines, Weather(cut=True))
+
+    def _slow_link(self, rng: Random) -> Callable[[], None]:
+        machine = rng.choice(self._cluster.machines)
+        slow = Weather(delay_s=(0.001, rng.choice((0.02, 0.3))), bytes_per_s=rng.choice((2e5, 2e6)))
+        return self._both([machine], self._cluster.machines, slow)
+
+    def _lossy(self, rng: Random) -> Callable[[], None]:
+        machine = rng.choice(self._cluster.machines)
+        return self._both([machine], self._cluster.machines, Weather(loss=rng.choice((0.05, 0.3))))
+
+    def _reset(self, rng: Random) -> None:
+        """A middle box forgets the connections of one machine: both ends are told, or one."""
+        process = rng.choice(self._cluster.machines).process
+        if process is not None and process.alive:
+            self._world.network.reset(process, rng.random() < 0.5)
+
+    # -- devices ------------------------------------------------------------------------------------------------
+
+    def _slow_disk(self, rng: Random) -> Callable[[], None]:
+        device = rng.choice(self._cluster.hosts).device
+        device.latency_s = (1e-3, rng.choice((0.01, 0.1)))
+
+        def undo() -> None:
+            device.latency_s = (50e-6, 1e-3)
+
+        return undo
+
+    def _failing_disk(self, rng: Random) -> None:
+        rng.choice(self._cluster.hosts).device.fails_at = rng.randint(1, 40)
+
+    def _full(self, rng: Random) -> Callable[[], None]:
+        """The file system has no room for another segment."""
+        device = rng.choice(self._cluster.hosts).device
+        free, device.disk.free = device.disk.free, 0
+
+        def undo() -> None:
+            device.disk.free = free
+
+        return undo
+
+    def _rot(self, rng: Random) -> None:
+        self._victim.device.rot(rng)
+
+    def _misdirected(self, rng: Random) -> None:
+        self._victim.device.misdirects_at = rng.randint(1, 20)
+
+
+def clients_of(machines: list[Machine]) -> list[Client]:
+    return [each for each in machines if isinstance(each, Client)]

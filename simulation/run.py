@@ -1,0 +1,204 @@
+"""One history, from its seed to its verdict.
+
+Owns the acts: boot, storm, healing, and the checks of each. Liveness is required once everything has healed: hosts
+serve, volumes attach and answer, every replica is current again. A failed history raises :class:`Failed`
+with the seed, the cause and the story.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from moorage.client.cluster import Cluster
+from moorage.client.volume import Volume
+from moorage.simulation import checks
+from moorage.simulation.cluster import Client, SimCluster, staged
+from moorage.simulation.nemesis import Fault, Nemesis, draw_plan
+from moorage.simulation.tunables import Tunables
+from moorage.simulation.workload import CHUNK, SCRATCH, SECTOR, SIZE, VOLUMES, Workload
+from moorage.simulation.world import World, world
+from moorage.wire.errors import MoorageError
+
+BOOT_S = 30.0
+STORM_S = 8.0
+WIND_DOWN_S = 40.0  # operations under way end by their own deadlines
+HEAL_S = 60.0
+SPACE_S = 60.0
+
+
+class Failed(AssertionError):
+    """A history that broke a promise. ``cause`` says which; ``seed`` and ``plan`` give it again."""
+
+    def __init__(self, seed: int, plan: list[Fault], now: float, cause: BaseException, story: list[str]) -> None:
+        self.seed = seed
+        self.plan = plan
+        self.cause = cause
+        self.story = story
+        super().__init__(f"seed {seed} at {now:.3f} s: {type(cause).__name__}: {cause}")
+
+
+@dataclass
+class Outcome:
+    seed: int
+    trace: str = ""
+    events: int = 0
+    virtual_s: float = 0.0
+    operations: int = 0
+    answered: int = 0
+    keys: int = 0
+    blocks: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+
+
+def run_seed(seed: int, plan: list[Fault] | None = None, storm_s: float = STORM_S) -> Outcome:
+    """One history. ``plan``: faults in place of those that the seed draws. Raises :class:`Failed`."""
+    plan = draw_plan(seed, storm_s) if plan is None else plan
+    with world(seed) as made:
+        tunables = Tunables.draw(made.rng)
+        with staged(made, tunables):
+            history = _Play(made, tunables, seed, plan, storm_s)
+            try:
+                history.play()
+            except Exception as error:
+                raise Failed(seed, plan, made.loop.now, error, list(made.loop.story)) from error
+            return history.outcome
+
+
+class _Play:
+    def __init__(
+        self, made: World, tunables: Tunables, seed: int, plan: list[Fault], storm_s: float
+    ) -> None:
+        self.world = made
+        self.loop = made.loop
+        self.cluster = SimCluster(made, tunables, hosts=3, clients=3)
+        self.workload = Workload(self.cluster, seed)
+        self.storm_s = storm_s
+        self.plan = plan
+        self.outcome = Outcome(seed)
+        self.made_well = False  # the last client has seen everything
+        self.well_for = 0  # how often in a row it found all members current, and nothing behind
+        self.finished: list[Volume] = []
+
+    def play(self) -> None:
+        self._boot()
+        nemesis = self._storm()
+        self._calm(nemesis)
+        self._judge()
+        self.outcome.trace = self.loop.trace_hash()
+        self.outcome.events, self.outcome.virtual_s = self.loop.events, self.loop.now
+
+    def _until(self, reached: Callable[[], bool], within_s: float, what: str) -> None:
+        """Go on until it is so. Whatever a process did not catch fails the history."""
+
+        def stop() -> bool:
+            return bool(self.loop.failures) or reached()
+
+        in_time = self.loop.run(stop, self.loop.now + within_s)
+        if self.loop.failures:
+            process, error = self.loop.failures[0]
+            raise AssertionError(f"{process} did not catch {error!r}") from error
+        assert in_time, f"not within {within_s:g} s: {what}"
+
+    def _boot(self) -> None:
+        for host in self.cluster.hosts:
+            host.start()
+        self._until(self._all_ready, BOOT_S, "all hosts are ready")
+
+    def _all_ready(self) -> bool:
+        return self.loop.events % 64 == 0 and all(host.ready for host in self.cluster.hosts)
+
+    def _storm(self) -> Nemesis:
+        for client in self.cluster.clients:
+            client.program = self.workload.program
+            client.start()
+        victim = self.cluster.world.rng.choice(self.cluster.hosts)
+        nemesis = Nemesis(self.cluster, self.plan, victim)
+        end = self.loop.now + self.storm_s
+        self._until(lambda: self.loop.now >= end, self.storm_s + 1, "the storm ends")
+        return nemesis
+
+    def _calm(self, nemesis: Nemesis) -> None:
+        """Everything heals, programs end, and a last client looks at all that there is."""
+        self.loop.note("healing")
+        self.outcome.faults = nemesis.done
+        nemesis.heal()
+        self.workload.stopping = True
+        for client in self.cluster.clients:
+            client.wanted = False
+        for host in self.cluster.hosts:
+            if host.process is not None:
+                host.process.dies_at = 0
+                host.process.resume()
+            if not host.ready:
+                host.kill()  # as an operator would: a device that failed is out until it is started again
+            host.start()
+        self._until(self._programs_ended, WIND_DOWN_S, "all programs end")
+        for client in self.cluster.clients:
+            client.kill()
+        for host in self.cluster.hosts:
+            if checks.has_failed(host):
+                host.kill()
+        self._until(self._all_ready, BOOT_S, "all hosts are ready again")
+        self.loop.note("looking")
+        last = Client(self.cluster, "last", "10.0.2.1")
+        last.program = self._look
+        last.start()
+        self._until(lambda: self.made_well, HEAL_S, "all volumes answer, all replicas are current")
+        self._until(lambda: self.well_for > 2, HEAL_S, "all replicas have all")
+
+    def _programs_ended(self) -> bool:
+        return self.loop.events % 64 == 0 and all(
+            client.process is None or not client.process.alive or client.ended for client in self.cluster.clients
+        )
+
+    async def _look(self, client: Client, cluster: Cluster) -> None:
+        for name in SCRATCH:
+            await self._keep_trying(lambda name=name: self.workload.show(client, cluster, name))
+        for name in VOLUMES:
+            volume = None
+            while volume is None:
+                volume = await self.workload.attach(client, cluster, name, True, 10.0)
+            step = 64 * 1024 // SECTOR
+            for first in range(0, SIZE // SECTOR, step):
+                while not await self.workload.read(client, volume, first, first + step):
+                    await asyncio.sleep(0.1)
+            await volume.flush()
+            while {member["state"] for member in volume.members()} != {"current"}:
+                await asyncio.sleep(0.1)
+            self.finished.append(volume)
+        self.made_well = True
+        while True:  # from now on it only says whether all have all
+            await asyncio.sleep(0.5)
+            members = [member for volume in self.finished for member in volume.members()]
+            well = all(member["state"] == "current" and not member["behind"] for member in members)
+            self.well_for = self.well_for + 1 if well else 0
+
+    async def _keep_trying(self, what: Callable[[], object]) -> None:
+        while True:
+            try:
+                return await what()  # type: ignore[misc, no-any-return]
+            except MoorageError:
+                await asyncio.sleep(0.1)
+
+    def _judge(self) -> None:
+        chunks = SIZE // CHUNK
+        self.outcome.operations = len(self.workload.history.operations)
+        self.outcome.answered = self.workload.done
+        self.outcome.keys = self.workload.history.check()
+        self.outcome.blocks = checks.check_identical(self.cluster, chunks)
+        before = [checks.contents(host, chunks) for host in self.cluster.hosts]
+        self.loop.note("replaying")
+        for host in self.cluster.hosts:
+            host.kill()
+        self.well_for = 0
+        self._until(self._all_ready, BOOT_S, "all hosts are ready after the replay")
+        self._until(lambda: self.well_for > 2, HEAL_S, "all replicas have all after the replay")
+        after = [checks.contents(host, chunks) for host in self.cluster.hosts]
+        for host, was, found in zip(self.cluster.hosts, before, after, strict=True):
+            checks.check_same(f"{host.name} before and after the replay of its log", was, found)
+        self._until(self._no_leak, SPACE_S, "space that nothing refers to is not counted as live")
+
+    def _no_leak(self) -> bool:
+        return self.loop.events % 5000 == 0 and not checks.leaked(self.cluster, SIZE // CHUNK)

@@ -1,0 +1,54 @@
+"""Sizes and times of a history, drawn from its seed: small, so that rare branches are common.
+
+Owns the ranges. They stay within what the code is written for; a limit that a user may meet is not one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Tunables:
+    capacity: int
+    segment_size: int
+    checkpoint_bytes: int
+    checkpoint_seconds: float
+    index_pages_max: int
+    raft_log_keep: int
+    tail_kept: int
+
+    @classmethod
+    def draw(cls, rng: Random) -> Tunables:
+        return cls(
+            capacity=64 * MIB,
+            segment_size=rng.choice((2 * MIB, 2 * MIB, 6 * MIB)),
+            checkpoint_bytes=rng.choice((64 << 10, 256 << 10, 4 * MIB)),
+            checkpoint_seconds=rng.choice((0.1, 1.0, 10.0)),
+            index_pages_max=rng.choice((2, 64, 65_536)),
+            raft_log_keep=rng.choice((4, 32, 2048)),
+            tail_kept=rng.choice((8, 64, 1024)),
+        )
+
+    def patches(self) -> list[tuple[Any, str, Any]]:
+        from moorage.node import replica, service, superblock
+        from moorage.node.store import StoreConfig
+        from moorage.service import replicated
+
+        store_config = partial(
+            StoreConfig,
+            index_pages_max=self.index_pages_max,
+            checkpoint_bytes=self.checkpoint_bytes,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
+        return [
+            (superblock, "segment_size_for", lambda capacity: self.segment_size),
+            (service, "StoreConfig", store_config),
+            (replicated, "LOG_KEEP", self.raft_log_keep),
+            (replica, "TAIL_KEPT", self.tail_kept),
+        ]

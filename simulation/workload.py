@@ -1,0 +1,227 @@
+"""What programs do with volumes: attach, sometimes by force, write, read, discard, flush, resize, detach, again.
+
+Owns the programs and their choices, from the seed and the number of the life. Every operation goes through the
+public library and into the history. Must never look behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+from moorage.client.cluster import Cluster
+from moorage.client.volume import Volume
+from moorage.quorum.record import BLOCK_SIZE
+from moorage.simulation.cluster import Client, SimCluster
+from moorage.simulation.history import GARBAGE, SECTOR, SECTORS, History, Operation
+from moorage.wire.errors import MoorageError, NameTaken, NotFound
+
+MIB = 1 << 20
+CHUNK = 4 * MIB
+VOLUMES = {"v0": "sync", "v1": "writeback"}
+SIZE = 8 * MIB
+SCRATCH = ("s0", "s1")  # names that come and go
+
+
+def content(number: int, sectors: int) -> bytes:
+    """Of operation ``number``: it can be told from each sector, and a torn one too."""
+    return (number.to_bytes(8, "big") * (SECTOR // 8)) * sectors
+
+
+def writers(data: bytes) -> tuple[int, ...]:
+    """The operation that each sector comes from."""
+    found = []
+    for at in range(0, len(data), SECTOR):
+        number = int.from_bytes(data[at : at + 8], "big")
+        whole = data[at : at + SECTOR] == content(number, 1)
+        found.append(number if whole else GARBAGE)
+    return tuple(found)
+
+
+class Workload:
+    """One history's programs; ``stopping`` ends them between operations."""
+
+    def __init__(self, cluster: SimCluster, seed: int) -> None:
+        self.cluster = cluster
+        self.history = History(dict.fromkeys(SCRATCH, "sync") | VOLUMES)
+        self.stopping = False
+        self.done = 0  # operations that were answered well
+        self._seed = seed
+        rng = Random(f"{seed} blocks")
+        blocks = SIZE // BLOCK_SIZE
+        # Some side by side, some at the edges of chunks and of the volume.
+        edges = [0, 1, CHUNK // BLOCK_SIZE - 1, CHUNK // BLOCK_SIZE, blocks - 1]
+        start = rng.randrange(8, blocks - 20)
+        self.blocks = sorted({*edges, *range(start, start + 5), rng.randrange(blocks), rng.randrange(blocks)})
+
+    # -- the programs ---------------------------------------------------------------------------------------
+
+    async def program(self, client: Client, cluster: Cluster) -> None:
+        rng = Random(f"{self._seed} {client.name} {client.lives}")
+        for name, durability in VOLUMES.items():
+            await self._create(client, cluster, name, durability)
+        while not self.stopping:
+            if rng.random() < 0.1:
+                await self._come_and_go(client, cluster, rng)
+            else:
+                await self._hold(client, cluster, rng)
+            await asyncio.sleep(rng.uniform(0.01, 0.4))
+
+    async def _create(self, client: Client, cluster: Cluster, name: str, durability: str = "sync") -> None:
+        operation = self._begin(client, "create", name)
+        try:
+            await cluster.create_volume(name, SIZE, durability=durability, timeout=5.0)
+            self._end(operation, True)
+        except NameTaken:
+            operation.gone = True  # perhaps by a creation that is given up later: it says nothing
+        except MoorageError as error:
+            self._failed(operation, error)
+
+    async def _come_and_go(self, client: Client, cluster: Cluster, rng: Random) -> None:
+        """Volumes that nobody attaches: only whether they are there is looked at."""
+        name = rng.choice(SCRATCH)
+        for _ in range(rng.randint(1, 4)):
+            what = rng.random()
+            if what < 0.3:
+                await self._create(client, cluster, name)
+            elif what < 0.6:
+                operation = self._begin(client, "delete", name)
+                try:
+                    await cluster.delete(name)
+                    self._end(operation, True)
+                except NotFound:
+                    self._end(operation, False)
+                except MoorageError as error:
+                    self._failed(operation, error)
+            else:
+                await self.show(client, cluster, name)
+
+    async def show(self, client: Client, cluster: Cluster, name: str) -> None:
+        operation = self._begin(client, "show", name)
+        try:
+            info = await cluster.show(name)
+            operation.gone = info.state != "ready"  # neither there nor not
+            self._end(operation, True)
+        except NotFound:
+            self._end(operation, False)
+        except MoorageError as error:
+            self._failed(operation, error)
+
+    async def _hold(self, client: Client, cluster: Cluster, rng: Random) -> None:
+        name = rng.choice([*VOLUMES])
+        volume = await self.attach(client, cluster, name, rng.random() < 0.5, rng.choice((0.5, 3.0, 8.0)))
+        if volume is None:
+            return
+        end = asyncio.get_running_loop().time() + rng.choice((0.1, 0.5, 2.0))
+        workers = [
+            asyncio.create_task(self._work(client, volume, Random(rng.random()), end), name=f"worker {at}")
+            for at in range(rng.choice((1, 4, 10)))
+        ]
+        await asyncio.gather(*workers)
+        if rng.random() < 0.8:
+            try:
+                await volume.detach(timeout=3.0)
+            except MoorageError:
+                pass
+        # else: it is left, as by a program that forgot it; its lease is renewed as long as it lives
+
+    async def attach(
+        self, client: Client, cluster: Cluster, name: str, force: bool, timeout: float
+    ) -> Volume | None:
+        operation = self._begin(client, "take", name)
+        try:
+            volume = await cluster.attach(name, force=force, timeout=timeout, io_timeout=4.0)
+        except MoorageError:
+            return None  # an epoch may have been taken all the same
+        self._end(operation, volume.epoch)
+        return volume
+
+    async def _work(self, client: Client, volume: Volume, rng: Random, end: float) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() < end and volume.failed is None and not self.stopping:
+            await self._operate(client, volume, rng)
+            if rng.random() < 0.5:
+                await asyncio.sleep(rng.choice((0.0, 0.001, 0.02)))
+
+    async def _operate(self, client: Client, volume: Volume, rng: Random) -> None:
+        first = rng.choice(self.blocks) * SECTORS
+        count = SECTORS * rng.choice((1, 1, 1, 2, 3))
+        if rng.random() < 0.2:  # not aligned to blocks
+            first += rng.randrange(SECTORS)
+            count = rng.randint(1, 12)
+        end = min(first + count, SIZE // SECTOR)
+        what = rng.random()
+        if what < 0.45:
+            await self._write(client, volume, first, end, rng.random() < 0.1)
+        elif what < 0.80:
+            await self.read(client, volume, first, end)
+        elif what < 0.88:
+            await self._flush(client, volume)
+        elif what < 0.96:
+            await self._zero(client, volume, first, end, rng.random() < 0.5)
+        else:
+            await self._fill(client, volume, rng)
+
+    async def _write(self, client: Client, volume: Volume, first: int, end: int, fua: bool) -> None:
+        operation = self._begin(client, "write", volume.name, first, end)
+        operation.durable = fua
+        try:
+            await volume.write(first * SECTOR, content(operation.number, end - first), fua=fua)
+            self._end(operation)
+        except MoorageError as error:
+            self._failed(operation, error)
+
+    async def read(self, client: Client, volume: Volume, first: int, end: int) -> bool:
+        operation = self._begin(client, "read", volume.name, first, end)
+        try:
+            data = await volume.read(first * SECTOR, (end - first) * SECTOR)
+        except MoorageError as error:
+            self._failed(operation, error)
+            return False
+        self._end(operation, writers(data))
+        return True
+
+    async def _flush(self, client: Client, volume: Volume) -> None:
+        operation = self._begin(client, "flush", volume.name)
+        try:
+            await volume.flush()
+            self._end(operation)
+        except MoorageError as error:
+            self._failed(operation, error)
+
+    async def _zero(self, client: Client, volume: Volume, first: int, end: int, discard: bool) -> None:
+        operation = self._begin(client, "zero", volume.name, first, end)
+        try:
+            at, size = first * SECTOR, (end - first) * SECTOR
+            await (volume.discard(at, size) if discard else volume.write_zeroes(at, size))
+            self._end(operation)
+        except MoorageError as error:
+            self._failed(operation, error)
+
+    async def _fill(self, client: Client, volume: Volume, rng: Random) -> None:
+        """Room is used and given back, by the piece and by whole chunks."""
+        sectors = rng.choice((16, 64, 256)) * SECTORS
+        first = rng.randrange(0, SIZE // SECTOR - sectors)
+        what = rng.random()
+        if what < 0.6:
+            await self._write(client, volume, first, first + sectors, False)
+        elif what < 0.8:
+            await self._zero(client, volume, first, first + sectors, True)
+        else:
+            first = rng.randrange(SIZE // CHUNK) * (CHUNK // SECTOR)
+            await self._zero(client, volume, first, first + CHUNK // SECTOR, True)
+
+    # -- the record ------------------------------------------------------------------------------------------
+
+    def _begin(self, client: Client, kind: str, name: str, first: int = 0, end: int = 0) -> Operation:
+        now = self.cluster.world.loop.now
+        return self.history.begin(now, f"{client.name}.{client.lives}", kind, name, first, end)
+
+    def _end(self, operation: Operation, found: Any = None) -> None:
+        operation.returned = self.cluster.world.loop.now
+        operation.found = found
+        self.done += 1
+
+    def _failed(self, operation: Operation, error: MoorageError) -> None:
+        operation.gone = operation.kind in ("read", "show") or error.outcome == "not_done"
