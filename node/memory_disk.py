@@ -38,7 +38,8 @@ class MemoryFile:
 
     def fdatasync(self) -> None:
         self._disk.event("fdatasync", self.name)
-        self.synced[:] = self.now
+        for offset, raw in self.unsynced:
+            self.synced[offset : offset + len(raw)] = raw
         self.unsynced.clear()
 
     def preadv(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
@@ -94,6 +95,14 @@ class MemoryDisk:
 
     def unlink(self, name: str) -> None:
         self.free += len(self.files.pop(name).now)
+
+    def lose_power(self, rng: Random, keep: float = 0.5) -> None:
+        """As :meth:`crash`, in place."""
+        for file in self.files.values():
+            if file.unsynced:
+                _settle(file.synced, file.unsynced, rng, keep)
+                file.unsynced.clear()
+                file.now[:] = file.synced
 
     def crash(self, rng: Random | None, keep: float = 0.5) -> MemoryDisk:
         """The disk after power loss; with ``rng=None`` after a mere kill (the page cache survives)."""

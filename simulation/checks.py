@@ -52,7 +52,9 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
                 segment = store.log.segments[location >> OFFSET_BITS]
                 data = bytes(files[segment.name].now[offset : offset + BLOCK_SIZE])
                 if block_sum(data) != total:
-                    assert host.device.damaged, f"{host.name}: {chunk}/{block} of replica {identity} is corrupt"
+                    assert host.device.damaged, (
+                        f"{host.name}: {chunk}/{block} of replica {identity} is corrupt"
+                    )
                 blocks[chunk, block] = (lsn, total)
     return found
 
@@ -99,7 +101,9 @@ def _leaked(store: Store, host: Host, chunks: int) -> str:
                     alive[location >> OFFSET_BITS] += BLOCK_SIZE
     counted = {number: count for number, count in store.index.live.items() if count}
     for number, size in alive.items():
-        assert counted.get(number, 0) >= size, f"{host.name}: segment {number} holds {size} alive, not {counted}"
+        assert counted.get(number, 0) >= size, (
+            f"{host.name}: segment {number} holds {size} alive, not {counted}"
+        )
         assert number in store.log.segments, f"{host.name}: segment {number} is referred to, and gone"
     if counted != dict(alive):
         return f"{host.name}: live bytes {counted}, the indexes refer to {dict(alive)}"

@@ -95,7 +95,6 @@ class Host:
         if self.process is not None and self.process.alive:
             self.cluster.world.loop.note(f"{self.name} is killed at effect {self.process.effects}")
             self.process.kill()
-            self.device.killed()
             self._start_later()
 
     def lose_power(self) -> None:
@@ -192,7 +191,6 @@ class SimCluster:
     def ended(self, host: Host, process: Process, code: Exit) -> None:
         """A service ended by itself, as its contract allows: its supervisor starts it again."""
         process.kill()
-        host.device.killed()
         host._start_later()
 
 
@@ -262,6 +260,7 @@ def staged(world: World, tunables: Tunables) -> Iterator[None]:
         try:
             yield
         finally:
+            world.close()  # while the patches and the logger are in place
             logger.removeHandler(handler)
             logger.setLevel(before[0])
             logger.propagate = before[1]

@@ -36,11 +36,9 @@ class Device:
         self.disk.on_event = self._event
         return SimDisk(self)
 
-    def killed(self) -> None:
-        self.disk = self.disk.crash(None)
-
     def lost_power(self) -> None:
-        self.disk = self.disk.crash(self.loop.rng)
+        """A mere kill changes nothing: the page cache survives."""
+        self.disk.lose_power(self.loop.rng)
 
     def _event(self, call: str, name: str) -> None:
         process = current.get()

@@ -89,7 +89,15 @@ class History:
                     blocks[each.name, block].append(each)
         for (name, block), operations in blocks.items():
             writeback = self.durability[name] == "writeback"
-            self._check_block(name, block, operations + (whole[name] if writeback else []), writeback)
+            if writeback:
+                # Before the first write there is nothing that a flush could keep, or a takeover lose.
+                begun = min(
+                    (each.invoked for each in operations if each.kind != "read"), default=float("inf")
+                )
+                operations = operations + [
+                    each for each in whole[name] if each.returned is None or each.returned > begun
+                ]
+            self._check_block(name, block, operations, writeback)
         for name, operations in names.items():
             calls = [Call(each.invoked, each.returned, each) for each in operations]
             if not is_linearizable(calls, False, _name_step):

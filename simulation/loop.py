@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
 import heapq
 import itertools
-import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
@@ -134,10 +132,6 @@ def _nothing() -> None:
     pass
 
 
-def _ignore(_: Any) -> None:
-    pass
-
-
 class SimLoop(asyncio.AbstractEventLoop):
     def __init__(self, seed: int) -> None:
         self.rng = Random(seed)
@@ -210,7 +204,9 @@ class SimLoop(asyncio.AbstractEventLoop):
     def push(self, when: float, handle: asyncio.Handle) -> None:
         heapq.heappush(self._heap, (max(when, self.now), next(self._sequence), handle))
 
-    def at(self, delay: float, callback: Callable[..., Any], *args: Any, process: Process | None = None) -> None:
+    def at(
+        self, delay: float, callback: Callable[..., Any], *args: Any, process: Process | None = None
+    ) -> None:
         """For the world itself: ``callback`` after ``delay`` real (virtual) seconds, in a process's context."""
         context = process.context if process is not None else contextvars.Context()
         self.push(self.now + delay, asyncio.Handle(callback, args, self, context))
@@ -334,10 +330,5 @@ class SimLoop(asyncio.AbstractEventLoop):
         for process in self._processes:
             process.kill()
         self._heap.clear()
-        hook, sys.unraisablehook = sys.unraisablehook, _ignore  # of coroutines that would not end
-        try:
-            for process in self._processes:
-                process._remains.clear()
-            gc.collect()
-        finally:
-            sys.unraisablehook = hook
+        for process in self._processes:
+            process._remains.clear()

@@ -14,6 +14,8 @@ from random import Random
 from moorage.simulation.cluster import Client, Host, Machine, SimCluster
 from moorage.simulation.network import Weather
 
+CLOCKS_APART_S = 1200.0  # wall clocks may differ by less than a capability's life, an hour
+
 WEIGHTS = {
     "kill": 6,
     "kill client": 4,
@@ -140,7 +142,7 @@ class Nemesis:
 
     def _clock_jump(self, rng: Random) -> None:
         machine = rng.choice(self._cluster.hosts)
-        machine.wall_s += rng.choice((-7200, -3, 3, 7200))
+        machine.wall_s = rng.uniform(-CLOCKS_APART_S, CLOCKS_APART_S)
         if machine.process is not None:
             machine.process.wall_s = machine.wall_s
 

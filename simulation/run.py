@@ -8,6 +8,7 @@ with the seed, the cause and the story.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from moorage.simulation.cluster import Client, SimCluster, staged
 from moorage.simulation.nemesis import Fault, Nemesis, draw_plan
 from moorage.simulation.tunables import Tunables
 from moorage.simulation.workload import CHUNK, SCRATCH, SECTOR, SIZE, VOLUMES, Workload
-from moorage.simulation.world import World, world
+from moorage.simulation.world import World, bury, world
 from moorage.wire.errors import MoorageError
 
 BOOT_S = 30.0
@@ -31,11 +32,14 @@ SPACE_S = 60.0
 class Failed(AssertionError):
     """A history that broke a promise. ``cause`` says which; ``seed`` and ``plan`` give it again."""
 
-    def __init__(self, seed: int, plan: list[Fault], now: float, cause: BaseException, story: list[str]) -> None:
+    def __init__(
+        self, seed: int, plan: list[Fault], now: float, cause: BaseException, story: list[str]
+    ) -> None:
         self.seed = seed
         self.plan = plan
         self.cause = cause
         self.story = story
+        self.where = ""  # the traceback
         super().__init__(f"seed {seed} at {now:.3f} s: {type(cause).__name__}: {cause}")
 
 
@@ -55,6 +59,14 @@ class Outcome:
 def run_seed(seed: int, plan: list[Fault] | None = None, storm_s: float = STORM_S) -> Outcome:
     """One history. ``plan``: faults in place of those that the seed draws. Raises :class:`Failed`."""
     plan = draw_plan(seed, storm_s) if plan is None else plan
+    found = _run(seed, plan, storm_s)
+    bury()
+    if isinstance(found, Failed):
+        raise found
+    return found
+
+
+def _run(seed: int, plan: list[Fault], storm_s: float) -> Outcome | Failed:
     with world(seed) as made:
         tunables = Tunables.draw(made.rng)
         with staged(made, tunables):
@@ -62,14 +74,22 @@ def run_seed(seed: int, plan: list[Fault] | None = None, storm_s: float = STORM_
             try:
                 history.play()
             except Exception as error:
-                raise Failed(seed, plan, made.loop.now, error, list(made.loop.story)) from error
+                failed = Failed(seed, plan, made.loop.now, error, list(made.loop.story))
+                failed.where = "".join(traceback.format_exception(error))
+                _forget_frames(error)
+                return failed
             return history.outcome
 
 
+def _forget_frames(error: BaseException | None) -> None:
+    """They hold processes, whose code must not run on in whoever looks at the error."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 class _Play:
-    def __init__(
-        self, made: World, tunables: Tunables, seed: int, plan: list[Fault], storm_s: float
-    ) -> None:
+    def __init__(self, made: World, tunables: Tunables, seed: int, plan: list[Fault], storm_s: float) -> None:
         self.world = made
         self.loop = made.loop
         self.cluster = SimCluster(made, tunables, hosts=3, clients=3)
@@ -150,7 +170,8 @@ class _Play:
 
     def _programs_ended(self) -> bool:
         return self.loop.events % 64 == 0 and all(
-            client.process is None or not client.process.alive or client.ended for client in self.cluster.clients
+            client.process is None or not client.process.alive or client.ended
+            for client in self.cluster.clients
         )
 
     async def _look(self, client: Client, cluster: Cluster) -> None:

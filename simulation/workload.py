@@ -132,7 +132,8 @@ class Workload:
         operation = self._begin(client, "take", name)
         try:
             volume = await cluster.attach(name, force=force, timeout=timeout, io_timeout=4.0)
-        except MoorageError:
+        except MoorageError as error:
+            self.cluster.world.loop.note(f"{client.name}: attach: {error}")
             return None  # an epoch may have been taken all the same
         self._end(operation, volume.epoch)
         return volume

@@ -9,10 +9,13 @@ lies between is the business of tests/crash). Must never leave a patch behind.
 from __future__ import annotations
 
 import fcntl
+import gc
+import logging
 import os
 import random
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -52,6 +55,28 @@ class World:
             self.devices[host] = Device(self.loop, host)
         return self.devices[host]
 
+    def close(self) -> None:
+        self.loop.close()
+        bury()
+
+
+def bury() -> None:
+    """Let go of dead processes: what their coroutines do when they are closed, and say, is nobody's business."""
+    hook, sys.unraisablehook = sys.unraisablehook, _ignore
+    logger = logging.getLogger("moorage")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
+        logger.disabled = disabled
+
+
+def _ignore(_: Any) -> None:
+    pass
+
 
 @contextmanager
 def world(seed: int) -> Iterator[World]:
@@ -64,12 +89,15 @@ def world(seed: int) -> Iterator[World]:
             for target, name, stand_in in _patches(made):
                 stack.enter_context(patch.object(target, name, stand_in))
             random.seed(seed)
+            collects = gc.isenabled()
+            gc.collect()
+            gc.disable()  # when it runs depends on what ran before, and weak references on when it runs
             try:
                 yield made
             finally:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of coroutines that never began
-                    made.loop.close()
+                if collects:
+                    gc.enable()
+                made.close()
     finally:
         random.setstate(before)
         for descriptor in made.descriptors:
@@ -79,7 +107,7 @@ def world(seed: int) -> Iterator[World]:
 
 def _patches(made: World) -> list[tuple[Any, str, Any]]:
     from moorage.node import checkpoint, reader, store, superblock
-    from moorage.service import raft_storage
+    from moorage.service import raft_storage, raft_transport
 
     loop = made.loop
     draws = random.Random(f"entropy of {made.seed}")  # apart: what processes draw does not move the faults
@@ -140,6 +168,7 @@ def _patches(made: World) -> list[tuple[Any, str, Any]]:
         (store, "RealDisk", real_disk),
         (store, "check_index", no_index_check),
         (raft_storage, "check_in_child", no_check),
+        (raft_transport, "_DISPATCHERS", {}),  # what of it leads back to its keys would outlive the history
         (superblock, "_lock", lock),
         (lmdb, "open", open_environment),
         (checkpoint, "MAP_SIZE", 1 << 28),
