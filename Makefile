@@ -1,7 +1,7 @@
 # The few commands one needs. On a fresh Debian 12 machine, as root, each target does its own set-up.
 #   make demo       a three-host cluster, a volume, and what happens when hosts die
 #   make test       the tests, under 10 minutes         make test-all   the long ones too
-#   make check      format, lint, types, fast tests     make simulate SEEDS=n [SEED=first]
+#   make check      format, lint, types, fast tests     make simulate [SEEDS=n] [SEED=first] [MINUTES=m]
 #   make mutants    each planted bug of the protocols must be caught: up to an hour
 SHELL := /bin/bash
 VENV := .venv
@@ -9,7 +9,6 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := e2fsprogs fio libnbd-bin python3 python3-libnbd python3-venv qemu-utils
 export PYTHON
-SEEDS ?= 200
 SEED ?= 0
 
 .PHONY: setup demo test test-all mutants check lint format simulate lock bench clean
@@ -51,7 +50,7 @@ format: setup
 	@$(BIN)/ruff check --fix .
 
 simulate: setup
-	@$(BIN)/python -m moorage.quorum.simulation --seeds $(SEEDS) --seed $(SEED)
+	@$(BIN)/python -m moorage.simulation --seed $(SEED) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) $(if $(SHRINK),--shrink)
 
 bench: setup
 	@$(BIN)/moorage bench block

@@ -81,8 +81,8 @@ def check_same(what: str, one: Contents, other: Contents) -> None:
 
 
 def leaked(cluster: SimCluster, chunks: int) -> str:
-    """What is counted as live, and nothing refers to; empty when all adds up. Raises if something alive is not
-    counted: its segment could be taken for free."""
+    """What is counted as live, and nothing refers to; empty when all adds up. Raises if something alive is
+    not counted: its segment could be taken for free."""
     for host in cluster.hosts:
         assert host.process is not None
         found = host.process.context.run(_leaked, store_of(host), host, chunks)

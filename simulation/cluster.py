@@ -1,7 +1,8 @@
 """Hosts and clients of a simulated cluster: the processes that operators and tasks would run.
 
-Owns starting them as the command line does (``service.lifecycle``, all three services in one process per host),
-starting them again when they end, and what a machine keeps between two lives: its directory, its device.
+Owns starting them as the command line does (``service.lifecycle``, all three services in one process per
+host), starting them again when they end, and what a machine keeps between two lives: its directory, its
+device.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,12 +18,13 @@ from moorage.cli.services import build_host
 from moorage.client.cluster import Cluster
 from moorage.client.config import ClusterConfig
 from moorage.service import lifecycle
-from moorage.service.exits import Exit
+from moorage.service.exits import Exit, exit_code
 from moorage.service.launch import load_settings
 from moorage.simulation.disk import Device
 from moorage.simulation.loop import Process, current
 from moorage.simulation.tunables import Tunables
 from moorage.simulation.world import World
+from moorage.wire.errors import MoorageError
 from moorage.wire.secret import ClusterSecret
 
 PORT = 7400
@@ -66,6 +68,7 @@ class Host:
         process.on_death = self.kill
         world.loop.note(f"{self.name} starts")
         self.shell = None
+        (world.directory / self.name).mkdir(exist_ok=True)
         process.start(self._main, f"main of {self.name}")
 
     async def _main(self) -> None:
@@ -83,7 +86,6 @@ class Host:
             "peers": ",".join(f"{host.name}={host.address}:{PORT}" for host in cluster.hosts),
             "capacity": str(cluster.tunables.capacity),
         }
-        Path(flags["data_dir"]).mkdir(exist_ok=True)
         settings = load_settings("host", flags, {})
         self.shell = shell = lifecycle.Process(settings, cluster.secret, None, build_host)
         code = await shell.run()
@@ -214,6 +216,11 @@ async def _announce(self: lifecycle.Process, launch: Any) -> None:
     """Who is ready is seen from outside."""
 
 
+def _complain(program: str, error: MoorageError) -> Exit:
+    log.error("%s", error)
+    return exit_code(error)
+
+
 class _Timer:
     def __init__(self, *_: Any) -> None:
         self.daemon = True
@@ -249,8 +256,9 @@ def staged(world: World, tunables: Tunables) -> Iterator[None]:
             (lifecycle, "HttpServer", _Http),
             (lifecycle, "ProcessCollector", lambda **_: None),
             (lifecycle, "PlatformCollector", lambda **_: None),
-            (lifecycle.threading, "Timer", _Timer),
+            (lifecycle, "threading", SimpleNamespace(Timer=_Timer)),
             (lifecycle.Process, "_announce", _announce),
+            (lifecycle, "complain", _complain),
             *tunables.patches(),
         ]:
             stack.enter_context(patch.object(target, name, stand_in))

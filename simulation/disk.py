@@ -1,8 +1,9 @@
-"""Simulated devices: the segment files of one host's device, the lanes that work on them, and what goes wrong.
+"""Simulated devices: the segment files of one host's device, the lanes that work on them, and what goes
+wrong.
 
-Owns latency, faults and what a crash leaves. Files are the store's verified double (``node.memory_disk``): a kill
-keeps what was written (the page cache survives), a power loss keeps what was synced, and of the rest any
-part, torn at sectors. Must never fail a call but by an error that a real one has.
+Owns latency, faults and what a crash leaves. Files are the store's verified double (``node.memory_disk``):
+a kill keeps what was written (the page cache survives), a power loss keeps what was synced, and of the rest
+any part, torn at sectors. Must never fail a call but by an error that a real one has.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """What clients asked and what they were told, and whether one order explains it.
 
-Owns the record of every operation (invoked, returned, or never), the models of what a block of a volume and the
-name of a volume are, and the check of the whole history, key by key. Must never drop an operation whose outcome
-is not known.
+Owns the record of every operation (invoked, returned, or never), the models of what a block of a volume and
+the name of a volume are, and the check of the whole history, key by key. Must never drop an operation whose
+outcome is not known.
 
-The model of a block: the ids of the operations that wrote each of its sectors, so a torn block, a lost write, an old
-value and an undone one are all the same: no order explains them. In ``writeback`` mode a takeover may set the
-block back to any version since the last flush, and only then.
+The model of a block: the ids of the operations that wrote each of its sectors, so a torn block, a lost
+write, an old value and an undone one are all the same: no order explains them. In ``writeback`` mode a
+takeover may set the block back to any version since the last flush, and only then.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Operation:
     def __str__(self) -> str:
         where = f" sectors {self.first}..{self.end}" if self.end else ""
         when = "?" if self.returned is None else f"{self.returned:.6f}"
-        return f"{self.invoked:.6f}..{when} {self.client} {self.kind} #{self.number} {self.name}{where} {self.found}"
+        what = f"{self.client} {self.kind} #{self.number} {self.name}{where} {self.found}"
+        return f"{self.invoked:.6f}..{when} {what}"
 
 
 class NotLinearizable(AssertionError):
@@ -160,7 +161,8 @@ def _volatile_step(state: Any, action: Any) -> Iterable[Hashable]:
 
 
 def _name_step(state: Any, action: Any) -> Iterable[Hashable]:
-    """``state``: whether the volume exists. A command whose outcome is unknown (found is None) may do nothing."""
+    """``state``: whether the volume exists. A command whose outcome is unknown (found is None) may do
+    nothing."""
     if action.kind == "create":
         if action.found is None:
             return [True]

@@ -1,9 +1,9 @@
 """Is there an order of these operations in which a sequential thing would have answered the same?
 
-The algorithm is Wing and Gong's search (1993) with Lowe's memory of configurations seen (2017): operations are
-tried in the order of their invocation, an operation may come next if it was invoked before every other one that
-is left has returned. Histories are partitioned by key first (linearizability is local, Herlihy and Wing
-1990); an operation without a known outcome may take effect at any later time, or never.
+The algorithm is Wing and Gong's search (1993) with Lowe's memory of configurations seen (2017): operations
+are tried in the order of their invocation, an operation may come next if it was invoked before every other
+one that is left has returned. Histories are partitioned by key first (linearizability is local, Herlihy and
+Wing 1990); an operation without a known outcome may take effect at any later time, or never.
 
 Owns the search. Knows nothing of what is modelled: a ``Model`` says which states an operation may lead to, so
 nondeterministic ones (a crash that may lose a suffix) are possible.

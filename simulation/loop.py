@@ -1,15 +1,15 @@
 """An event loop in virtual time that many simulated processes share.
 
-Owns the order of events, the clock of each process, and who lives: every callback belongs to the process in whose
-context it was scheduled (a ContextVar), waits while that one is paused, and never runs once it is dead. Must
-never read a real clock, wait, or run two things at once.
+Owns the order of events, the clock of each process, and who lives: every callback belongs to the process in
+whose context it was scheduled (a ContextVar), waits while that one is paused, and never runs once it is
+dead. Must never read a real clock, wait, or run two things at once.
 
 Invariants: events run in the order of (time, sequence); the same seed and the same code give the same order;
 time advances with each event, so a busy loop is seen as time that passes, not as a hang.
 
-A process dies between two callbacks, or in the middle of one: ``effect`` counts what it does to the world, and
-raises ``Killed`` at the one that was chosen. What a dead process still holds is kept alive to the end of the
-history: its ``finally`` blocks must not run, as they would not after SIGKILL.
+A process dies between two callbacks, or in the middle of one: ``effect`` counts what it does to the world,
+and raises ``Killed`` at the one that was chosen. What a dead process still holds is kept alive to the end
+of the history: its ``finally`` blocks must not run, as they would not after SIGKILL.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Resource(Protocol):
 
 
 class Process:
-    """One life of a simulated process. ``rate``: how fast its clocks run; ``wall_s``: how wrong its wall clock
-    is."""
+    """One life of a simulated process. ``rate``: how fast its clocks run; ``wall_s``: how wrong its wall
+    clock is."""
 
     def __init__(self, loop: SimLoop, name: str, host: str, rate: float = 1.0, wall_s: float = 0.0) -> None:
         self.loop = loop
@@ -159,10 +159,11 @@ class SimLoop(asyncio.AbstractEventLoop):
     def trace_hash(self) -> str:
         return f"{self._hash.hexdigest()}-{self.events}-{self.now:.6f}"
 
-    # -- running ----------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------
 
     def run(self, until: Callable[[], bool], deadline: float) -> bool:
-        """Events until ``until`` (asked after each) or the deadline in virtual seconds; whether it was reached."""
+        """Events until ``until`` (asked after each) or the deadline in virtual seconds; whether it was
+        reached."""
         asyncio._set_running_loop(self)
         self._running = True
         try:
@@ -207,29 +208,32 @@ class SimLoop(asyncio.AbstractEventLoop):
     def at(
         self, delay: float, callback: Callable[..., Any], *args: Any, process: Process | None = None
     ) -> None:
-        """For the world itself: ``callback`` after ``delay`` real (virtual) seconds, in a process's context."""
+        """For the world itself: ``callback`` after ``delay`` real (virtual) seconds, in a process's
+        context."""
         context = process.context if process is not None else contextvars.Context()
         self.push(self.now + delay, asyncio.Handle(callback, args, self, context))
 
-    # -- what asyncio asks of a loop ----------------------------------------------------------------------------
+    # -- what asyncio asks of a loop -----------------------------------------------------------------------
 
     def time(self) -> float:
         process = current.get()
         return self.now if process is None else process.time()
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self.push(self.now, handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
@@ -291,12 +295,14 @@ class SimLoop(asyncio.AbstractEventLoop):
     async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
         return self.network.listen(protocol_factory, host, port)
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any
     ) -> Any:
         return await self.network.connect(protocol_factory, host, port)
 
-    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+    def add_signal_handler(  # type: ignore[override]
+        self, sig: int, callback: Any, *args: Any
+    ) -> None:
         pass
 
     def remove_signal_handler(self, sig: int) -> bool:
@@ -326,7 +332,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         pass
 
     def close(self) -> None:
-        """The end of the history: everybody is dead, and what they leave may go; it can do nothing any more."""
+        """The end of the history: everybody is dead, and what they leave may go; it can do nothing any
+        more."""
         for process in self._processes:
             process.kill()
         self._heap.clear()

@@ -1,8 +1,9 @@
-"""What goes wrong in a history, and when: drawn from the seed before it begins, so that it can be thinned out.
+"""What goes wrong in a history, and when: drawn from the seed before it begins, so that it can be thinned
+out.
 
-Owns the plan (a list of faults, each with its time) and how each fault is done and undone. Stays within what
-the configuration promises to survive: kills, power losses, cuts and pauses as many as they come; what loses or
-changes synced bytes on one device only, the victim.
+Owns the plan (a list of faults, each with its time) and how each fault is done and undone. Stays within
+what the configuration promises to survive: kills, power losses, cuts and pauses as many as they come; what
+loses or changes synced bytes on one device only, the victim.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Nemesis:
             device.disk.free = 1 << 40
             device.latency_s = (50e-6, 1e-3)
 
-    # -- machines -----------------------------------------------------------------------------------------------
+    # -- machines ------------------------------------------------------------------------------------------
 
     def _kill(self, rng: Random) -> None:
         self._die(rng.choice(self._cluster.hosts), rng)
@@ -146,7 +147,7 @@ class Nemesis:
         if machine.process is not None:
             machine.process.wall_s = machine.wall_s
 
-    # -- links --------------------------------------------------------------------------------------------------
+    # -- links ---------------------------------------------------------------------------------------------
 
     def _set(self, sources: list[Machine], targets: list[Machine], weather: Weather) -> Callable[[], None]:
         network = self._world.network
@@ -198,7 +199,7 @@ class Nemesis:
         if process is not None and process.alive:
             self._world.network.reset(process, rng.random() < 0.5)
 
-    # -- devices ------------------------------------------------------------------------------------------------
+    # -- devices -------------------------------------------------------------------------------------------
 
     def _slow_disk(self, rng: Random) -> Callable[[], None]:
         device = rng.choice(self._cluster.hosts).device

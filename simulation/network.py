@@ -1,9 +1,10 @@
-"""TCP between simulated hosts: ordered streams that are slow, stall, and break; links that are cut one way or both.
+"""TCP between simulated hosts: ordered streams that are slow, stall, and break; links that are cut one way
+or both.
 
-Owns listeners, connections and the state of each link (source host, target host). A stream loses nothing and
-keeps its order, as TCP's does: a lost packet is a delay, a cut link is silence until it heals, a peer that died
-answers with a reset, a host without power does not answer at all. Must never deliver a byte to a process
-otherwise than through the loop.
+Owns listeners, connections and the state of each link (source host, target host). A stream loses nothing
+and keeps its order, as TCP's does: a lost packet is a delay, a cut link is silence until it heals, a peer
+that died answers with a reset, a host without power does not answer at all. Must never deliver a byte to a
+process otherwise than through the loop.
 """
 
 from __future__ import annotations
@@ -192,9 +193,9 @@ class SimTransport(asyncio.Transport):
             protocol.data_received(data)
             return
         while data and not self.gone:
-            into = protocol.get_buffer(-1)
+            into = memoryview(protocol.get_buffer(-1))
             size = min(len(into), len(data))
-            memoryview(into)[:size] = data[:size]
+            into[:size] = data[:size]
             protocol.buffer_updated(size)
             data = data[size:]
 

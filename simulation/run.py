@@ -1,8 +1,8 @@
 """One history, from its seed to its verdict.
 
-Owns the acts: boot, storm, healing, and the checks of each. Liveness is required once everything has healed: hosts
-serve, volumes attach and answer, every replica is current again. A failed history raises :class:`Failed`
-with the seed, the cause and the story.
+Owns the acts: boot, storm, healing, and the checks of each. Liveness is required once everything has
+healed: hosts serve, volumes attach and answer, every replica is current again. A failed history raises
+:class:`Failed` with the seed, the cause and the story.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from moorage.client.cluster import Cluster
 from moorage.client.volume import Volume
 from moorage.simulation import checks
 from moorage.simulation.cluster import Client, SimCluster, staged
+from moorage.simulation.history import SECTOR
 from moorage.simulation.nemesis import Fault, Nemesis, draw_plan
 from moorage.simulation.tunables import Tunables
-from moorage.simulation.workload import CHUNK, SCRATCH, SECTOR, SIZE, VOLUMES, Workload
+from moorage.simulation.workload import CHUNK, SCRATCH, SIZE, VOLUMES, Workload
 from moorage.simulation.world import World, bury, world
-from moorage.wire.errors import MoorageError
 
 BOOT_S = 30.0
 STORM_S = 8.0
@@ -176,7 +176,7 @@ class _Play:
 
     async def _look(self, client: Client, cluster: Cluster) -> None:
         for name in SCRATCH:
-            await self._keep_trying(lambda name=name: self.workload.show(client, cluster, name))
+            await self.workload.show(client, cluster, name)
         for name in VOLUMES:
             volume = None
             while volume is None:
@@ -184,10 +184,8 @@ class _Play:
             step = 64 * 1024 // SECTOR
             for first in range(0, SIZE // SECTOR, step):
                 while not await self.workload.read(client, volume, first, first + step):
-                    await asyncio.sleep(0.1)
+                    pass
             await volume.flush()
-            while {member["state"] for member in volume.members()} != {"current"}:
-                await asyncio.sleep(0.1)
             self.finished.append(volume)
         self.made_well = True
         while True:  # from now on it only says whether all have all
@@ -195,13 +193,6 @@ class _Play:
             members = [member for volume in self.finished for member in volume.members()]
             well = all(member["state"] == "current" and not member["behind"] for member in members)
             self.well_for = self.well_for + 1 if well else 0
-
-    async def _keep_trying(self, what: Callable[[], object]) -> None:
-        while True:
-            try:
-                return await what()  # type: ignore[misc, no-any-return]
-            except MoorageError:
-                await asyncio.sleep(0.1)
 
     def _judge(self) -> None:
         chunks = SIZE // CHUNK

@@ -1,6 +1,7 @@
 """Sizes and times of a history, drawn from its seed: small, so that rare branches are common.
 
-Owns the ranges. They stay within what the code is written for; a limit that a user may meet is not one of them.
+Owns the ranges. They stay within what the code is written for; a limit that a user may meet is not one of
+them.
 """
 
 from __future__ import annotations

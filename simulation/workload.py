@@ -1,12 +1,14 @@
-"""What programs do with volumes: attach, sometimes by force, write, read, discard, flush, resize, detach, again.
+"""What programs do with volumes: attach, sometimes by force, write, read, discard, flush, resize, detach,
+again.
 
-Owns the programs and their choices, from the seed and the number of the life. Every operation goes through the
-public library and into the history. Must never look behind it.
+Owns the programs and their choices, from the seed and the number of the life. Every operation goes through
+the public library and into the history. Must never look behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from random import Random
 from typing import Any
 
@@ -120,10 +122,8 @@ class Workload:
         ]
         await asyncio.gather(*workers)
         if rng.random() < 0.8:
-            try:
+            with contextlib.suppress(MoorageError):
                 await volume.detach(timeout=3.0)
-            except MoorageError:
-                pass
         # else: it is left, as by a program that forgot it; its lease is renewed as long as it lives
 
     async def attach(

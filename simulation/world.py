@@ -40,7 +40,7 @@ class World:
     def __init__(self, seed: int, directory: Path) -> None:
         self.seed = seed
         self.directory = directory
-        self.loop = SimLoop(seed)
+        self.loop = SimLoop(seed)  # type: ignore[abstract]
         self.network = Network(self.loop)
         self.devices: dict[str, Device] = {}
         self.loop.devices = self.devices
@@ -61,7 +61,8 @@ class World:
 
 
 def bury() -> None:
-    """Let go of dead processes: what their coroutines do when they are closed, and say, is nobody's business."""
+    """Let go of dead processes: what their coroutines do when they are closed, and say, is nobody's
+    business."""
     hook, sys.unraisablehook = sys.unraisablehook, _ignore
     logger = logging.getLogger("moorage")
     disabled, logger.disabled = logger.disabled, True
@@ -185,8 +186,8 @@ class _Environment:
 
 
 class _Descriptor:
-    """A lock. It is let go when the process dies, and closed at the end: what is left of the process may still
-    know its number."""
+    """A lock. It is let go when the process dies, and closed at the end: what is left of the process may
+    still know its number."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
