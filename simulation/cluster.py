@@ -184,6 +184,7 @@ class SimCluster:
         self.hosts = [Host(self, f"h{n}", f"10.0.0.{n}") for n in range(1, hosts + 1)]
         self.clients = [Client(self, f"c{n}", f"10.0.1.{n}") for n in range(1, clients + 1)]
         for host in self.hosts:
+            host.device.latency_s = tunables.disk_s
             host.rate, host.wall_s = 1 + world.rng.uniform(-0.01, 0.01), world.rng.uniform(-100, 100)
 
     @property

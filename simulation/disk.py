@@ -18,6 +18,7 @@ from moorage.node.disk import WOULD_BLOCK, File
 from moorage.node.memory_disk import MemoryDisk, MemoryFile
 from moorage.quorum.record import BLOCK_SIZE, Buffer
 from moorage.simulation.loop import Killed, SimLoop, current
+from moorage.simulation.tunables import FAST_DISK_S
 
 
 class Device:
@@ -27,7 +28,7 @@ class Device:
         self.loop = loop
         self.name = name
         self.disk = MemoryDisk()
-        self.latency_s = (50e-6, 1e-3)
+        self.latency_s = FAST_DISK_S
         self.fails_at = 0  # number of a write or sync from now that fails; 0: none
         self.misdirects_at = 0  # number of a write from now that lands somewhere else
         self.damaged = False  # something that was synced has changed

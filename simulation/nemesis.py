@@ -14,6 +14,7 @@ from random import Random
 
 from moorage.simulation.cluster import Client, Host, Machine, SimCluster
 from moorage.simulation.network import Weather
+from moorage.simulation.tunables import FAST_DISK_S
 
 CLOCKS_APART_S = 1200.0  # wall clocks may differ by less than a capability's life, an hour
 
@@ -21,7 +22,7 @@ WEIGHTS = {
     "kill": 6,
     "kill client": 4,
     "power loss": 3,
-    "power loss of all": 1,
+    "power loss of all": 2,
     "pause": 5,
     "cut": 5,
     "one way": 3,
@@ -105,7 +106,7 @@ class Nemesis:
             device = host.device
             device.fails_at = device.misdirects_at = 0
             device.disk.free = 1 << 40
-            device.latency_s = (50e-6, 1e-3)
+            device.latency_s = FAST_DISK_S
 
     # -- machines ------------------------------------------------------------------------------------------
 
@@ -128,7 +129,9 @@ class Nemesis:
         rng.choice(self._cluster.machines).lose_power()
 
     def _power_loss_of_all(self, rng: Random) -> None:
-        for host in self._cluster.hosts:
+        """Of a majority of the hosts at least: what was not synced is nowhere."""
+        hosts = self._cluster.hosts
+        for host in rng.sample(hosts, rng.randint(len(hosts) // 2 + 1, len(hosts))):
             host.lose_power()
         if rng.random() < 0.5:
             for client in self._cluster.clients:
@@ -206,7 +209,7 @@ class Nemesis:
         device.latency_s = (1e-3, rng.choice((0.01, 0.1)))
 
         def undo() -> None:
-            device.latency_s = (50e-6, 1e-3)
+            device.latency_s = self._cluster.tunables.disk_s
 
         return undo
 

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 MIB = 1 << 20
+FAST_DISK_S = (50e-6, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Tunables:
     index_pages_max: int
     raft_log_keep: int
     tail_kept: int
+    disk_s: tuple[float, float]  # how long a write or a sync takes
 
     @classmethod
     def draw(cls, rng: Random) -> Tunables:
@@ -34,6 +36,7 @@ class Tunables:
             index_pages_max=rng.choice((2, 64, 65_536)),
             raft_log_keep=rng.choice((4, 32, 2048)),
             tail_kept=rng.choice((8, 64, 1024)),
+            disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
         )
 
     def patches(self) -> list[tuple[Any, str, Any]]:
