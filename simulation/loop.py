@@ -82,7 +82,13 @@ class Process:
     # -- life -----------------------------------------------------------------------------------------------
 
     def start(self, main: Callable[[], Coroutine[Any, Any, Any]], name: str) -> asyncio.Task[Any]:
-        return self.context.run(lambda: self.loop.create_task(main(), name=name))
+        task = self.context.run(lambda: self.loop.create_task(main(), name=name))
+        task.add_done_callback(self._main_ended, context=self.context)
+        return task
+
+    def _main_ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.loop.failures.append((self, error))
 
     def effect(self) -> None:
         """Called before each thing that this process does to the world outside of its memory."""

@@ -129,6 +129,12 @@ class SimTransport(asyncio.Transport):
             self._reading = True
             self.network.loop.call_soon(self._drain, context=self.process.context)
 
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
     def is_reading(self) -> bool:
         return self._reading
 

@@ -17,7 +17,8 @@ from moorage.client.volume import Volume
 from moorage.quorum.record import BLOCK_SIZE
 from moorage.simulation.cluster import Client, SimCluster
 from moorage.simulation.history import GARBAGE, SECTOR, SECTORS, History, Operation
-from moorage.wire.errors import MoorageError, NameTaken, NotFound
+from moorage.simulation.nbd import NbdVolume
+from moorage.wire.errors import ConnectionLost, MoorageError, NameTaken, NotFound
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -39,6 +40,9 @@ def writers(data: bytes) -> tuple[int, ...]:
         whole = data[at : at + SECTOR] == content(number, 1)
         found.append(number if whole else GARBAGE)
     return tuple(found)
+
+
+Usable = Volume | NbdVolume
 
 
 class Workload:
@@ -115,16 +119,24 @@ class Workload:
         volume = await self.attach(client, cluster, name, rng.random() < 0.5, rng.choice((0.5, 3.0, 8.0)))
         if volume is None:
             return
+        if rng.random() < 0.3:
+            with contextlib.suppress(ConnectionLost):  # before anything was asked
+                async with NbdVolume(volume, Random(rng.random())) as exported:
+                    await self._use(client, exported, rng)
+        else:
+            await self._use(client, volume, rng)
+        if rng.random() < 0.8:
+            with contextlib.suppress(MoorageError):
+                await volume.detach(timeout=3.0)
+        # else: it is left, as by a program that forgot it; its lease is renewed as long as it lives
+
+    async def _use(self, client: Client, volume: Usable, rng: Random) -> None:
         end = asyncio.get_running_loop().time() + rng.choice((0.1, 0.5, 2.0))
         workers = [
             asyncio.create_task(self._work(client, volume, Random(rng.random()), end), name=f"worker {at}")
             for at in range(rng.choice((1, 4, 10)))
         ]
         await asyncio.gather(*workers)
-        if rng.random() < 0.8:
-            with contextlib.suppress(MoorageError):
-                await volume.detach(timeout=3.0)
-        # else: it is left, as by a program that forgot it; its lease is renewed as long as it lives
 
     async def attach(
         self, client: Client, cluster: Cluster, name: str, force: bool, timeout: float
@@ -138,14 +150,14 @@ class Workload:
         self._end(operation, volume.epoch)
         return volume
 
-    async def _work(self, client: Client, volume: Volume, rng: Random, end: float) -> None:
+    async def _work(self, client: Client, volume: Usable, rng: Random, end: float) -> None:
         loop = asyncio.get_running_loop()
         while loop.time() < end and volume.failed is None and not self.stopping:
             await self._operate(client, volume, rng)
             if rng.random() < 0.5:
                 await asyncio.sleep(rng.choice((0.0, 0.001, 0.02)))
 
-    async def _operate(self, client: Client, volume: Volume, rng: Random) -> None:
+    async def _operate(self, client: Client, volume: Usable, rng: Random) -> None:
         first = rng.choice(self.blocks) * SECTORS
         count = SECTORS * rng.choice((1, 1, 1, 2, 3))
         if rng.random() < 0.2:  # not aligned to blocks
@@ -164,7 +176,7 @@ class Workload:
         else:
             await self._fill(client, volume, rng)
 
-    async def _write(self, client: Client, volume: Volume, first: int, end: int, fua: bool) -> None:
+    async def _write(self, client: Client, volume: Usable, first: int, end: int, fua: bool) -> None:
         operation = self._begin(client, "write", volume.name, first, end)
         operation.durable = fua
         try:
@@ -173,7 +185,7 @@ class Workload:
         except MoorageError as error:
             self._failed(operation, error)
 
-    async def read(self, client: Client, volume: Volume, first: int, end: int) -> bool:
+    async def read(self, client: Client, volume: Usable, first: int, end: int) -> bool:
         operation = self._begin(client, "read", volume.name, first, end)
         try:
             data = await volume.read(first * SECTOR, (end - first) * SECTOR)
@@ -183,7 +195,7 @@ class Workload:
         self._end(operation, writers(data))
         return True
 
-    async def _flush(self, client: Client, volume: Volume) -> None:
+    async def _flush(self, client: Client, volume: Usable) -> None:
         operation = self._begin(client, "flush", volume.name)
         try:
             await volume.flush()
@@ -191,7 +203,7 @@ class Workload:
         except MoorageError as error:
             self._failed(operation, error)
 
-    async def _zero(self, client: Client, volume: Volume, first: int, end: int, discard: bool) -> None:
+    async def _zero(self, client: Client, volume: Usable, first: int, end: int, discard: bool) -> None:
         operation = self._begin(client, "zero", volume.name, first, end)
         try:
             at, size = first * SECTOR, (end - first) * SECTOR
@@ -200,7 +212,7 @@ class Workload:
         except MoorageError as error:
             self._failed(operation, error)
 
-    async def _fill(self, client: Client, volume: Volume, rng: Random) -> None:
+    async def _fill(self, client: Client, volume: Usable, rng: Random) -> None:
         """Room is used and given back, by the piece and by whole chunks."""
         sectors = rng.choice((16, 64, 256)) * SECTORS
         first = rng.randrange(0, SIZE // SECTOR - sectors)
