@@ -7,7 +7,7 @@ import os
 import pytest
 
 from moorage.simulation import shrink as shrinking
-from moorage.simulation.__main__ import run_many
+from moorage.simulation.many import run_many
 from moorage.simulation.nemesis import WEIGHTS, Fault, draw_plan
 from moorage.simulation.run import Failed, Outcome, run_seed
 
