@@ -31,6 +31,7 @@ from moorage.wire.errors import Invalid, NotFound, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
 from moorage.wire.secret import ClusterSecret
+from moorage.wire.server import connect as connect_to
 
 CALL_TIMEOUT = 10.0
 
@@ -221,6 +222,33 @@ class Cluster:
         """The registry's view: hosts and devices with their health and its reasons, services, metadata
         groups."""
         return await self._view(timeout)
+
+    async def describe_device(self, device: str, *, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
+        """What a device says of itself: room (bytes that writers may still be granted), damaged replicas, its
+        directory, its process. NotFound, or Unavailable when it does not answer."""
+        described: dict[str, Any] = await self._ask_device(device, "node.describe", timeout)
+        return described
+
+    async def list_replicas(self, device: str, *, timeout: float = CALL_TIMEOUT) -> list[dict[str, Any]]:
+        """A row for each replica on a device: of which volume, and whether it is ``whole``, ``damaged``."""
+        rows: list[dict[str, Any]] = await self._ask_device(device, "node.list_replicas", timeout)
+        return rows
+
+    async def _ask_device(self, device: str, method: str, timeout: float) -> Any:
+        found = (await self._view(timeout))["devices"].get(device)
+        if found is None:
+            raise NotFound(f"device {device} is not in this cluster: `moorage status` shows all")
+        conn = await connect_to(found["address"], hello=self.hello, secret=self._secret, timeout=timeout)
+        try:
+            if (who := conn.peer.extra.get("device")) != device:
+                raise Unavailable(
+                    f"{found['address']} is device {who} now, not {device}: it moved, ask again"
+                )
+            answer, _ = await conn.call(method, {}, timeout=timeout)
+            return answer
+        finally:
+            conn.close()
+            await conn.wait_closed()
 
     async def close(self) -> None:
         """Detach every volume and end all connections. Errors of a detach are raised at the end."""

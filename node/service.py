@@ -23,6 +23,7 @@ from moorage.node.registration import Registration
 from moorage.node.sessions import Sessions
 from moorage.node.store import Store, StoreConfig
 from moorage.node.superblock import Superblock
+from moorage.service import process
 from moorage.service.embed import EmbeddedService, Route
 from moorage.wire.errors import DeviceFailed, MoorageError
 from moorage.wire.handshake import Hello
@@ -196,6 +197,8 @@ class NodeService(EmbeddedService):
             "damaged": [each for each, replica in store.replicas.items() if replica.damaged],
             "withheld": sorted(self._sessions.withheld),
             "failed": self._failed(),
+            "directory": str(self._config.data_dir.absolute()),
+            "process": process.identity(),
         }
 
     def routes(self) -> list[Route]:
