@@ -23,6 +23,10 @@ class GroupLog(Protocol):
     def look(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
         """As :meth:`read`, about data instead of with it: one byte for each block, 0 for a hole."""
 
+    def read_from(self, host: str, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        """As :meth:`read`, but only from the replica on ``host``: Corrupt when its copy is bad (it is
+        repaired from the others), Invalid when the group has none there."""
+
     def write(self, chunk: int, block: int, data: Buffer, done: Done, fua: bool) -> None:
         """Append one record. ``data`` must never change again: members may ask for it long after ``done``.
         ``done`` may come late (no quorum): the front, not the group, tells the caller of a timeout."""

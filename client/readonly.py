@@ -70,7 +70,7 @@ class ReadOnlyGroup:
             rotation=self.index + targets[0].replica,
             repair=lambda chunk, block, count: None,  # the holder's business
         )
-        self.read, self.look = reader.read, reader.look
+        self.read, self.look, self.read_from = reader.read, reader.look, reader.read_from
         for member in self.members:
             nodes.join(member, member.link)
 

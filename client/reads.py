@@ -27,7 +27,7 @@ from moorage.client.outcome import callback_failed
 from moorage.client.reader import HEDGE_FLOOR_S, HedgeBudget, choose, judge, preference
 from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.connection import Connection, Reply
-from moorage.wire.errors import Corrupt, Damaged, Fenced, MoorageError, NoQuorum, ProtocolError
+from moorage.wire.errors import Corrupt, Damaged, Fenced, Invalid, MoorageError, NoQuorum, ProtocolError
 from moorage.wire.frame import READ
 from moorage.wire.log_messages import HOLES, SUMS, pack_read, unpack_read_reply
 
@@ -134,6 +134,19 @@ class GroupReader:
     def look(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
         """See :class:`~moorage.client.group.GroupLog`."""
         self._begin(Look(self, chunk, block, into, done, self.sweep.loop.time()))
+
+    def read_from(self, host: str, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        """See :class:`~moorage.client.group.GroupLog`."""
+        read = ReadAlone(self, chunk, block, into, done, self.sweep.loop.time())
+        found = [target for target in self.targets if target.link.host == host]
+        if not found:
+            hosts = ", ".join(target.link.host for target in self.targets)
+            done(Invalid(f"no replica of this group is on {host!r}: they are on {hosts}"))
+            return
+        (read.only,) = found
+        self.sweep.add(read)
+        if self.sweep.stopped is None:
+            read.ask_another(read.started)
 
     def _begin(self, read: Read) -> None:
         sweep = self.sweep
@@ -380,6 +393,27 @@ class Look(Read):
             raise ProtocolError(f"a reply to READ about {count} blocks where {len(into)} were asked for")
         into[:] = bytes([each != 0 for each in memoryview(sums).cast("Q")])
         return applied, []
+
+
+class ReadAlone(Read):
+    """Asks one replica and no other: is its own copy good? A bad one is told, and repaired as ever."""
+
+    __slots__ = ("only",)
+
+    only: Target
+
+    def ask_another(self, now: float) -> bool:
+        target = self.only
+        if self.attempts or target in self.refused or not target.readable or not target.link.health.up:
+            return False
+        self.ask(target, now)
+        return True
+
+    def found_bad(self, attempt: Attempt, indices: Sequence[int]) -> None:
+        group, first, host = self.group, self.block + indices[0], attempt.target.link.host
+        group.sweep.bad_blocks += 1
+        group.repair(self.chunk, first, indices[-1] - indices[0] + 1)
+        self.end(Corrupt(f"the copy of chunk {self.chunk}, block {first} on {host} is bad"))
 
 
 def check(reply: Reply, into: memoryview) -> tuple[int, list[int]]:

@@ -158,7 +158,7 @@ class GroupSession:
             rotation=self.index + self.members[0].replica,
             repair=lambda chunk, block, count: repair(self, chunk, block, count),
         )
-        self.read, self.look = self.reader.read, self.reader.look
+        self.read, self.look, self.read_from = self.reader.read, self.reader.look, self.reader.read_from
 
     def start(self) -> None:
         self.writer.tick(boot_clock_ms())

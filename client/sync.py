@@ -181,6 +181,9 @@ class Volume:
     def readinto(self, offset: int, into: bytearray | memoryview) -> None:
         self._loop.run(self._volume.readinto(offset, into))
 
+    def read_from(self, host: str, offset: int, length: int) -> bytes:
+        return self._loop.run(self._volume.read_from(host, offset, length))
+
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         self._loop.run(self._volume.write(offset, data, fua=fua))
 

@@ -7,18 +7,19 @@ operations may run at once (``asyncio.gather``); between operations in flight to
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
 from moorage.client.device import Done
-from moorage.client.front import Front
+from moorage.client.front import Front, split
 from moorage.client.group import GroupLog
 from moorage.client.ordering import Holder
 from moorage.client.outcome import fresh
 from moorage.client.uri import parse_size
-from moorage.quorum.record import Buffer
-from moorage.wire.errors import DeadlineExceeded, MoorageError, NoQuorum, ShuttingDown
+from moorage.quorum.record import CHUNK_SIZE, Buffer
+from moorage.wire.errors import DeadlineExceeded, Invalid, MoorageError, NoQuorum, ShuttingDown
 
 
 class Attached(Protocol):
@@ -91,6 +92,22 @@ class Volume(Front):
         cancelled)."""
         view = memoryview(into).cast("B")
         await self._wait(lambda done: self.read_nowait(offset, view, done))
+
+    async def read_from(self, host: str, offset: int, length: int) -> bytes:
+        """Read whole blocks from the replicas on ``host`` alone, to see whether its copies are good. Raises
+        :class:`~moorage.errors.Corrupt` for a bad one (the holder repairs it from the others), Invalid when
+        ``host`` has no replica of a group; waits while the one that it has cannot be asked."""
+        if (offset | length) % self.block_size:
+            raise Invalid(f"{offset}, {length}: use multiples of {self.block_size}")
+        if (error := self._refusal(offset, length)) is not None:
+            raise fresh(error)
+        into = bytearray(length)
+        for at, size in split(offset, length):
+            chunk = at // CHUNK_SIZE
+            group, index = self.groups[chunk % self.group_count], chunk // self.group_count
+            block, part = at % CHUNK_SIZE // self.block_size, memoryview(into)[at - offset :][:size]
+            await self._wait(functools.partial(group.read_from, host, index, block, part))
+        return bytes(into)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write ``data`` at ``offset``; on return it is at a majority of the replicas: on stable storage in

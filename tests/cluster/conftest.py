@@ -14,7 +14,6 @@ import pytest
 
 import moorage
 from moorage.cli.local_cluster import LocalCluster
-from moorage.client.reads import Target
 
 MakeCluster = Callable[..., Awaitable[LocalCluster]]
 
@@ -77,34 +76,6 @@ async def _moorage(*arguments: str, env: dict[str, str], timeout: float = 60) ->
 def moorage_command() -> Callable[..., Awaitable[tuple[int, str, str]]]:
     """Run `moorage ARGUMENTS`; returns (exit code, stdout, stderr)."""
     return _moorage
-
-
-async def _read_from(volume: moorage.Volume, host: str, offset: int, length: int) -> bytes:
-    groups = volume._attached._groups  # type: ignore[attr-defined]
-    members = [member for group in groups for member in group.members]
-    hidden = [member for member in members if member.host != host]
-    for member in hidden:
-        member.target.__class__ = _Hidden
-    try:
-        # A bad block is repaired from the others, which are hidden meanwhile: do not wait for that.
-        async with asyncio.timeout(0.5):
-            return await volume.read(offset, length)
-    finally:
-        for member in hidden:
-            member.target.__class__ = Target
-
-
-class _Hidden(Target):
-    """Not to be asked, whatever the session thinks of it."""
-
-    __slots__ = ()
-    readable = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
-
-
-@pytest.fixture
-def read_from() -> Callable[..., Awaitable[bytes]]:
-    """Read (volume, host, offset, length) from the replicas on one host alone."""
-    return _read_from
 
 
 async def _until(condition: Callable[[], Awaitable[Any]], what: str, timeout: float = 30) -> Any:

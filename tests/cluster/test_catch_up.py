@@ -19,7 +19,7 @@ Awaiting = Callable[..., Awaitable[Any]]
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("missed", [96 * MIB, pytest.param(2048 * MIB, marks=pytest.mark.slow)])
 async def test_a_member_that_was_down_catches_up(
-    local: LocalCluster, cluster: moorage.Cluster, missed: int, until: Awaiting, read_from: Awaiting
+    local: LocalCluster, cluster: moorage.Cluster, missed: int, until: Awaiting
 ) -> None:
     kept = 32 * MIB
     await cluster.create_volume("away", size=missed + kept, replicas=3)
@@ -48,7 +48,7 @@ async def test_a_member_that_was_down_catches_up(
         assert written > 0
         # What it had before it went away is not copied again.
         assert await _copied_bytes(victim) <= missed + 16 * MIB
-        assert await read_from(volume, victim.name, kept, MIB) == blocks[0]
+        assert await volume.read_from(victim.name, kept, MIB) == blocks[0]
 
 
 async def _copied_bytes(host: LocalHost) -> float:

@@ -18,6 +18,7 @@ from moorage.wire.errors import (
     Corrupt,
     Fatal,
     Fenced,
+    Invalid,
     InvariantViolation,
     MoorageError,
     NoQuorum,
@@ -253,6 +254,50 @@ async def test_a_bad_block_is_read_elsewhere_and_written_again(memory_cluster: M
         for device in cluster.devices:
             device.flip = set()
         await until(lambda: not volume.repairs)
+    await client.pool.close()
+
+
+async def test_each_copy_is_read_alone(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=2)
+    client, beside = Client(cluster), Client(cluster)
+    async with await client.attach() as volume, await beside.attach(read_only=True) as reader:
+        data = random.Random(2).randbytes(64 * BLOCK_SIZE)
+        await volume.write(0, data)
+        at = CHUNK_SIZE - 32 * BLOCK_SIZE
+        await volume.write(at, data)  # over both groups
+        cluster.devices[1].flip = {40}
+        for one in (volume, reader):
+            with pytest.raises(Corrupt, match="chunk 0, block 40 on host1 is bad"):
+                await one.read_from("host1", 0, len(data))
+            for host in ("host0", "host2"):
+                assert await one.read_from(host, 0, len(data)) == data
+            assert await one.read_from("host1", at, len(data)) == data
+        cluster.devices[1].flip = set()
+        await until(lambda: not volume.repairs)
+        assert await volume.read_from("host1", 0, len(data)) == data
+        with pytest.raises(Invalid, match="they are on host0, host1, host2"):
+            await volume.read_from("host7", 0, BLOCK_SIZE)
+        with pytest.raises(Invalid, match="multiples of 4096"):
+            await volume.read_from("host1", 0, 7)
+        with pytest.raises(Invalid, match="not inside"):
+            await volume.read_from("host1", volume.size, BLOCK_SIZE)
+        assert await volume.read_from("host1", volume.size, 0) == b""
+    for each in (client, beside):
+        await each.pool.close()
+
+
+async def test_a_copy_that_is_away_is_waited_for(memory_cluster: Make) -> None:
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        await volume.write(0, bytes([7]) * BLOCK_SIZE)
+        device = cluster.devices[1]
+        address = device.address
+        await device.stop()
+        waiting = asyncio.create_task(volume.read_from("host1", 0, BLOCK_SIZE))
+        assert await volume.read(0, BLOCK_SIZE) == bytes([7]) * BLOCK_SIZE
+        await device.start(address)
+        assert await waiting == bytes([7]) * BLOCK_SIZE
     await client.pool.close()
 
 
