@@ -77,11 +77,12 @@ class LocalHost:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
-    async def wait_ready(self, timeout: float = READY_TIMEOUT_S) -> None:
-        """Return when the ready line was read; raises :class:`Unavailable` with the end of the log."""
+    async def wait_ready(self, timeout: float | None = READY_TIMEOUT_S) -> None:
+        """Return when the ready line was read; raises :class:`Unavailable` with the end of the log. ``None``:
+        however long it waits for others."""
         assert self._process is not None and self._process.stdout is not None
         try:
             async with asyncio.timeout(timeout):
@@ -248,5 +249,6 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For ``preexec_fn``: SIGKILL to this child when its parent ends, also when it is stopped."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
