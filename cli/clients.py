@@ -1,7 +1,7 @@
-"""The client processes of the demo: a volume served over NBD, and a verifying load led step by step.
+"""Client processes that the demo, the drills and the tests lead: a volume over NBD, a verifying load.
 
 They are processes of their own, so that one can be frozen while another takes its volume over, and so that
-nothing the demo does disturbs what they measure.
+nothing their leader does disturbs what they measure. None outlives its leader, however that ends.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+from moorage.cli.local_cluster import die_with_parent
 from moorage.wire.errors import Unavailable
 
 ANSWER_TIMEOUT_S = 60.0
@@ -41,8 +42,14 @@ class ClientProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
+                preexec_fn=die_with_parent,
+                start_new_session=True,  # Ctrl-C is for the leader: it ends them in order
             )
-        self.ready = await self._answer()
+        try:
+            self.ready = await self.answer()
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -64,9 +71,9 @@ class ClientProcess:
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(command.encode() + b"\n")
         await self._process.stdin.drain()
-        return await self._answer()
+        return await self.answer()
 
-    async def _answer(self) -> dict[str, Any]:
+    async def answer(self) -> dict[str, Any]:
         assert self._process is not None and self._process.stdout is not None
         what = f"moorage {' '.join(self._arguments[:3])}"
         try:

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from moorage.cli import output
+from moorage.cli.clients import ClientProcess
 from moorage.cli.demo import steps
-from moorage.cli.demo.clients import ClientProcess
 from moorage.cli.demo.report import Report
 from moorage.cli.local_cluster import LocalCluster
 from moorage.cli.options import run_or_exit

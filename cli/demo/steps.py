@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage.bench.verify import BLOCK, Pattern, judge, read_journal
-from moorage.cli.demo.clients import ClientProcess, run_program
+from moorage.cli.clients import ClientProcess, run_program
 from moorage.cli.demo.report import Report
 from moorage.cli.local_cluster import LocalCluster
 from moorage.client.cluster import Cluster

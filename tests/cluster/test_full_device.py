@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import moorage
-from moorage.cli.demo.clients import ClientProcess
+from moorage.cli.clients import ClientProcess
 from moorage.wire.errors import NoSpace
 
 MIB = 1 << 20

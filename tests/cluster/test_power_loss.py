@@ -13,7 +13,7 @@ import pytest
 
 import moorage
 from moorage.bench.verify import BLOCK, Pattern, judge, read_journal
-from moorage.cli.demo.clients import ClientProcess
+from moorage.cli.clients import ClientProcess
 from moorage.cli.local_cluster import LocalCluster
 from moorage.wire.errors import AttachmentLost, MoorageError
 
