@@ -12,9 +12,10 @@ import click
 from moorage.cli import output
 from moorage.cli.clients import ClientProcess
 from moorage.cli.demo import steps
-from moorage.cli.demo.report import Report
+from moorage.cli.drill.takeover import takeover
 from moorage.cli.local_cluster import LocalCluster
 from moorage.cli.options import run_or_exit
+from moorage.cli.report import Report
 
 
 @click.command()
@@ -63,6 +64,6 @@ async def _run(report: Report, directory: Path) -> None:
             arguments += ["--depth", str(steps.LOAD_DEPTH), "--blocks", str(steps.LOAD_BLOCKS)]
             async with ClientProcess(arguments, env, directory / "load.log") as load:
                 await steps.hosts_die(report, local, load)
-                await steps.takeover(report, cluster, load, journal)
+                await takeover(report, cluster, "load", load, journal, steps.LOAD_BLOCKS)
     finally:
         await local.kill()

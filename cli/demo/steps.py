@@ -5,25 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-import signal
 import sysconfig
 import time
 from pathlib import Path
-from typing import Any
 
-from moorage.bench.verify import BLOCK, Pattern, judge, read_journal
 from moorage.cli.clients import ClientProcess, run_program
-from moorage.cli.demo.report import Report
+from moorage.cli.drill.recovery import await_current
 from moorage.cli.local_cluster import LocalCluster
+from moorage.cli.report import Report
 from moorage.client.cluster import Cluster
-from moorage.client.volume import Volume
 
 IMAGE_SIZE = 192 << 20
 LOAD_BLOCKS = 16384  # 64 MiB
 LOAD_DEPTH = 16
 BEFORE_S, KILLED_S, SILENT_S, SETTLED_S = 5.0, 8.0, 10.0, 4.0
 CAUGHT_UP_TIMEOUT_S = 30.0
-ZOMBIE_S = 1.5
 NOT_REAL_FILES = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__", "ensurepip"}
 
 
@@ -101,61 +97,6 @@ async def hosts_die(report: Report, local: LocalCluster, load: ClientProcess) ->
 
 
 async def _caught_up(report: Report, load: ClientProcess, host: str) -> None:
-    """Poll the holder until every replica on ``host`` holds all that is committed."""
-    began = time.perf_counter()
-    members: list[dict[str, Any]] = []
-    while time.perf_counter() - began < CAUGHT_UP_TIMEOUT_S:
-        members = (await load.ask("members"))["members"]
-        mine = [member for member in members if member["host"] == host]
-        if mine and all(member["state"] == "current" for member in mine):
-            report.promise(f"{host} comes back and catches up", True, f"{time.perf_counter() - began:.1f} s")
-            return
-        await asyncio.sleep(0.1)
-    report.promise(
-        f"{host} comes back and catches up", False, f"after {CAUGHT_UP_TIMEOUT_S:.0f} s: {members}"
-    )
-
-
-async def takeover(report: Report, cluster: Cluster, load: ClientProcess, journal: Path) -> None:
-    """The holder is frozen and thawed; what it tries afterwards is refused and never appears."""
-    report.step("SIGSTOP of the client; a second one takes the volume over with --force")
-    load.signal(signal.SIGSTOP)
-    began = time.perf_counter()
-    async with await cluster.attach("load", force=True) as volume:
-        seconds = time.perf_counter() - began
-        report.promise("a second client takes over from a frozen one", True, f"{seconds:.2f} s")
-        await _check_acknowledged(report, volume, load, journal)
-        await volume.write(0, b"second" + bytes(BLOCK - 6))
-        before = await _content(volume)
-        report.step("SIGCONT of the first client: a zombie")
-        await _thaw_zombie(report, load)
-        after = await _content(volume)
-        report.promise("nothing that the zombie tried appears", before == after)
-
-
-async def _check_acknowledged(report: Report, volume: Volume, load: ClientProcess, journal: Path) -> None:
-    acked, _ = read_journal(journal)
-    content = await volume.read(0, LOAD_BLOCKS * BLOCK)
-    wrong, _ = await asyncio.to_thread(judge, Pattern(load.ready["run"]), content, 0, acked)
-    figure = wrong[0] if wrong else f"{sum(acked.values()):,} versions of {len(acked):,} blocks"
-    report.promise("every write acknowledged to the first client is there", not wrong, figure)
-
-
-async def _thaw_zombie(report: Report, load: ClientProcess) -> None:
-    load.signal(signal.SIGCONT)
-    # Answers that were under way when it was frozen are acknowledgements of the time before: let them arrive.
-    await asyncio.sleep(ZOMBIE_S)
-    await load.ask("phase zombie")
-    await asyncio.sleep(ZOMBIE_S)
-    zombie = await load.ask("phase gone")
-    refused = zombie["errors"] and zombie["first_error"].startswith("Fenced")
-    done = f"{zombie['reads']} reads and {zombie['writes']} writes done, {zombie['errors']} refused"
-    report.promise(
-        "the zombie is refused as fenced",
-        bool(refused) and zombie["writes"] == zombie["reads"] == 0,
-        f"{done}; {zombie['first_error'] or 'no error'}",
-    )
-
-
-async def _content(volume: Volume) -> str:
-    return hashlib.sha256(await volume.read(0, LOAD_BLOCKS * BLOCK)).hexdigest()
+    found = await await_current(load, timeout=CAUGHT_UP_TIMEOUT_S, host=host)
+    figure = f"{found.seconds:.1f} s" + (f": {found.missing}" if found.missing else "")
+    report.promise(f"{host} comes back and catches up", not found.missing, figure)

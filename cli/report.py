@@ -1,4 +1,4 @@
-"""What the demo says: one line a step as it goes, and a table of promises at the end."""
+"""What the demo and the drills say: one line a step as they go, and a table of promises at the end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 GAP_AIM_MS = 100.0
@@ -17,6 +18,7 @@ class Promise:
     what: str
     kept: bool
     figure: str
+    budget: bool = False  # a time that was allowed, not a promise of Moorage's
 
 
 @dataclass
@@ -26,12 +28,26 @@ class Report:
     console: Console
     promises: list[Promise] = field(default_factory=list)
     phases: list[dict[str, Any]] = field(default_factory=list)
+    _status: Status | None = None
+
+    def progress(self, text: str) -> None:
+        """What is waited for now, on a line that changes; only where a person looks on."""
+        if self._status is None:
+            self._status = self.console.status("")
+            self._status.start()
+        self._status.update(escape(text))
+
+    def quiet(self) -> None:
+        """Nothing is waited for any more."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
 
     def step(self, text: str) -> None:
         self.console.print(f"[bold]›[/bold] {escape(text)}")
 
-    def promise(self, what: str, kept: bool, figure: str = "") -> None:
-        self.promises.append(Promise(what, kept, figure))
+    def promise(self, what: str, kept: bool, figure: str = "", *, budget: bool = False) -> None:
+        self.promises.append(Promise(what, kept, figure, budget))
         mark = "[green]✓[/green]" if kept else "[red]✗[/red]"
         self.console.print(f"  {mark} {escape(what)}" + (f" [dim]({escape(figure)})[/dim]" if figure else ""))
 
