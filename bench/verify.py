@@ -14,12 +14,12 @@ import asyncio
 import random
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from moorage.client.device import BlockDevice
-from moorage.wire.errors import MoorageError
+from moorage.wire.errors import Corrupt, MoorageError
 
 BLOCK = 4096
 TAG = struct.Struct("<8sQQQ")  # magic, run, block, version
@@ -159,6 +159,15 @@ class VerifyingLoad:
         for _ in range(self._depth):
             self._issue()
 
+    def set_read_share(self, share: float) -> None:
+        """From now on ``share`` of the operations are reads. What was not asked for has no gap."""
+        now = time.perf_counter()
+        if self._read_share >= 1:
+            self._last_write = now
+        if self._read_share <= 0:
+            self._last_read = now
+        self._read_share = share
+
     def next_phase(self, name: str) -> dict[str, object]:
         """End the running phase, begin ``name``; returns the ended one's figures."""
         now = time.perf_counter()
@@ -241,7 +250,7 @@ class VerifyingLoad:
         if not isinstance(error, MoorageError | OSError):
             self.mismatches.append(f"unexpected {type(error).__name__}: {error}")
 
-    def _check(self, block: int, data: bytearray, floor: int) -> int:
+    def _check(self, block: int, data: bytes | bytearray, floor: int) -> int:
         version = self.pattern.version(block, data)
         if version is None:
             self.mismatches.append(f"block {block}: not a version of this block")
@@ -268,10 +277,26 @@ class VerifyingLoad:
         return self._blocks
 
     async def _verify_run(self, first: int, count: int) -> None:
-        data = await read(self.device, first * BLOCK, count * BLOCK)
+        self._check_run(first, count, await read(self.device, first * BLOCK, count * BLOCK))
+
+    def _check_run(self, first: int, count: int, data: bytes | bytearray) -> None:
         for index in range(count):
             block = data[index * BLOCK : (index + 1) * BLOCK]
             self._check(first + index, block, self._floor[first + index])
+
+    async def verify_copy(self, read_from: Callable[[int, int], Awaitable[bytes]]) -> int:
+        """Check one replica's own copy of every block, by ``read_from(offset, length)``; returns how many
+        runs of up to 256 blocks hold bad ones. Only while nothing is written: each must be the last."""
+        bad = 0
+        for first in range(0, self._blocks, 256):
+            count = min(256, self._blocks - first)
+            try:
+                data = await read_from(first * BLOCK, count * BLOCK)
+            except Corrupt:
+                bad += 1
+            else:
+                self._check_run(first, count, data)
+        return bad
 
 
 def judge(

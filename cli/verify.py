@@ -1,12 +1,15 @@
 """`moorage bench verify`: a load that checks what it reads, by hand or step by step for a program.
 
 With ``--steps`` it takes one word a line from stdin, and answers each with one JSON line: ``phase NAME`` ends
-the running phase and begins another, ``verify`` lets I/O end and reads every block back, ``stop`` ends.
+the running phase and begins another, ``share S`` makes S of the operations reads (1: all of them), ``verify``
+lets I/O end and reads every block back, ``copy HOST`` does so from the replica on HOST alone (while nothing
+is written), ``stop`` ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 from pathlib import Path
@@ -43,7 +46,9 @@ if TYPE_CHECKING:
 @click.option("--flush-every", type=Seconds(min=0), default=0.0, help="Seconds between flushes; 0: none.")
 @click.option("--force", is_flag=True, help="Take the volume from its holder.")
 @click.option(
-    "--steps", is_flag=True, help="Be led from stdin, one word a line: phase NAME, members, verify, stop."
+    "--steps",
+    is_flag=True,
+    help="Be led from stdin, one word a line: phase NAME, members, share S, verify, copy HOST, stop.",
 )
 @connection_options
 def verify(
@@ -121,7 +126,12 @@ async def _by_steps(volume: Volume, load: VerifyingLoad) -> None:
         line = await loop.run_in_executor(None, sys.stdin.readline)
         word, _, argument = line.strip().partition(" ")
         if word == "members":
-            _answer({"members": volume.members()})
+            _answer({"members": volume.members(), "bad_blocks": volume.describe()["bad_blocks"]})
+        elif word == "share":
+            load.set_read_share(float(argument))
+            _answer({"share": argument})
+        elif word == "copy":
+            _answer(await _verify_copy(volume, load, argument))
         elif word == "phase":
             _answer({**load.next_phase(argument), "mismatches": load.mismatches})
         elif word == "verify":
@@ -130,6 +140,16 @@ async def _by_steps(volume: Volume, load: VerifyingLoad) -> None:
         elif word in ("stop", ""):
             _answer({**await load.stop(), "mismatches": load.mismatches})
             return
+
+
+async def _verify_copy(volume: Volume, load: VerifyingLoad, host: str) -> dict[str, Any]:
+    """``bad``: how many runs of blocks have bad copies, which are being repaired; ``error``: why it cannot be
+    told."""
+    try:
+        bad = await load.verify_copy(functools.partial(volume.read_from, host))
+    except MoorageError as error:
+        return {"host": host, "bad": None, "error": str(error), "mismatches": load.mismatches}
+    return {"host": host, "bad": bad, "error": "", "mismatches": load.mismatches}
 
 
 def _answer(document: dict[str, Any]) -> None:

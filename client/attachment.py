@@ -58,6 +58,7 @@ class Attachment:
         self.epoch: int = attached["epoch"]
         self.writer = writer
         self.ended: MoorageError | None = None
+        self._sweep: ReadSweep  # set when it is opened
         self._groups: Sequence[GroupSession | ReadOnlyGroup] = []
         self._volume: Volume | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +127,8 @@ class Attachment:
                 member.link.move(addresses.get(member.replica) or "")
 
     def describe(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "groups": [group.describe() for group in self._groups]}
+        groups = [group.describe() for group in self._groups]
+        return {"epoch": self.epoch, "bad_blocks": self._sweep.bad_blocks, "groups": groups}
 
 
 class WriterAttachment(Attachment):

@@ -195,7 +195,8 @@ class Volume(Front):
         return [{"group": group["group"], **member} for group in groups for member in group["members"]]
 
     def describe(self) -> dict[str, Any]:
-        """State of the attachment: epoch, members and their health, whom operations wait for."""
+        """State of the attachment: epoch, members and their health, whom operations wait for, and how often a
+        copy was found bad (``bad_blocks``)."""
         return {
             "name": self.name,
             "size": self.size,

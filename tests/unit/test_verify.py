@@ -9,7 +9,7 @@ import pytest
 
 from moorage.bench.verify import BLOCK, Journal, Pattern, VerifyingLoad, judge, read_journal
 from moorage.client.device import Done
-from moorage.wire.errors import NoQuorum
+from moorage.wire.errors import Corrupt, NoQuorum
 
 BLOCKS = 32
 
@@ -85,6 +85,40 @@ async def test_refused_writes_are_errors_not_mismatches() -> None:
     assert load.mismatches == []
     assert load.phase.errors > 0
     assert "NoQuorum" in load.phase.first_error
+
+
+async def test_writes_that_were_not_asked_for_have_no_gap() -> None:
+    load = VerifyingLoad(MemoryDevice(), blocks=BLOCKS, run=7, depth=4)
+    load.start("both")
+    await asyncio.sleep(0.02)
+    load.set_read_share(1.0)
+    await asyncio.sleep(0.02)
+    load.next_phase("reads")
+    await asyncio.sleep(0.3)
+    load.set_read_share(0.5)
+    await asyncio.sleep(0.02)
+    figures = await load.stop()
+    assert figures["writes"] and float(str(figures["write_gap_ms"])) < 250
+
+
+async def test_a_copy_is_held_to_the_last_version() -> None:
+    device = MemoryDevice()
+    load = await run_load(device)
+    copy = bytearray(device.data)
+
+    async def read_from(offset: int, length: int) -> bytes:
+        if offset == 0 and rotten:
+            raise Corrupt("rot")
+        return bytes(copy[offset : offset + length])
+
+    rotten = True
+    assert await load.verify_copy(read_from) == 1 and load.mismatches == []
+    rotten = False
+    assert await load.verify_copy(read_from) == 0 and load.mismatches == []
+    copy[3 * BLOCK : 4 * BLOCK] = bytes(BLOCK)  # as it was once
+    assert await load.verify_copy(read_from) == 0
+    (mismatch,) = load.mismatches
+    assert mismatch.startswith("block 3: version 0, not within")
 
 
 async def test_the_journal_judges_a_volume_read_back(tmp_path: Path) -> None:

@@ -249,6 +249,7 @@ async def test_a_bad_block_is_read_elsewhere_and_written_again(memory_cluster: M
         assert await volume.read(0, len(data)) == data
         for device in cluster.devices:
             device.flip = {7}
+        assert volume.describe()["bad_blocks"] > 0
         with pytest.raises(Corrupt, match="no replica has a good copy of chunk 0, block 7"):
             await volume.read(0, len(data))
         for device in cluster.devices:
