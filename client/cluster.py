@@ -27,7 +27,7 @@ from moorage.client.attachment import Attachment
 from moorage.client.nodes import NodePool
 from moorage.client.volume import Volume
 from moorage.wire import discovery
-from moorage.wire.errors import Invalid, NotFound, Unavailable
+from moorage.wire.errors import Invalid, MoorageError, NotFound, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
 from moorage.wire.secret import ClusterSecret
@@ -233,6 +233,25 @@ class Cluster:
         """A row for each replica on a device: of which volume, and whether it is ``whole``, ``damaged``."""
         rows: list[dict[str, Any]] = await self._ask_device(device, "node.list_replicas", timeout)
         return rows
+
+    async def silent_services(self, *, timeout: float = CALL_TIMEOUT) -> list[str]:
+        """Members of the registry and of the metadata groups that do not answer, each with why."""
+        rows = (await self._view(timeout))["services"]
+        answers = await asyncio.gather(*(self._ask_service(row, timeout) for row in rows))
+        return [answer for answer in answers if answer]
+
+    async def _ask_service(self, row: dict[str, Any], timeout: float) -> str:
+        try:
+            conn = await connect_to(row["address"], hello=self.hello, secret=self._secret, timeout=timeout)
+            try:
+                described, _ = await conn.call(f"{row['service']}.describe", {}, timeout=timeout)
+            finally:
+                conn.close()
+                await conn.wait_closed()
+        except MoorageError as error:
+            return f"{row['service']} {row['name']}: {error}"
+        found = described["name"]
+        return "" if found == row["name"] else f"{row['service']} {row['name']}: {found} is at its address"
 
     async def _ask_device(self, device: str, method: str, timeout: float) -> Any:
         found = (await self._view(timeout))["devices"].get(device)
