@@ -31,7 +31,7 @@ PIECE_SIZE = 1 << 20  # one record, one read request: small beside the window, l
 PIECES_MAX = 1 << 16
 BYTES_MAX = 1 << 30
 ROOM_SIZE = 64 << 20  # awaited writes wait beyond that many bytes in flight
-REPAIRS_MAX = 64
+REPAIRS_MAX = PIECE_SIZE // BLOCK_SIZE  # all of one read: which of its blocks are bad may not be known
 LOOK_CHUNKS = 64  # looked at together
 
 

@@ -323,9 +323,17 @@ class Read:
         if isinstance(error, Fenced):
             self.group.source.refused_by(error)
         elif isinstance(error, Corrupt) and not isinstance(error, Damaged | ProtocolError):
-            self.found_bad(attempt, range(len(self.into) // self.unit))
+            self.found_bad(attempt, range(self._first_bad(error), len(self.into) // self.unit))
             return
         self._next(attempt)
+
+    def _first_bad(self, error: Corrupt) -> int:
+        """Index of the first bad block, as far as the member named it: what comes before it is good."""
+        chunk, block = error.details.get("chunk"), error.details.get("block")
+        if chunk != self.chunk or not isinstance(block, int):
+            return 0
+        index = block - self.block
+        return index if 0 <= index < len(self.into) // self.unit else 0
 
     def found_bad(self, attempt: Attempt, indices: Sequence[int]) -> None:
         group = self.group

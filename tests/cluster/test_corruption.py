@@ -37,13 +37,15 @@ def find_bytes(directory: Path, pattern: str, needle: bytes) -> list[tuple[Path,
     return found
 
 
+@pytest.mark.parametrize("at", [0, 200 * 4096])
 async def test_a_flipped_byte_of_data_is_read_from_another_replica_and_repaired(
-    local: LocalCluster, cluster: moorage.Cluster, until: Until
+    local: LocalCluster, cluster: moorage.Cluster, until: Until, at: int
 ) -> None:
     needle = b"a block that rots " * 300
     await cluster.create_volume("rot", size=16 * MIB, replicas=3)
     async with await cluster.attach("rot") as volume:
-        await volume.write(0, needle.ljust(MIB, b"."))
+        content = (b"." * at + needle).ljust(MIB, b".")
+        await volume.write(0, content)
         await volume.flush()
 
         def places(host: LocalHost) -> list[tuple[Path, int]]:
@@ -53,21 +55,21 @@ async def test_a_flipped_byte_of_data_is_read_from_another_replica_and_repaired(
             return all([places(host) for host in local.hosts[:2]])
 
         await until(written, "two hosts have the block")
-        for path, at in [place for host in local.hosts[:2] for place in places(host)]:
-            flip(path, at + 7)
+        for path, place in [place for host in local.hosts[:2] for place in places(host)]:
+            flip(path, place + 7)
         for _ in range(20):
-            assert (await volume.read(0, MIB))[: len(needle)] == needle
+            assert await volume.read(0, MIB) == content
 
         async def repaired() -> bool:
             # Each member alone must give the right bytes again.
-            return all([await _reads_well(volume, host.name, needle) for host in local.hosts])
+            return all([await _reads_well(volume, host.name, content) for host in local.hosts])
 
         await until(repaired, "every replica is repaired")
 
 
-async def _reads_well(volume: moorage.Volume, host: str, needle: bytes) -> bool:
+async def _reads_well(volume: moorage.Volume, host: str, content: bytes) -> bool:
     try:
-        return await volume.read_from(host, 0, 4096) == needle[:4096]
+        return await volume.read_from(host, 0, MIB) == content
     except Corrupt:
         return False
 

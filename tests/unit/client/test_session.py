@@ -287,6 +287,32 @@ async def test_each_copy_is_read_alone(memory_cluster: Make) -> None:
         await each.pool.close()
 
 
+@pytest.mark.parametrize(
+    ("details", "repaired"),
+    [
+        ({"chunk": 0, "block": 200}, range(200, 256)),
+        ({}, range(256)),
+        ({"chunk": 1, "block": 200}, range(256)),
+        ({"chunk": 0, "block": 256}, range(256)),
+        ({"chunk": 0, "block": "x"}, range(256)),
+    ],
+)
+async def test_a_bad_block_far_inside_of_a_large_read_is_repaired(
+    memory_cluster: Make, details: dict[str, Any], repaired: range
+) -> None:
+    """A device refuses the read as a whole, and names the first bad block. What comes before it is good."""
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    async with await client.attach() as volume:
+        await volume.write(0, bytes([1]) * (1 << 20))
+        cluster.devices[1].refuse_reads = Corrupt("does not match its checksum", **details)
+        with pytest.raises(Corrupt):
+            await volume.read_from("host1", 0, 1 << 20)
+        assert volume.repairs == set(repaired)
+        await until(lambda: not volume.repairs)
+    await client.pool.close()
+
+
 async def test_a_copy_that_is_away_is_waited_for(memory_cluster: Make) -> None:
     cluster = await memory_cluster(groups=1)
     client = Client(cluster)
