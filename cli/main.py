@@ -23,10 +23,20 @@ BENCH = {
     "block": "moorage.cli.bench:block",
     "verify": "moorage.cli.verify:verify",
 }
+DRILL = {
+    "all": "moorage.cli.drill.main:every",
+    "bit-rot": "moorage.cli.drill.main:bit_rot",
+    "full-disk": "moorage.cli.drill.main:full_disk",
+    "host-loss": "moorage.cli.drill.main:host_loss",
+    "partition": "moorage.cli.drill.main:partition",
+    "silent-host": "moorage.cli.drill.main:silent_host",
+    "zombie": "moorage.cli.drill.main:zombie",
+}
 COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
     "bench": BENCH,
     "demo": "moorage.cli.demo.main:demo",
+    "drill": DRILL,
     "health": "moorage.cli.health:health",
     "host": "moorage.cli.services:host",
     "metadata": "moorage.cli.services:metadata",
@@ -39,6 +49,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
 }
 _HELP = {
     "bench": "Measure a volume, or load it and verify what it reads.",
+    "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
     "secret": "Make the files that services and clients prove themselves with.",
 }
 
