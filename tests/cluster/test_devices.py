@@ -24,9 +24,7 @@ async def test_a_device_says_who_it_is_and_what_it_holds(
         assert (replica["volume"], replica["whole"], replica["damaged"]) == (volume.id, True, "")
     with pytest.raises(NotFound, match="is not in this cluster"):
         await cluster.describe_device("0" * 32)
-
-
-async def test_services_that_do_not_answer_are_named(local: LocalCluster, cluster: moorage.Cluster) -> None:
+    # And which services do not answer.
     assert await cluster.silent_services() == []
     await local.hosts[1].kill()
     silent = await cluster.silent_services(timeout=5)

@@ -34,6 +34,7 @@ async def test_a_host_that_was_killed_is_started_again(up: ClientProcess) -> Non
         assert (await cluster.describe_device(device))["process"]["pid"] == back["pid"] != before
 
 
+@pytest.mark.slow
 async def test_a_host_that_a_restart_does_not_help_stays_down(up: ClientProcess, tmp_path: Path) -> None:
     async with await moorage.connect(
         registry=up.ready["registry"], secret_file=up.ready["secret_file"]
