@@ -1,6 +1,7 @@
 """Many histories, on all cores, seed by seed.
 
-Owns the processes that run them, and what is kept of a history. Must never let one failing history hide others.
+Owns the processes that run them, and what is kept of a history. Must never let one failing history hide
+others.
 """
 
 from __future__ import annotations

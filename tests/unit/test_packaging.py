@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = {"bench", "cli", "client", "gateway", "metadata", "node", "quorum", "registry", "service", "wire"}
+ROOMS = {"bench", "cli", "client", "gateway", "metadata", "node", "quorum", "registry", "service"}
+ROOMS |= {"simulation", "wire"}
 
 
 def run(*command: str, cwd: Path) -> None:
