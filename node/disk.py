@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from moorage.quorum.record import Buffer
-from moorage.service.identity import fsync_directory
+from moorage.service.identity import fsync_directory, make_directory
 
 NAME = re.compile(r"\d{8}\.seg")
 IOV_MAX = 1024
@@ -160,8 +160,7 @@ class RealDisk:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        fsync_directory(directory.parent)
+        make_directory(directory)
 
     def names(self) -> list[str]:
         return sorted(name for name in os.listdir(self._directory) if NAME.fullmatch(name))

@@ -45,7 +45,7 @@ class Superblock:
 
     def __init__(self, directory: Path, capacity: int | None) -> None:
         self._path = directory / FILE
-        directory.mkdir(parents=True, exist_ok=True)
+        identity.make_directory(directory)
         self._lock = _lock(directory)
         try:
             found = identity.load(self._path, KIND)

@@ -12,6 +12,7 @@ device that forgot who it was would count as a new, empty one).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -114,6 +115,18 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Make it, and what is missing above it; its name is durable on return."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    for each in [
+        *reversed(missing),
+        path,
+    ]:  # ``path`` also if it was there: a killed process may have made it
+        each.mkdir(exist_ok=True)
+        with contextlib.suppress(PermissionError):  # nobody syncs a directory that he may not read
+            fsync_directory(each.parent)
+
+
 class DirectoryLock:
     """One process per directory: an flock that ends with the process, however that ends."""
 
@@ -143,7 +156,7 @@ def claim_directory(directory: Path, *, cluster: str, name: str, kind: str) -> D
     Raises IdentityConflict when it belongs to another one or is in use, Corrupt when its identity is damaged.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
     except OSError as error:
         raise Invalid(
             f"--data-dir {directory}: {error.strerror}: choose a directory that can be written"

@@ -127,3 +127,14 @@ def test_a_directory_that_cannot_be_is_a_matter_of_configuration(tmp_path: Path)
         claim(tmp_path / "file" / "d")
     with pytest.raises(MoorageError, match="--data-dir"):
         claim(tmp_path / "file")
+
+
+def test_a_new_directory_has_a_durable_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(identity, "fsync_directory", lambda path: synced.append(path.name))
+    identity.make_directory(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert synced[:3] == [tmp_path.name, "a", "b"]
+    synced.clear()
+    identity.make_directory(tmp_path / "a" / "b" / "c")  # made by a process that was killed before the sync
+    assert synced == ["b"]
