@@ -23,6 +23,7 @@ import msgpack
 
 from moorage.node.tombstones import Range
 from moorage.service.lmdb_check import check_in_child, seal, unseal
+from moorage.service.lmdb_file import make_environment
 from moorage.wire.errors import Corrupt, VersionMismatch
 
 VERSION = 1
@@ -82,7 +83,7 @@ class IndexStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        make_environment(path, map_size=MAP_SIZE)
         self._env = lmdb.open(
             str(path),
             map_size=MAP_SIZE,

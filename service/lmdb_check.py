@@ -68,6 +68,8 @@ def _check_meta_pages(data: Path) -> None:
     """The two meta pages must come from consecutive transactions, each on its own page: a flipped transaction
     number would make LMDB fall back to the state before the last commit, without a word."""
     found = []
+    if data.stat().st_size < 2 * META_PAGE_SIZES[0]:
+        raise errors.Corrupt(f"{data}: shorter than its two meta pages")
     with data.open("rb") as file:
         page_size = _page_size(file.read(4096))
         for number in (0, 1):

@@ -23,6 +23,7 @@ from moorage.quorum.raft_log import Log
 from moorage.quorum.raft_types import Config, Entry, HardState, Snapshot, SnapshotChunk
 from moorage.service.kv import Batch
 from moorage.service.lmdb_check import check_in_child, seal, unseal
+from moorage.service.lmdb_file import make_environment
 from moorage.wire import errors
 
 FORMAT = 2
@@ -162,7 +163,7 @@ class RaftStorage:
 
     def _open_now(self, identity: dict[str, str], config: Config) -> Loaded:
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_environment(self.directory, map_size=MAP_SIZE, mode=0o600)
             self.env = lmdb.open(self.where, map_size=MAP_SIZE, max_dbs=8, max_readers=64, mode=0o600)
             self._open = True
             self.meta_db = self.env.open_db(b"meta")
