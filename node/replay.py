@@ -96,11 +96,22 @@ def _salvage(found: Catalogue, name: str, size: int, replay_from: int, device: b
     at = _scan(found.files[name], FIRST_FRAME, size, None, replay_from, seed)
     if at is None or at.segment in found.headers:
         return False
-    found.notes.append(f"{name}: header of segment {at.segment} is missing or damaged, its frames are read")
+    if not _only_begun(found, name, size, at, seed):
+        found.notes.append(
+            f"{name}: header of segment {at.segment} is missing or damaged, its frames are read"
+        )
     previous = max((number for number in found.headers if number < at.segment), default=0)
     header = SegmentHeader(at.segment, at.group, previous, _UNKNOWN_END, device)
     _enter(found, name, header, at.offset)
     return True
+
+
+def _only_begun(found: Catalogue, name: str, size: int, at: Cursor, seed: int) -> bool:
+    """Whether this is no more than the last segment's first group commit, torn, its header in the part that
+    is missing: a crash leaves that, and it is no damage."""
+    if at.offset != FIRST_FRAME or at.segment < found.last_number:
+        return False
+    return _scan(found.files[name], at.offset + ALIGN, size, at.segment, at.group, seed) is None
 
 
 def _scan(file: File, start: int, size: int, segment: int | None, above: int, seed: int) -> Cursor | None:

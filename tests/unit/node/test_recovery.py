@@ -243,6 +243,26 @@ def test_a_torn_first_group_of_a_segment_is_a_torn_tail() -> None:
     assert outcome.last(1) == 3
 
 
+def test_a_segment_that_was_only_begun_is_no_damage() -> None:
+    """A torn first write of a segment may lack the sector with the header, and leave the frame behind it."""
+    for later in (False, True):
+        writer = Writer(MemoryDisk())
+        writer.segment(1)
+        writer.frame(create(1))
+        writer.segment(2)
+        writer.frame(write(1, 1, blocks=4))
+        name, offset, size = writer.frames[-1]
+        if later:  # then the first one had been synced, and its header too
+            writer.frame(write(1, 2))
+        file = writer.disk.files[name].now
+        file[:FIRST_FRAME] = bytes(FIRST_FRAME)
+        assert bool(Outcome(writer.disk).found.notes) is later
+        file[offset + size - 512 : offset + size] = bytes(512)
+        outcome = Outcome(writer.disk)
+        assert bool(outcome.found.notes) is later
+        assert outcome.entries_damaged == ({1} if later else set())
+
+
 @pytest.mark.parametrize("seed", [0, SEED])
 def test_what_a_client_wrote_is_no_proof_of_a_later_group(seed: int) -> None:
     """Bytes of a client's blocks lie behind the tail of a segment that is used again. Only who knows the
