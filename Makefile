@@ -7,7 +7,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-SYSTEM_PACKAGES := e2fsprogs fio libnbd-bin python3 python3-libnbd python3-venv qemu-utils
+SYSTEM_PACKAGES := e2fsprogs fio iproute2 iptables libnbd-bin mount python3 python3-libnbd python3-venv \
+	qemu-utils strace util-linux
 export PYTHON
 SEED ?= 0
 
