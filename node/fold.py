@@ -133,8 +133,8 @@ class Fold:
             case EntryKind.BLOCKS:
                 runs = unpack_runs(entry.body)
                 self._blocks(replica, head.argument, runs, location)
-                if replica.state.copy is None:  # compaction moves what was applied
-                    self.note_seen(head.argument, max((max(run.lsns) for run in runs), default=0))
+                # Compaction moves what was applied; what a copy brings is not newer than its ``until``.
+                self.note_seen(head.argument, max((max(run.lsns) for run in runs), default=0))
             case EntryKind.PENDING if not replica.found:
                 self._moved(replica, unpack_heads(entry.body, head.records), location)
 

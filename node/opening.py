@@ -176,8 +176,10 @@ class Opening:
             if handle in self._bad_pages:
                 number = self._bad_pages[handle]
                 fold.damage(replica, f"index page {number} does not match its checksum")
-            if replica.state.copy is None and not replica.damaged:
-                fold.apply(replica, fold.seen.get(handle, 0))
+            seen, copy = fold.seen.get(handle, 0), replica.state.copy
+            # What was copied is not newer than ``until``: what is, had been applied in a copying replica too.
+            if (copy is None or seen > copy.until.lsn) and not replica.damaged:
+                fold.apply(replica, seen)
             replica.settle()
         known = {replica.table.handle for replica in fold.replicas.values()}
         for handle in fold.seen.keys() - known:

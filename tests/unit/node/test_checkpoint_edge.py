@@ -7,11 +7,14 @@ import threading
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from moorage.node.memory_disk import MemoryDisk
 from moorage.node.replica import ReplicaInfo
-from moorage.node.segment import SegmentHeader, pack_segment_header
+from moorage.node.segment import OFFSET_BITS, SegmentHeader, pack_segment_header
 from moorage.node.store import Store, StoreConfig
-from moorage.quorum.record import Kind, Record, block_sums
+from moorage.quorum.record import Kind, Position, Record, block_sums
+from moorage.quorum.state import CopyState, MemberState
 
 SEGMENT = 64 << 10
 CAPACITY = (8 << 20) + 30 * SEGMENT
@@ -55,4 +58,47 @@ async def test_a_checkpoint_while_the_first_group_of_a_segment_is_under_way(tmp_
     report = await store.open()
     assert not report.damaged
     assert store.replica(1).state.last == durable
+    await store.close()
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["stored", "moved"])
+async def test_what_a_copying_replica_had_applied_stays_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """Its index holds a record that it had applied; a crash before the states are stored must not make less of
+    it: the next copy may begin behind what is known to have left a trace, and keeps what is before."""
+    disk = MemoryDisk()
+    config = StoreConfig(tmp_path, b"0" * 16, CAPACITY, SEGMENT, checkpoint_seconds=1e9)
+    store = Store(config, disk)
+    await store.open()
+    done = asyncio.get_running_loop().create_future()
+    store.create(ReplicaInfo(1, 1, 0, "writeback", 3), done.set_result)
+    await done
+    replica, base = store.replica(1), Position(3, 10)
+    copy = CopyState(base, 0, base, Position(2, 5))
+    state = MemberState(1, epoch=3, writer=1, history=[(3, 10)], commit=10, last=10, copy=copy)
+    store.note(replica, state.pack(), 1)
+    data = bytes(4096)
+    store.append(
+        replica, [Record(3, n, Kind.WRITE, 0, n, 1, block_sums(data), data) for n in range(11, 15)], 2
+    )
+    await store.flushed()
+    store.apply(replica, 14)
+    assert replica.state.newest.lsn == 14
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "the power is gone")
+
+    if moved:  # by compaction, which logs the block with its LSN
+        location = next(iter(store.index.find(replica.table, 0, 14, 1)))[0]
+        segment = store.log.segments[location >> OFFSET_BITS]
+        await store.compactor.compact(segment)
+    else:  # the pages are stored, what is said of the replica is not
+        monkeypatch.setattr(store.index_store, "finish", fail)
+        with pytest.raises(OSError, match="the power is gone"):
+            await store.checkpoint()
+    await store.close(checkpoint=False)
+    store = Store(config, disk.crash(Random(1), keep=0.0))
+    await store.open()
+    assert store.replica(1).state.newest.lsn == 14
     await store.close()
