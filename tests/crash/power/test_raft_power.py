@@ -106,7 +106,7 @@ class Lives:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("seed", "lives", "commits", "torn", "share"),
-    [(1, 2, 20, 2, 0.04), pytest.param(2, 3, 100, 6, 0.08, marks=pytest.mark.slow)],
+    [(1, 2, 20, 2, 0.04), pytest.param(2, 3, 100, 6, 0.04, marks=pytest.mark.slow)],
 )
 async def test_what_was_committed_survives_a_power_failure(
     tmp_path: Path,
