@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mmap
 import os
 import pickle
 import random
@@ -36,7 +37,6 @@ from moorage.service import lmdb_check
 CHUNKS = 4
 BLOCKS = 24  # of each chunk
 MERGED_AT_ONCE = 6
-Blocks = dict[tuple[int, int], tuple[int, bytes | None]]  # (chunk, block) -> LSN, content
 
 
 @dataclass(frozen=True)
@@ -92,22 +92,14 @@ def record(replica: int, epoch: int, lsn: int, blocks_max: int) -> Record:
     if kind == Kind.ZERO:
         return Record(epoch, lsn, kind, chunk, block, count)
     data = b"".join(fill(replica, epoch, lsn, block + at) for at in range(count))
-    return Record(epoch, lsn, kind, chunk, block, count, block_sums(data), data)
+    return Record(epoch, lsn, kind, chunk, block, count, block_sums(data), _aligned(data))
 
 
-def put(blocks: Blocks, one: Record) -> None:
-    """Greater LSN wins."""
-    touched = {
-        Kind.WRITE: [(one.chunk, one.block + at) for at in range(one.count)],
-        Kind.ZERO: [(one.chunk, one.block + at) for at in range(one.count)],
-        Kind.ZERO_CHUNKS: [(one.chunk + at, block) for at in range(one.count) for block in range(BLOCKS)],
-    }.get(Kind(one.kind), [])
-    for at, key in enumerate(touched):
-        if blocks.get(key, (0, None))[0] < one.lsn:
-            data = (
-                bytes(one.data[at * BLOCK_SIZE : (at + 1) * BLOCK_SIZE]) if one.kind == Kind.WRITE else None
-            )
-            blocks[key] = (one.lsn, data)
+def _aligned(data: bytes) -> memoryview:
+    """In memory that begins at a page, as a connection has it: only that is written past the page cache."""
+    memory = mmap.mmap(-1, len(data))
+    memory[:] = data
+    return memoryview(memory)
 
 
 def runs(one: Record) -> tuple[list[Run], list[bytes]]:

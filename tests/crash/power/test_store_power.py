@@ -387,4 +387,4 @@ async def test_a_device_survives_power_failures(lives: Lives) -> None:
     ids=["small", "past the page cache"],
 )
 async def test_a_device_survives_many_power_failures(lives: Lives, plan: Plan) -> None:
-    await histories(lives, plan, 4, torn=6, share=0.03, seconds=200)
+    await histories(lives, plan, 4, torn=6, share=0.02, seconds=200)

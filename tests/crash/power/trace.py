@@ -335,6 +335,9 @@ class Machine:
                 self._offsets[key] = at + len(change.data)
         if call.ends:
             change = self._written.pop(call.process)
+            if call.result < 0:  # refused, as direct I/O is from memory that is not aligned
+                inode.pending.remove(change)
+                return
             assert call.result == len(change.data or b""), f"a short write: {call.name} {call.result}"
             if self._open[key][1]:
                 inode.pending.remove(change)

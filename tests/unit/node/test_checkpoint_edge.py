@@ -65,8 +65,8 @@ async def test_a_checkpoint_while_the_first_group_of_a_segment_is_under_way(tmp_
 async def test_what_a_copying_replica_had_applied_stays_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
 ) -> None:
-    """Its index holds a record that it had applied; a crash before the states are stored must not make less of
-    it: the next copy may begin behind what is known to have left a trace, and keeps what is before."""
+    """Its index holds a record that it had applied; a crash before the states are stored must not make less
+    of it: the next copy may begin behind what is known to have left a trace, and keeps what is before."""
     disk = MemoryDisk()
     config = StoreConfig(tmp_path, b"0" * 16, CAPACITY, SEGMENT, checkpoint_seconds=1e9)
     store = Store(config, disk)
