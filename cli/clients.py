@@ -24,8 +24,11 @@ ANSWER_TIMEOUT_S = 60.0
 class ClientProcess:
     """`moorage ARGUMENTS` that answers with JSON lines; ends with the ``async with`` block, frozen or not."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], log: Path, prefix: tuple[str, ...] = ()
+    ) -> None:
         self._arguments = arguments
+        self._prefix = prefix  # of the command; it must end in an exec, such as nsenter
         self._environment = {**os.environ, **environment}
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
@@ -34,6 +37,7 @@ class ClientProcess:
     async def __aenter__(self) -> Self:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
+                *self._prefix,
                 sys.executable,
                 "-m",
                 "moorage.cli.main",

@@ -39,10 +39,13 @@ _BY_EXIT: dict[int, type[MoorageError]] = {
 class LocalHost:
     """One `moorage host` process, its directory and its addresses. Restarting it is starting it again."""
 
-    def __init__(self, name: str, directory: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, directory: Path, environment: dict[str, str], prefix: tuple[str, ...] = ()
+    ) -> None:
         self.name = name
         self.directory = directory
         self.environment = environment
+        self.prefix = prefix  # of the command; it must end in an exec, such as nsenter
         self.ready: dict[str, Any] = {}
         self._process: asyncio.subprocess.Process | None = None
 
@@ -69,6 +72,7 @@ class LocalHost:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
+                *self.prefix,
                 sys.executable,
                 "-m",
                 "moorage.cli.main",
