@@ -14,7 +14,7 @@ from typing import Any
 
 from moorage.node.config import NodeConfig
 from moorage.node.superblock import Superblock
-from moorage.wire.errors import Behind, IdentityConflict, MoorageError
+from moorage.wire.errors import Behind, IdentityConflict, MoorageError, NoSpace
 from moorage.wire.leader import LeaderClient
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,12 @@ class Registration:
         while True:
             started = asyncio.get_running_loop().time()
             try:
+                await self._reserve_counts()
+            except NoSpace as error:  # it passes; silent meanwhile, since a count that goes back is refused
+                self._failed_beat(error)
+                await asyncio.sleep(interval_s)
+                continue
+            try:
                 answer = await self._heartbeat(max(interval_s, 1.0))
                 interval_s = max(0.05, float(answer["interval_ms"]) / 1000)
                 self.last_error = ""
@@ -105,16 +111,21 @@ class Registration:
             except Behind:
                 pass  # a later one has overtaken it
             except MoorageError as error:
-                if str(error) != self.last_error:
-                    log.warning("heartbeat to the registry: %s", error)
-                self.last_error = str(error)
+                self._failed_beat(error)
             took = asyncio.get_running_loop().time() - started
             await asyncio.sleep(max(0.01, interval_s - took))
 
+    def _failed_beat(self, error: MoorageError) -> None:
+        if str(error) != self.last_error:
+            log.warning("heartbeat to the registry: %s", error)
+        self.last_error = str(error)
+
+    async def _reserve_counts(self) -> None:
+        if self._superblock.needs_count():
+            await asyncio.to_thread(self._superblock.reserve_counts)
+
     async def _heartbeat(self, timeout: float) -> dict[str, Any]:
         superblock = self._superblock
-        if superblock.needs_count():
-            await asyncio.to_thread(superblock.reserve_counts)
         fields = superblock.fields
         params = {
             "device": fields.device,

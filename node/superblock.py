@@ -10,6 +10,7 @@ A token moves in two durable steps: ``next_token`` is written, the registry move
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -19,7 +20,7 @@ from pathlib import Path
 from moorage.node.config import CAPACITY_MIN
 from moorage.node.space import segment_size_for
 from moorage.service import identity
-from moorage.wire.errors import Corrupt, IdentityConflict, Invalid
+from moorage.wire.errors import Corrupt, DeviceFailed, IdentityConflict, Invalid, NoSpace
 
 FILE = "superblock"
 KIND = "device"
@@ -53,9 +54,7 @@ class Superblock:
             if found is None:
                 self._refuse_leftovers(directory)
             self._count = self.fields.count
-            if capacity is not None and capacity != self.fields.capacity:
-                self.fields = replace(self.fields, capacity=capacity)
-            self._store()
+            self._store(self.fields if capacity is None else replace(self.fields, capacity=capacity))
         except BaseException:
             self.close()
             raise
@@ -68,8 +67,16 @@ class Superblock:
                 " the directory away and start empty, under a new identity"
             )
 
-    def _store(self) -> None:
-        identity.store(self._path, KIND, asdict(self.fields))
+    def _store(self, fields: Fields) -> None:
+        """They count once they are durable: on NoSpace all is as it was, and may be tried again."""
+        try:
+            identity.store(self._path, KIND, asdict(fields))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                advice = "make room in this file system"
+                raise NoSpace(f"{self._path} cannot be written: {error.strerror}: {advice}") from None
+            raise DeviceFailed(f"{self._path} cannot be written: {error}") from error
+        self.fields = fields
 
     def close(self) -> None:
         if self._lock >= 0:
@@ -81,14 +88,12 @@ class Superblock:
     def begin_move(self) -> tuple[str, str]:
         """(token, next token) to ask the registry for; durable."""
         if not self.fields.next_token:
-            self.fields = replace(self.fields, next_token=secrets.token_hex(16))
-            self._store()
+            self._store(replace(self.fields, next_token=secrets.token_hex(16)))
         return self.fields.token, self.fields.next_token
 
     def moved(self) -> None:
         """The registry has agreed."""
-        self.fields = replace(self.fields, token=self.fields.next_token, next_token="")
-        self._store()
+        self._store(replace(self.fields, token=self.fields.next_token, next_token=""))
 
     # -- heartbeats ---------------------------------------------------------------------------------
 
@@ -102,8 +107,7 @@ class Superblock:
 
     def reserve_counts(self) -> None:
         """Blocking: before :meth:`take_count` when :meth:`needs_count`."""
-        self.fields = replace(self.fields, count=self._count + COUNT_STEP)
-        self._store()
+        self._store(replace(self.fields, count=self._count + COUNT_STEP))
 
     def take_count(self) -> int:
         count = self._count

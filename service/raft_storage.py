@@ -174,6 +174,8 @@ class RaftStorage:
             raise errors.DeviceFailed(f"cannot open the raft state in {self.where}: {error}") from error
         try:
             return self._load(identity, config)
+        except lmdb.Error as error:
+            raise errors.DeviceFailed(f"cannot write the raft state in {self.where}: {error}") from error
         except (LookupError, ValueError, TypeError, errors.InvariantViolation) as error:
             raise errors.Corrupt(
                 f"{self.where}: the raft state makes no sense ({error}); {ADVICE}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from moorage.node.config import CAPACITY_MIN, NodeConfig
 from moorage.node.superblock import COUNT_STEP, FILE, Superblock
-from moorage.wire.errors import Corrupt, IdentityConflict, Invalid
+from moorage.service import identity
+from moorage.wire.errors import Corrupt, IdentityConflict, Invalid, NoSpace
 from moorage.wire.secret import ClusterSecret
 
 GIB = 1 << 30
@@ -58,6 +60,26 @@ def test_a_count_never_goes_back(tmp_path: Path) -> None:
             sent.append(block.take_count())
         block.close()  # as a kill: nothing is written at the end
     assert sent == sorted(set(sent))
+
+
+def test_a_full_file_system_reserves_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = Superblock(tmp_path, GIB)
+    block.reserve_counts()
+    for _ in range(COUNT_STEP):
+        block.take_count()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(identity, "store", full)
+        for write in (block.reserve_counts, block.begin_move):
+            with pytest.raises(NoSpace, match="make room"):
+                write()
+        assert block.needs_count() and not block.fields.next_token
+    block.reserve_counts()
+    assert not block.needs_count()
+    block.close()
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
