@@ -11,6 +11,7 @@ its ticket; ``apply`` (into the index, as soon as it is durable); read, moved by
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class Store:
         self.compactor: Compactor
         self._upkeep: list[asyncio.Task[None]] = []
         self._waiters: list[asyncio.Future[None]] = []
+        self._file_system_full = False  # the last segment that was asked for could not be allocated
         self.granted = 0  # bytes promised to writers and not used: kept by who grants
 
     # -- open and close ------------------------------------------------------------------------------
@@ -369,7 +371,8 @@ class Store:
 
     @property
     def free_slots(self) -> int:
-        return len(self.log.free) + max(0, self.layout.slots - len(self.all_files))
+        unmade = 0 if self._file_system_full else max(0, self.layout.slots - len(self.all_files))
+        return len(self.log.free) + unmade
 
     def room(self) -> int:
         """Bytes of records that may still be granted to writers."""
@@ -385,7 +388,10 @@ class Store:
 
     async def allocate(self) -> None:
         """Have a few segments ready: a group commit never waits for an allocation."""
-        while len(self.log.free) < READY_SEGMENTS and len(self.all_files) < self.layout.slots:
+        # When the file system was full, one is asked for in any case: only that shows that it has room again.
+        while len(self.all_files) < self.layout.slots and (
+            len(self.log.free) < READY_SEGMENTS or self._file_system_full
+        ):
             self.log.add_free(await self.allocate_one())
         if self.log.stalled and len(self.all_files) < self.layout.slots + EXTRA_SEGMENTS:
             log.warning("the reserve is used up: one segment more than the capacity allows")
@@ -394,7 +400,12 @@ class Store:
     async def allocate_one(self) -> Segment:
         number = max((int(name[:8]) for name in self.all_files), default=0) + 1
         name = f"{number:08d}.seg"
-        file = await self._index_lane.run(lambda: self._disk.create(name, self.layout.segment_size))
+        try:
+            file = await self._index_lane.run(lambda: self._disk.create(name, self.layout.segment_size))
+        except OSError as error:
+            self._file_system_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise
+        self._file_system_full = False
         self.all_files[name] = file
         return Segment(name, file)
 

@@ -348,6 +348,16 @@ async def test_a_full_file_system_costs_room_not_the_device(rig: Rig) -> None:
     assert (await rig.read(0, 0))[1] is not None
 
 
+async def test_what_a_full_file_system_does_not_have_is_not_promised(rig: Rig) -> None:
+    before, rig.disk.free = rig.store.room(), 0
+    with pytest.raises(OSError, match="no space"):
+        await rig.store.allocate_one()
+    assert before > 0 and rig.store.room() == 0, "writers hear of it before they give an LSN"
+    rig.disk.free = 1 << 30
+    await rig.store.allocate()
+    assert rig.store.room() >= before // 2
+
+
 async def test_a_store_starts_on_a_full_file_system(rig: Rig) -> None:
     await rig.write(0, 0, block(1))
     await rig.store.close()
