@@ -87,7 +87,7 @@ def record(replica: int, epoch: int, lsn: int, blocks_max: int) -> Record:
     chunk = rng.randrange(CHUNKS)
     if kind == Kind.ZERO_CHUNKS:
         return Record(epoch, lsn, kind, chunk, 0, rng.randint(1, 2))
-    count = rng.choice((1, 1, 1, 2, blocks_max))
+    count = rng.choice((1, 1, 1, 2, blocks_max) if blocks_max < 16 else (1, blocks_max, blocks_max))
     block = rng.randrange(BLOCKS - count + 1)
     if kind == Kind.ZERO:
         return Record(epoch, lsn, kind, chunk, block, count)
