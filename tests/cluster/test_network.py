@@ -105,7 +105,7 @@ def through(net: NetworkCluster, until: Awaiting, record_property: Callable[[str
 
 async def test_a_host_is_cut_off(net: NetworkCluster, through: Through) -> None:
     """One host and everybody else do not hear each other: the majority goes on."""
-    await through(lambda: net.network.cut(["h3"], net.network.others("h3")), 8)
+    await through(lambda: net.network.cut(["h3"], net.network.others("h3")), 6)
 
 
 @pytest.mark.parametrize("deaf", [True, False], ids=["hears nothing", "is not heard"])
@@ -116,7 +116,7 @@ async def test_one_way(net: NetworkCluster, through: Through, deaf: bool) -> Non
         for other in network.others("h2"):
             network.deafen(*(("h2", other) if deaf else (other, "h2")))
 
-    await through(fault, 8)
+    await through(fault, 6)
 
 
 async def test_hosts_do_not_hear_each_other_but_the_client_hears_all(
@@ -129,7 +129,7 @@ async def test_hosts_do_not_hear_each_other_but_the_client_hears_all(
         for one in ("h1", "h2", "h3"):
             network.deafen(one, *({"h1", "h2", "h3"} - {one}))
 
-    await through(fault, 10)
+    await through(fault, 8)
 
 
 async def test_the_client_is_cut_off_for_a_while(net: NetworkCluster, until: Awaiting) -> None:
@@ -152,13 +152,13 @@ async def test_the_client_is_cut_off_for_a_while(net: NetworkCluster, until: Awa
 
 
 async def test_a_third_of_all_packets_is_lost(net: NetworkCluster, through: Through) -> None:
-    during = await through(lambda: net.network.lose(0.3), 20, gap_ms=20_000)
+    during = await through(lambda: net.network.lose(0.3), 12, gap_ms=20_000)
     assert during["errors"] == 0
 
 
 @pytest.mark.parametrize("slow", ["h1", "c1"])
 async def test_a_slow_link(net: NetworkCluster, through: Through, slow: str) -> None:
-    await through(lambda: net.network.slow(slow, "4mbit"), 8)
+    await through(lambda: net.network.slow(slow, "4mbit"), 6)
 
 
 async def test_late_and_stalling_links(net: NetworkCluster, through: Through) -> None:
@@ -167,7 +167,7 @@ async def test_late_and_stalling_links(net: NetworkCluster, through: Through) ->
         relay = await net.relayed(name)
         assert relay.stdin is not None
         relay.stdin.write(b"delay 5 40\nstall 1500\n" if name == "h2" else b"delay 20 20\n")
-    await through(lambda: None, 10)
+    await through(lambda: None, 6)
 
 
 # Takes the volume over, as soon as it may, reads all of it into a file, and then writes what only it writes.
