@@ -24,6 +24,7 @@ SECTORS = BLOCK_SIZE // SECTOR
 
 Block = tuple[int, ...]  # id of the operation that wrote each sector; 0: zeroes
 EMPTY: Block = (0,) * SECTORS
+FOREVER = float("inf")
 GARBAGE = -1  # a sector whose bytes no operation has written
 
 
@@ -47,7 +48,8 @@ class Operation:
     def __str__(self) -> str:
         where = f" sectors {self.first}..{self.end}" if self.end else ""
         when = "?" if self.returned is None else f"{self.returned:.6f}"
-        what = f"{self.client} {self.kind} #{self.number} {self.name}{where} {self.found}"
+        kind = self.kind + (" with FUA" if self.durable else "")
+        what = f"{self.client} {kind} #{self.number} {self.name}{where} {self.found}"
         return f"{self.invoked:.6f}..{when} {what}"
 
 
@@ -118,10 +120,11 @@ class History:
             first = max(each.first - block * SECTORS, 0)
             end = min(each.end - block * SECTORS, SECTORS)
             found = each.found[_within(each.first, block)][: end - first] if each.kind == "read" else ()
-            action = (each.kind, first, end, each.number, tuple(found), each.durable)
+            at = each.invoked if each.kind == "flush" else FOREVER if each.returned is None else each.returned
+            action = (each.kind, first, end, each.number, tuple(found), each.durable, at)
             calls.append(Call(each.invoked, each.returned, action))
         if writeback:
-            fine = is_linearizable(calls, (EMPTY,), _volatile_step)
+            fine = is_linearizable(calls, ((EMPTY, 0.0),), _volatile_step)
         else:
             fine = is_linearizable(calls, EMPTY, _block_step)
         if not fine:
@@ -138,7 +141,7 @@ def _count(each: Operation, block: int) -> int:
 
 
 def _block_step(state: Any, action: Any) -> Iterable[Hashable]:
-    kind, first, end, number, found, _ = action
+    kind, first, end, number, found, *_ = action
     if kind == "read":
         return [state] if state[first:end] == found else []
     value = 0 if kind == "zero" else number
@@ -146,18 +149,20 @@ def _block_step(state: Any, action: Any) -> Iterable[Hashable]:
 
 
 def _volatile_step(state: Any, action: Any) -> Iterable[Hashable]:
-    """``state``: the versions since the last flush, the newest at the end."""
-    kind, *_, durable = action
+    """``state``: (version, when its write returned) of what a loss may go back to, the newest at the end. A
+    flush keeps what had returned before it began; what it finds in flight it may keep or not."""
+    kind, *_, durable, at = action
     if kind == "flush":
-        return [state[-1:]]
+        kept = [index for index, (_, returned) in enumerate(state) if returned < at]
+        return [state[kept[-1] :] if kept else state]
     if kind == "take":
         return [state[:count] for count in range(1, len(state) + 1)]
-    (newest,) = _block_step(state[-1], action) or (None,)
+    (newest,) = _block_step(state[-1][0], action) or (None,)
     if newest is None:
         return []
     if kind == "read":
         return [state]
-    return [(newest,)] if durable else [(*state, newest)]
+    return [((newest, at),)] if durable and at < FOREVER else [(*state, (newest, at))]
 
 
 def _name_step(state: Any, action: Any) -> Iterable[Hashable]:

@@ -7,14 +7,13 @@ looks to a workload as a volume does. Must never say that a write had no effect 
 from __future__ import annotations
 
 import asyncio
-import errno
 from random import Random
 from typing import Any
 
 from moorage.client.volume import Volume
 from moorage.gateway.nbd import protocol as p
 from moorage.gateway.nbd.server import NbdServer, _Handshake
-from moorage.wire.errors import ConnectionLost, MoorageError, NoSpace, RemoteError
+from moorage.wire.errors import ConnectionLost, MoorageError, RemoteError
 
 
 class NbdClient(asyncio.Protocol):
@@ -99,9 +98,8 @@ class NbdClient(asyncio.Protocol):
 
 
 def _error(number: int) -> MoorageError:
-    if number == errno.ENOSPC:
-        return NoSpace("ENOSPC")
-    return RemoteError(f"error {number}")  # outcome unknown
+    """NBD does not tell what was done of a request that failed: the outcome is unknown, also of ENOSPC."""
+    return RemoteError(f"error {number}")
 
 
 class NbdVolume:
