@@ -122,7 +122,8 @@ class History:
             found = each.found[_within(each.first, block)][: end - first] if each.kind == "read" else ()
             at = each.invoked if each.kind == "flush" else FOREVER if each.returned is None else each.returned
             action = (each.kind, first, end, each.number, tuple(found), each.durable, at)
-            calls.append(Call(each.invoked, each.returned, action))
+            alike = (each.kind, first, end) if each.kind in ("zero", "take") else None
+            calls.append(Call(each.invoked, each.returned, action, alike))
         if writeback:
             fine = is_linearizable(calls, ((EMPTY, 0.0),), _volatile_step)
         else:

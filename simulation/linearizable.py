@@ -24,11 +24,13 @@ STEPS_MAX = 2_000_000
 @dataclass(frozen=True, slots=True)
 class Call:
     """One operation on one key. ``returned`` is None when its outcome is not known: ``action`` then says what
-    it would have done."""
+    it would have done. Of unknown ones that are ``alike`` any may stand for another: the first is tried only.
+    """
 
     invoked: float
     returned: float | None
     action: Any
+    alike: Hashable = None
 
 
 class TooHard(Exception):
@@ -36,7 +38,7 @@ class TooHard(Exception):
 
 
 class _Node:
-    __slots__ = ("call", "index", "next", "previous", "returns")
+    __slots__ = ("after", "call", "index", "next", "previous", "returns")
 
     def __init__(self, call: Call | None, index: int) -> None:
         self.call = call
@@ -44,14 +46,19 @@ class _Node:
         self.previous: _Node | None = None
         self.next: _Node | None = None
         self.returns: _Node | None = None  # of a node that is an invocation: the one where it returns
+        self.after = 0  # bit of the one alike that is to be tried before
 
 
 def _build(calls: list[Call]) -> _Node:
     """All invocations and returns in order of time, behind a head; an invocation comes before a return of the
     same moment (they overlap)."""
     events: list[tuple[float, int, int, _Node]] = []
-    for index, call in enumerate(calls):
+    alike: dict[Hashable, int] = {}  # -> bit of the last one
+    for index, call in sorted(enumerate(calls), key=lambda each: each[1].invoked):
         node = _Node(call, index)
+        if call.returned is None and call.alike is not None:
+            node.after = alike.get(call.alike, 0)
+            alike[call.alike] = 1 << index
         events.append((call.invoked, 0, index, node))
         if call.returned is not None:
             node.returns = _Node(None, index)
@@ -99,7 +106,8 @@ def is_linearizable(calls: list[Call], initial: Hashable, step: Step) -> bool:
         if node is not None and node.call is not None:
             fresh = []
             bits = done | 1 << node.index
-            for next_state in step(state, node.call.action):
+            waits = node.after & ~done
+            for next_state in () if waits else step(state, node.call.action):
                 if (bits, next_state) not in seen:
                     seen.add((bits, next_state))
                     fresh.append(next_state)

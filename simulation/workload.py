@@ -53,6 +53,7 @@ class Workload:
         self.history = History(dict.fromkeys(SCRATCH, "sync") | VOLUMES)
         self.stopping = False
         self.done = 0  # operations that were answered well
+        self.unknown = 0  # those that nobody knows the outcome of
         self._seed = seed
         rng = Random(f"{seed} blocks")
         blocks = SIZE // BLOCK_SIZE
@@ -154,7 +155,10 @@ class Workload:
     async def _work(self, client: Client, volume: Usable, rng: Random, end: float) -> None:
         loop = asyncio.get_running_loop()
         while loop.time() < end and volume.failed is None and not self.stopping:
+            before = self.unknown
             await self._operate(client, volume, rng)
+            if self.unknown != before:
+                return  # as a file system would: what it finds next would be read through many maybes
             if rng.random() < 0.5:
                 await asyncio.sleep(rng.choice((0.0, 0.001, 0.02)))
 
@@ -239,3 +243,4 @@ class Workload:
 
     def _failed(self, operation: Operation, error: MoorageError) -> None:
         operation.gone = operation.kind in ("read", "show") or error.outcome == "not_done"
+        self.unknown += not operation.gone
