@@ -54,9 +54,12 @@ class Meta:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Meta:
-        version, segment, offset, group, next_handle, segments = msgpack.unpackb(raw)
+        version, *fields = msgpack.unpackb(raw)
         if version != VERSION:
-            raise VersionMismatch(f"checkpoint format {version}, this version reads {VERSION}")
+            raise VersionMismatch(
+                f"an index of version {version!r}, this version reads {VERSION}: use the one that wrote it"
+            )
+        segment, offset, group, next_handle, segments = fields
         return cls(segment, offset, group, next_handle, [tuple(each) for each in segments])
 
 
@@ -93,10 +96,23 @@ class IndexStore:
             readahead=False,
             max_readers=64,
         )
-        self._meta = self._env.open_db(b"meta")
-        self._replicas = self._env.open_db(b"replicas")
-        self._pages = self._env.open_db(b"pages")
-        self._tombstones = self._env.open_db(b"tombstones")
+        try:
+            self._refuse_another_version()
+            self._meta = self._env.open_db(b"meta")
+            self._replicas = self._env.open_db(b"replicas")
+            self._pages = self._env.open_db(b"pages")
+            self._tombstones = self._env.open_db(b"tombstones")
+        except BaseException:
+            self._env.close()
+            raise
+
+    def _refuse_another_version(self) -> None:
+        """Before anything is made in it."""
+        try:
+            self._meta = self._env.open_db(b"meta", create=False)
+        except lmdb.NotFoundError:
+            return  # it is new
+        self.load_meta()
 
     def close(self) -> None:
         self._env.close()
@@ -123,7 +139,12 @@ class IndexStore:
     def load_meta(self) -> Meta | None:
         with self._env.begin(db=self._meta) as txn:
             value = txn.get(_META)
-        return None if value is None else Meta.unpack(unseal(_META, value, self.path))
+        if value is None:
+            return None
+        try:
+            return Meta.unpack(unseal(_META, value, self.path))
+        except VersionMismatch as error:
+            raise VersionMismatch(f"{self.path}: {error}") from None
 
     def replicas(self) -> Iterator[tuple[int, Any]]:
         """(id, what was stored for it); None when that does not match its checksum."""

@@ -18,9 +18,11 @@ from moorage.node.segment import Entry, EntryKind, ParsedEntry, Run, RunKind, un
 from moorage.node.tombstones import Range, Tombstones
 from moorage.quorum.record import BLOCK_SIZE, Kind, Record
 from moorage.quorum.state import MemberState
-from moorage.wire.errors import Corrupt
+from moorage.wire.errors import Corrupt, VersionMismatch
 
 log = logging.getLogger(__name__)
+
+_KINDS = frozenset(EntryKind)
 
 
 class Fold:
@@ -108,6 +110,11 @@ class Fold:
 
     def parsed(self, entry: ParsedEntry, location: int) -> None:
         head = entry.head
+        if head.kind not in _KINDS:
+            raise VersionMismatch(
+                f"an entry of kind {head.kind}, this version reads 1 to {max(_KINDS)}:"
+                " use the one that wrote it"
+            )
         replica = self.replicas.get(head.replica)
         if head.kind == EntryKind.CREATE:
             self._create(head.replica, head.argument, entry.body)
@@ -117,6 +124,8 @@ class Fold:
         self.changed.add(head.replica)
         try:
             self._parsed(replica, entry, location)
+        except VersionMismatch:
+            raise  # it is no damage: nothing may be written over it
         except (Corrupt, ValueError) as error:
             self.damage(replica, str(error))
 
@@ -160,7 +169,7 @@ class Fold:
             replica.state.copy = None  # a copy begins, also when the former one had the same base
         # The promise first: it is kept, whatever the rest of the note meets.
         former = replica.state
-        former.promise_lost = True  # should it be of another version
+        former.promise_lost = True  # should it make no sense
         state = MemberState.unpack(packed)
         former.epoch, former.writer, former.promise_lost = state.epoch, state.writer, state.promise_lost
         replica.fold_note(self._index, packed)

@@ -1,6 +1,7 @@
 """Opening a store: what the checkpoint says, then the log behind it, then a fresh segment.
 
-Owns the order of a start. Must never serve or append before the end: the bytes that a killed process left in
+Owns the order of a start. Must never write before all of it was read (what another version wrote is refused
+as it is), nor serve or append before the end: the bytes that a killed process left in
 the page cache are synced first (they are about to be called durable), and the new segment's header records
 where the old one ended.
 """
@@ -18,13 +19,13 @@ from moorage.node.index import Table
 from moorage.node.lane import Lane
 from moorage.node.log import Segment
 from moorage.node.recovery import Cursor, Verdict
-from moorage.node.replay import Catalogue, Replay, Step, catalogue
+from moorage.node.replay import Catalogue, Replay, Step, catalogue, naming
 from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import FIRST_FRAME, OFFSET_BITS, EntryHead, EntryKind
 from moorage.node.tombstones import Tombstones
 from moorage.quorum.record import BLOCK_SIZE, decode_head
 from moorage.quorum.state import MemberState
-from moorage.wire.errors import Corrupt, DeviceFailed
+from moorage.wire.errors import Corrupt, DeviceFailed, VersionMismatch
 
 if TYPE_CHECKING:
     from moorage.node.store import Store
@@ -63,11 +64,11 @@ class Opening:
         device, seed = store.config.device, store.config.seed
         known = {number: name for number, name, _ in meta.segments}
         found = await self._lane.run(lambda: catalogue(self._disk, device, seed, known, meta.segment))
-        self._forget_half_made(found)
         store.all_files = dict(found.files)
         report.notes = found.notes
         await self._load_checkpoint(index_store, meta)
         end = await self._replay(found, meta, fresh)
+        self._forget_half_made(found)
         await self._begin_life(found, meta, end)
         report.damaged = {
             identity: replica.damaged for identity, replica in self._fold.replicas.items() if replica.damaged
@@ -81,6 +82,7 @@ class Opening:
         named = set(found.names.values())
         for name in sorted(found.files):
             if name not in named and self._disk.size(name) < self._store.layout.segment_size:
+                self._store.all_files.pop(name)
                 found.files.pop(name).close()
                 self._disk.unlink(name)
 
@@ -106,8 +108,12 @@ class Opening:
             what = f"the index entry of replica {identity} does not match its checksum"
             self._fold.lose_promise(replica, what)
             return replica
-        info, handle, state, pending = packed
-        replica = Replica(ReplicaInfo(*info), self._fold.new_table(handle), MemberState.unpack(state))
+        info, handle, packed_state, pending = packed
+        try:
+            state = MemberState.unpack(packed_state)
+        except VersionMismatch as error:
+            raise VersionMismatch(f"index, replica {identity}: {error}") from None
+        replica = Replica(ReplicaInfo(*info), self._fold.new_table(handle), state)
         replica.tail_from = replica.state.commit + 1
         for head, location in pending:
             record, _, _ = decode_head(head)
@@ -148,7 +154,8 @@ class Opening:
         replay = Replay(found, at, self._store.layout.segment_size, self._store.config.seed)
         while steps := await self._lane.run(replay.batch):
             for step in steps:
-                self._step(step)
+                with naming(found.names[step.at.segment]):
+                    self._step(step)
         self._catch_up()
         await self._sync(found, replay.end)
         return replay.end

@@ -6,6 +6,7 @@ blocks: it runs in the device's lane, a batch at a time. Must never write.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from moorage.node.segment import (
     parse_frame_header,
     parse_segment_header,
 )
-from moorage.wire.errors import Corrupt
+from moorage.wire.errors import Corrupt, VersionMismatch
 
 BATCH_BYTES = 8 << 20
 _SCAN_BYTES = 4 << 20
@@ -66,7 +67,8 @@ def catalogue(disk: Disk, device: bytes, seed: int, known: dict[int, str], repla
     for name in disk.names():
         file = found.files[name] = disk.open(name)
         raw = bytearray(SEGMENT_HEADER_SIZE)
-        header = parse_segment_header(raw, seed) if file.preadv([raw], 0) == len(raw) else None
+        with naming(name):
+            header = parse_segment_header(raw, seed) if file.preadv([raw], 0) == len(raw) else None
         if header is not None and header.device == device:
             _enter(found, name, header, FIRST_FRAME)
         else:
@@ -84,6 +86,15 @@ def catalogue(disk: Disk, device: bytes, seed: int, known: dict[int, str], repla
     return found
 
 
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say in which file another version was found."""
+    try:
+        yield
+    except VersionMismatch as error:
+        raise VersionMismatch(f"segments/{name}: {error}") from None
+
+
 def _enter(found: Catalogue, name: str, header: SegmentHeader, start: int) -> None:
     found.headers[header.number] = header
     found.names[header.number] = name
@@ -93,7 +104,8 @@ def _enter(found: Catalogue, name: str, header: SegmentHeader, start: int) -> No
 
 def _salvage(found: Catalogue, name: str, size: int, replay_from: int, device: bytes, seed: int) -> bool:
     """A file without a header may be free, torn when it was begun, or damaged: its frames tell."""
-    at = _scan(found.files[name], FIRST_FRAME, size, None, replay_from, seed)
+    with naming(name):
+        at = _scan(found.files[name], FIRST_FRAME, size, None, replay_from, seed)
     if at is None or at.segment in found.headers:
         return False
     if not _only_begun(found, name, size, at, seed):
@@ -166,10 +178,11 @@ class Replay:
 
     def _walk(self, at: Cursor) -> Iterator[Step]:
         while True:
-            found, header, entries = self._look(at)
             follower = self._chain.follower(at.segment)
             ended = follower is not None and _ended(follower, at)
-            later = None if ended or found is Found.WHOLE else self._later(at, header)
+            with naming(self._found.names[at.segment]):
+                found, header, entries = self._look(at)
+                later = None if ended or found is Found.WHOLE else self._later(at, header)
             verdict = judge(Place(found, ended, later is not None))
             self.end = at
             if verdict is Verdict.LIFE_END and follower is not None:

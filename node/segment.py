@@ -45,7 +45,7 @@ from moorage.quorum.record import (
     encode_head,
     first_bad_block,
 )
-from moorage.wire.errors import MoorageError
+from moorage.wire.errors import MoorageError, VersionMismatch
 
 ALIGN = 512
 PAGE = 4096
@@ -119,17 +119,22 @@ def pack_segment_header(header: SegmentHeader, seed: int) -> bytes:
 
 
 def parse_segment_header(raw: Buffer, seed: int) -> SegmentHeader | None:
-    """None when these bytes are not a whole header (a file that was never used, or a torn write)."""
+    """None when these bytes are not a whole header (a file that was never used, or a torn write). Raises
+    VersionMismatch for a whole one of another version: magic, version and check keep their place in all."""
     if len(raw) < SEGMENT_HEADER_SIZE:
         return None
     magic, version, _, number, first, previous, end, device, check = SEGMENT_HEADER.unpack_from(raw)
-    if (
-        magic != SEGMENT_MAGIC
-        or version != VERSION
-        or check != _xxh3(bytes(raw[: SEGMENT_HEADER_SIZE - 8]), seed)
-    ):
+    if magic != SEGMENT_MAGIC or check != _xxh3(bytes(raw[: SEGMENT_HEADER_SIZE - 8]), seed):
         return None
+    if version != VERSION:
+        raise _other_version("a segment header", version)
     return SegmentHeader(number, first, previous, end, device)
+
+
+def _other_version(what: str, version: int) -> VersionMismatch:
+    return VersionMismatch(
+        f"{what} of version {version}, this version reads {VERSION}: use the one that wrote it"
+    )
 
 
 def device_field(raw: bytes) -> bytes:
@@ -232,14 +237,17 @@ def build_frame(segment: int, group: int, start: int, entries: list[tuple[int, E
 
 def parse_frame_header(raw: Buffer, segment: int | None, seed: int) -> FrameHeader | None:
     """The header of a frame of this segment (None: of any), when these bytes are one. What it says of its
-    entries is verified by :func:`frame_verified`."""
+    entries is verified by :func:`frame_verified`. Raises VersionMismatch for a whole one of another version:
+    magic, version, segment and the first check keep their place in all."""
     if len(raw) < FRAME_HEADER_SIZE:
         return None
     magic, version, _, number, group, size, bodies, data, count, data_at, _ = FRAME_HEADER.unpack_from(raw)
-    if magic != FRAME_MAGIC or version != VERSION or segment not in (None, number):
+    if magic != FRAME_MAGIC or segment not in (None, number):
         return None
     if _CHECK.unpack_from(raw, FRAME_HEADER.size)[0] != _xxh3(bytes(raw[: FRAME_HEADER.size]), seed):
         return None
+    if version != VERSION:
+        raise _other_version("a frame", version)
     front_size = FRAME_HEADER_SIZE + count * ENTRY_SIZE + bodies
     if not front_size <= data_at < front_size + PAGE or size != align(data_at + data):
         return None

@@ -41,6 +41,9 @@ class Fields:
     capacity: int
 
 
+_TYPES = {key: {"str": str, "int": int}[str(kind)] for key, kind in Fields.__annotations__.items()}
+
+
 class Superblock:
     """``Superblock.open`` locks the directory and reads or makes the file; ``close`` unlocks."""
 
@@ -51,10 +54,13 @@ class Superblock:
         try:
             found = identity.load(self._path, KIND)
             self.fields = _parse(found, self._path) if found is not None else _fresh(directory, capacity)
+            self._count = self.fields.count
+            if capacity is not None and capacity != self.fields.capacity:
+                # Stored with the token of this start: nothing is written before the rest could be read.
+                self.fields = replace(self.fields, capacity=capacity)
             if found is None:
                 self._refuse_leftovers(directory)
-            self._count = self.fields.count
-            self._store(self.fields if capacity is None else replace(self.fields, capacity=capacity))
+                self._store(self.fields)
         except BaseException:
             self.close()
             raise
@@ -129,10 +135,9 @@ def _lock(directory: Path) -> int:
 
 
 def _parse(body: dict[str, object], path: Path) -> Fields:
-    try:
-        return Fields(**body)  # type: ignore[arg-type]
-    except TypeError:
-        raise Corrupt(f"{path}: fields of another version ({', '.join(sorted(body))})") from None
+    if {key: type(value) for key, value in body.items()} != _TYPES:
+        raise Corrupt(f"{path}: fields that no version wrote ({', '.join(sorted(body))})")
+    return Fields(**body)  # type: ignore[arg-type]
 
 
 def _fresh(directory: Path, capacity: int | None) -> Fields:

@@ -23,7 +23,7 @@ import msgpack
 from moorage.quorum import history as epochs
 from moorage.quorum.history import History
 from moorage.quorum.record import ZERO_POSITION, Position, Record
-from moorage.wire.errors import Corrupt, invariant
+from moorage.wire.errors import Corrupt, VersionMismatch, invariant
 
 VERSION = 1
 
@@ -166,11 +166,15 @@ class MemberState:
 
     @classmethod
     def unpack(cls, packed: bytes) -> MemberState:
-        """Raises :class:`Corrupt` for anything that ``pack`` did not make."""
+        """Raises :class:`Corrupt` for anything that ``pack`` did not make; VersionMismatch, which is one, for
+        another version: its field stays the first."""
         try:
             version, *fields = msgpack.unpackb(packed)
             if version != VERSION:
-                raise Corrupt(f"state of a replica in format {version}; this version reads {VERSION}")
+                raise VersionMismatch(
+                    f"the state of a replica in version {version!r}, this version reads {VERSION}:"
+                    " use the one that wrote it"
+                )
             replica, epoch, writer, history, commit, last, copy, damaged, promise_lost = fields
             state = cls(
                 replica,

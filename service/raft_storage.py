@@ -166,6 +166,7 @@ class RaftStorage:
             make_environment(self.directory, map_size=MAP_SIZE, mode=0o600)
             self.env = lmdb.open(self.where, map_size=MAP_SIZE, max_dbs=8, max_readers=64, mode=0o600)
             self._open = True
+            self._refuse_another_format()
             self.meta_db = self.env.open_db(b"meta")
             self.log_db = self.env.open_db(b"log")
             self.kv_db = self.env.open_db(b"kv")
@@ -182,6 +183,22 @@ class RaftStorage:
             ) from error
         except errors.Corrupt as error:
             raise errors.Corrupt(f"{error}; {ADVICE}") from error
+
+    def _refuse_another_format(self) -> None:
+        """Before anything is made in it."""
+        try:
+            self.meta_db = self.env.open_db(b"meta", create=False)
+        except lmdb.NotFoundError:
+            return  # it is new
+        try:
+            with self.env.begin() as txn:
+                found = self.read_meta(b"identity", txn)["format"]
+        except (errors.Corrupt, LookupError, ValueError, TypeError):
+            return  # it says nothing: _load has the words
+        if found != FORMAT:
+            raise errors.VersionMismatch(
+                f"{self.where} has format {found!r}, this version reads {FORMAT}: use the one that wrote it"
+            )
 
     def _load(self, identity: dict[str, str], config: Config) -> Loaded:
         with self.env.begin(write=True) as txn:
@@ -223,11 +240,6 @@ class RaftStorage:
         self._put_meta(txn, b"applied", 0)
 
     def _check_identity(self, found: dict[str, Any], wanted: dict[str, str]) -> None:
-        if found["format"] != FORMAT:
-            raise errors.VersionMismatch(
-                f"{self.where} has format {found['format']}, this version reads {FORMAT}:"
-                " use the version that wrote it"
-            )
         for key, value in wanted.items():
             if found[key] != value:
                 raise errors.IdentityConflict(
