@@ -1,5 +1,5 @@
 """Records of the quorum log: the unit that a writer gives an LSN to, and the head format that frames,
-segments and messages share (docs/formats.md). Pure: bytes in, values out.
+segments and messages share (docs/node-store.md, docs/wire.md). Pure: bytes in, values out.
 
 Head, little-endian, 48 bytes, then ``count`` block checksums of 8 bytes for a WRITE:
 
