@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from moorage.node.index import PAGES_PER_CHUNK
 from moorage.node.member import MemberShell
 from moorage.node.segment import Run, RunKind, unpack_runs
 from moorage.node.store import Store
@@ -27,7 +28,7 @@ from moorage.quorum.record import (
     first_bad_block,
 )
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Behind, Corrupt, MoorageError, ProtocolError, Unavailable
+from moorage.wire.errors import Behind, Corrupt, Invalid, MoorageError, ProtocolError, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Result
 from moorage.wire.secret import ClusterSecret
@@ -45,6 +46,7 @@ BLOCKS_MAX = 20_000  # tombstones of blocks: a frame's body is bounded
 _RANGES_MAX = 10_000
 
 START = [0, 0]  # a cursor: [0, chunk] for tombstones, then [1, page]
+CURSOR_MAX = CHUNKS_MAX * PAGES_PER_CHUNK  # no page has this number
 
 
 @dataclass
@@ -166,11 +168,10 @@ class Copier:
 
     async def serve(self, member: MemberShell, params: dict[str, Any]) -> Result:
         """``node.pull``: blocks newer than ``above``, from ``cursor`` on, and the position they show."""
-        base, above = int(params["base"]), int(params["above"])
-        max_bytes = min(int(params["max_bytes"]), BATCH_BYTES)
+        base, above, cursor, max_bytes = _read_request(params)
         if member.core.may_pull(base) is None or member.replica.state.commit < base:
             raise Behind(f"replica {member.replica.info.replica} has not applied {base}")
-        batch = await self._batch(member, above, list(params["cursor"]), max_bytes)
+        batch = await self._batch(member, above, cursor, max_bytes)
         # Asked after the blocks were read: they show nothing newer than this.
         position = member.core.may_pull(base)
         if position is None:
@@ -234,12 +235,30 @@ def _to_runs(found: list[tuple[int, int, int, int, int]]) -> tuple[list[Run], li
     return runs, locations
 
 
+def _read_request(params: dict[str, Any]) -> tuple[int, int, list[int], int]:
+    """Base, above, cursor and size of a ``node.pull``; raises :class:`Invalid`."""
+    match params:
+        case {"base": int(base), "above": int(above), "cursor": cursor, "max_bytes": int(max_bytes)}:
+            if 0 <= base <= LSN_MAX and 0 <= above <= LSN_MAX and max_bytes > 0 and _is_cursor(cursor):
+                return base, above, cursor, min(max_bytes, BATCH_BYTES)
+    raise Invalid("node.pull: use base, above, cursor [0 or 1, number] and max_bytes")
+
+
+def _is_cursor(value: Any) -> bool:
+    match value:
+        case [0 | 1, int(number)]:
+            return 0 <= number <= CURSOR_MAX
+    return False
+
+
 def _parse(answer: Any, payload: memoryview) -> tuple[list[Run], Position, list[int] | None]:
     """Check what a source sent: a hostile or broken peer ends the copy, not the node."""
     try:
         body, (epoch, lsn), cursor = answer
         if not (0 <= epoch <= EPOCH_MAX and 0 <= lsn <= LSN_MAX):
             raise ValueError("position out of range")
+        if cursor is not None and not _is_cursor(cursor):
+            raise ValueError("no cursor")
         runs: list[Run] = unpack_runs(memoryview(body))
         sums: list[Buffer] = []
         for run in runs:

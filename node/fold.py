@@ -154,7 +154,12 @@ class Fold:
         self.next_handle = max(self.next_handle, handle + 1)
         if identity in self.replicas:
             return
-        info = ReplicaInfo(*msgpack.unpackb(body))
+        try:
+            info = ReplicaInfo.unpack(identity, msgpack.unpackb(body))
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            # As one that is damaged: it is not here, which is not the same as empty.
+            log.error("replica %d: what created it makes no sense: %r", identity, error)
+            return
         self.replicas[identity] = Replica(info, self.new_table(handle), MemberState(identity))
         self.changed.add(identity)
 

@@ -300,8 +300,8 @@ class Handlers:
 
     def _in_session(self, params: dict[str, Any]) -> MemberShell:
         member = self._sessions.find(_number(params, "replica", LSN_MAX))
-        session, epoch = params.get("session", -1), params.get("epoch", -1)
-        if not member.core.sealed_by(session, epoch, params.get("writer", -1)):
+        session, epoch = _number(params, "session", (1 << 32) - 1), _number(params, "epoch", EPOCH_MAX)
+        if not member.core.sealed_by(session, epoch, _number(params, "writer", LSN_MAX)):
             promised = member.core.state.epoch
             if epoch < promised:
                 raise Fenced(f"epoch {promised} has been promised", promised=promised)
@@ -341,10 +341,7 @@ class Handlers:
             raise Denied("only a node may pull")
         member = self._sessions.find(_number(params, "replica", LSN_MAX))
         member.drain()
-        try:
-            return await self._copier.serve(member, params)
-        except (KeyError, ValueError, TypeError) as error:
-            raise Invalid(f"node.pull: {error!r}") from None
+        return await self._copier.serve(member, params)
 
     # -- replicas -------------------------------------------------------------------------------------
 

@@ -34,6 +34,16 @@ class ReplicaInfo:
     def pack(self) -> list[Any]:
         return [self.replica, self.volume, self.group, self.durability, self.members]
 
+    @classmethod
+    def unpack(cls, identity: int, packed: Any) -> ReplicaInfo:
+        """Raises ValueError or TypeError for what is not a list of :meth:`pack`, or of another replica."""
+        replica, volume, group, durability, members = packed
+        if replica != identity or durability not in ("sync", "writeback"):
+            raise ValueError(f"no description of replica {identity}")
+        if not all(type(each) is int and each >= 0 for each in (replica, volume, group, members)):
+            raise ValueError("a number expected")
+        return cls(replica, volume, group, durability, members)
+
 
 class Replica:
     __slots__ = (

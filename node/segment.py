@@ -45,7 +45,7 @@ from moorage.quorum.record import (
     encode_head,
     first_bad_block,
 )
-from moorage.wire.errors import MoorageError, VersionMismatch
+from moorage.wire.errors import Corrupt, MoorageError, VersionMismatch
 
 ALIGN = 512
 PAGE = 4096
@@ -280,7 +280,12 @@ def parse_entries(frame: memoryview, header: FrameHeader) -> Iterator[ParsedEntr
         head = EntryHead(*ENTRY.unpack_from(frame, FRAME_HEADER_SIZE + index * ENTRY_SIZE))
         body = frame[body_at : body_at + head.body_size]
         data = frame[data_at : data_at + head.data_size]
-        whole = len(data) == head.data_size and body_verified(head, body) and _data_whole(head, body, data)
+        whole = (
+            len(body) == head.body_size
+            and len(data) == head.data_size
+            and body_verified(head, body)
+            and _data_whole(head, body, data)
+        )
         yield ParsedEntry(head, body, data, data_at, whole)
         body_at += head.body_size
         data_at += head.data_size
@@ -291,13 +296,20 @@ def body_verified(head: EntryHead, body: memoryview) -> bool:
 
 
 def _data_whole(head: EntryHead, body: memoryview, data: memoryview) -> bool:
-    if head.kind in (EntryKind.RECORDS, EntryKind.PENDING):
-        sums = b"".join(record.sums for record in unpack_heads(body, head.records))
-    elif head.kind == EntryKind.BLOCKS:
-        sums = b"".join(_CHECK.pack(run_sum) for run in unpack_runs(body) for run_sum in run.sums)
-    else:
-        return head.data_size == 0
+    try:
+        sums = _block_sums(head, body)
+    except (Corrupt, ValueError):
+        return False
     return len(sums) // 8 * BLOCK_SIZE == head.data_size and first_bad_block(sums, data) < 0
+
+
+def _block_sums(head: EntryHead, body: memoryview) -> bytes:
+    """Of the blocks that the body says are its data."""
+    if head.kind in (EntryKind.RECORDS, EntryKind.PENDING):
+        return b"".join([record.sums for record in unpack_heads(body, head.records)])
+    if head.kind == EntryKind.BLOCKS:
+        return b"".join([_CHECK.pack(run_sum) for run in unpack_runs(body) for run_sum in run.sums])
+    return b""
 
 
 # -- record heads ---------------------------------------------------------------------------------
@@ -311,15 +323,21 @@ def pack_head(record: Record) -> bytes:
 
 
 def unpack_heads(body: memoryview, count: int) -> list[Record]:
-    """``count`` record heads; their own checks are not looked at: the caller has checked the whole body."""
+    """``count`` record heads; their own checks are not looked at: the caller has checked the whole body.
+    Raises Corrupt when they do not fill it."""
     records = []
     at = 0
-    for _ in range(count):
-        epoch, lsn, chunk, block, blocks, data_size, kind = HEAD.unpack_from(body, at)
-        at += HEAD_SIZE
-        sums = bytes(body[at : at + data_size // BLOCK_SIZE * 8])
-        at += len(sums)
-        records.append(Record(epoch, lsn, kind, chunk, block, blocks, sums))
+    try:
+        for _ in range(count):
+            epoch, lsn, chunk, block, blocks, data_size, kind = HEAD.unpack_from(body, at)
+            at += HEAD_SIZE
+            sums = bytes(body[at : at + data_size // BLOCK_SIZE * 8])
+            at += data_size // BLOCK_SIZE * 8
+            records.append(Record(epoch, lsn, kind, chunk, block, blocks, sums))
+    except struct.error:
+        at = -1
+    if at != len(body):
+        raise Corrupt(f"{count} record heads do not fill a body of {len(body)} bytes")
     return records
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moorage.quorum.history import History
-from moorage.quorum.record import Position, Record
+from moorage.quorum.record import LSN_MAX, Position, Record
 
 # -- effects of a member, for the store, in the order in which they must happen ------------------------
 
@@ -107,23 +107,38 @@ class SealAnswer:
         return [self.epoch, positions, self.commit, history, flags, self.tail_from, self.space_limit]
 
     @classmethod
-    def unpack(cls, packed: list[Any]) -> SealAnswer:
-        epoch, (vote, last, newest, base), commit, history, flags, tail_from, space_limit = packed
-        whole, damaged, full = flags
-        return cls(
-            epoch=epoch,
-            vote=Position(*vote),
-            last=Position(*last),
-            commit=commit,
-            history=[(entry[0], entry[1]) for entry in history],
-            newest=Position(*newest),
-            whole=whole,
-            damaged=damaged,
-            base=Position(*base),
-            tail_from=tail_from,
-            space_limit=space_limit,
-            full=full,
-        )
+    def unpack(cls, packed: Any) -> SealAnswer:
+        """Raises ValueError for what is no list of :meth:`pack`: who asked knows whom to blame."""
+        try:
+            epoch, (vote, last, newest, base), commit, history, flags, tail_from, space_limit = packed
+            whole, damaged, full = flags
+            return cls(
+                epoch=_number(epoch),
+                vote=_position(vote),
+                last=_position(last),
+                commit=_number(commit),
+                history=[(each.epoch, each.lsn) for each in map(_position, history)],
+                newest=_position(newest),
+                whole=bool(whole),
+                damaged=bool(damaged),
+                base=_position(base),
+                tail_from=_number(tail_from),
+                space_limit=_number(space_limit),
+                full=bool(full),
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"an answer to SEAL makes no sense: {error}") from None
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= LSN_MAX:
+        raise ValueError("a number is out of range")
+    return value
+
+
+def _position(value: Any) -> Position:
+    epoch, lsn = value
+    return Position(_number(epoch), _number(lsn))
 
 
 # -- orders of a writer, for the client's shell ------------------------------------------------------------

@@ -23,7 +23,7 @@ import msgpack
 from moorage.quorum import history as epochs
 from moorage.quorum.history import History
 from moorage.quorum.record import ZERO_POSITION, Position, Record
-from moorage.wire.errors import Corrupt, VersionMismatch, invariant
+from moorage.wire.errors import Corrupt, InvariantViolation, VersionMismatch, invariant
 
 VERSION = 1
 
@@ -187,9 +187,10 @@ class MemberState:
                 damaged=damaged,
                 promise_lost=promise_lost,
             )
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            _check_types(state)
+            state.validate()
+        except (ValueError, TypeError, msgpack.UnpackException, InvariantViolation) as error:
             raise Corrupt(f"state of a replica cannot be read: {error}") from error
-        state.validate()
         return state
 
     def clone(self) -> MemberState:
@@ -205,6 +206,20 @@ class MemberState:
             invariant(known != epochs.UNKNOWN, "epoch history does not reach the commit LSN", **ids)
         if self.copy is not None:
             invariant(self.copy.base.lsn <= self.commit, "the base of a copy is not committed", **ids)
+
+
+def _check_types(state: MemberState) -> None:
+    copy = state.copy
+    numbers = [state.replica, state.epoch, state.writer, state.commit, state.last]
+    numbers += [each for entry in state.history for each in entry]
+    flags: list[Any] = [state.promise_lost]
+    if copy is not None:
+        numbers += [*copy.base, *copy.until, *copy.old, *copy.floor, copy.above, copy.attempt]
+        flags.append(copy.copied)
+    if not all(type(each) is int and each >= 0 for each in numbers):
+        raise ValueError("a number expected")
+    if not all(type(each) is bool for each in flags) or type(state.damaged) is not str:
+        raise ValueError("a field of another type")
 
 
 def _unpack_copy(packed: list[Any] | None) -> CopyState | None:

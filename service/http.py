@@ -235,7 +235,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise errors.Invalid("the body is not JSON: send an object such as {}") from None
     if not isinstance(value, dict):
         raise errors.Invalid("the body is not an object: send one such as {}")

@@ -59,7 +59,7 @@ def decode(kind: str, raw: bytes, path: Path) -> dict[str, Any]:
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _corrupt(path, "not JSON") from None
     if not isinstance(value, dict):
         raise _corrupt(path, "not a map")

@@ -31,6 +31,8 @@ Address = Tcp | Unix
 
 def parse(text: str) -> Address:
     """Read an address; raises :class:`Invalid` that shows the accepted forms."""
+    if not text.isascii() and not _encodable(text):
+        raise _bad(text)
     if text.startswith("unix:"):
         return _parse_unix(text)
     host, colon, port = text.rpartition(":")
@@ -42,6 +44,15 @@ def parse(text: str) -> Address:
     if not colon or not host or number is None:
         raise _bad(text)
     return Tcp(host, number)
+
+
+def _encodable(text: str) -> bool:
+    """Whether it is a text at all: bytes of an argument that are none become lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def port_of(text: str) -> int | None:

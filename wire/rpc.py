@@ -142,11 +142,7 @@ class Router:
     def _start(
         self, conn: Connection, request_id: int, deadline_ms: int, body: memoryview, payload: memoryview
     ) -> None:
-        match frame.unpack(body):
-            case [str(method), dict(params)]:
-                pass
-            case _:
-                raise ProtocolError("malformed CALL: its body is [method, params]")
+        method, params = parse_call(body)
         handler = self._methods.get(method)
         if handler is None:
             raise NotFound(f"{conn.hello} does not serve the method {method[:100]!r}")
@@ -230,6 +226,14 @@ class Router:
     async def stop(self) -> None:
         """Cancel all running calls and wait for them; later ones are answered ShuttingDown."""
         await self.withdraw("")
+
+
+def parse_call(body: Buffer) -> tuple[str, dict[str, Any]]:
+    """Method and parameters of a CALL; raises :class:`ProtocolError`."""
+    match frame.unpack(body):
+        case [str(method), dict(params)] if all(isinstance(key, str) for key in params):
+            return method, params
+    raise ProtocolError("malformed CALL: its body is [method, params], and parameters have names")
 
 
 def _shutting_down(conn: Connection, *_: object) -> None:

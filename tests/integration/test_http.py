@@ -128,7 +128,7 @@ async def test_a_call_gets_the_body_and_the_query(service: Service, client: aioh
         assert await answer.json() == {}
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"7", b"\xff\xfe", b'"x"'])
+@pytest.mark.parametrize("body", [b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000, b'"x"'])
 async def test_a_body_that_is_no_object(service: Service, client: aiohttp.ClientSession, body: bytes) -> None:
     async with client.post(f"{service.url}/v1/do", headers=bearer(), data=body) as answer:
         assert answer.status == 400

@@ -138,3 +138,8 @@ def test_a_new_directory_has_a_durable_name(tmp_path: Path, monkeypatch: pytest.
     synced.clear()
     identity.make_directory(tmp_path / "a" / "b" / "c")  # made by a process that was killed before the sync
     assert synced == ["b"]
+
+
+def test_json_that_is_nested_without_end_is_damage(tmp_path: Path) -> None:
+    with pytest.raises(Corrupt, match="not JSON"):
+        identity.decode("service", b"[" * 100_000, tmp_path / "x")

@@ -11,7 +11,9 @@ import pytest
 
 from moorage.wire import address, capability, discovery, loglimit
 from moorage.wire.capability import Capability
-from moorage.wire.errors import Denied, Invalid
+from moorage.wire.errors import Denied, Invalid, ProtocolError
+from moorage.wire.frame import pack
+from moorage.wire.rpc import parse_call
 from moorage.wire.secret import ClusterSecret
 
 SECRET = ClusterSecret("ab" * 8, b"k" * 32)
@@ -36,6 +38,8 @@ def test_addresses_survive_parse_and_print(text: str) -> None:
         "unix:",
         "unix:a\x00b",
         "h:²",
+        "h\udcff:1",
+        "unix:/\udcdc",
         "[]:1",
         "unix:/" + "x" * 107,
     ],
@@ -150,3 +154,12 @@ def test_repeated_lines_are_held_back_and_counted() -> None:
     for count in range(10_000):
         limiter.allow(f"key {count}", 0.0)
     assert len(limiter._keys) <= loglimit.KEYS_MAX
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], ["m"], ["m", []], [1, {}], ["m", {1: 2}], ["m", {b"a": 1, "b": 2}]]
+)
+def test_a_call_has_a_method_and_named_parameters(value: object) -> None:
+    assert parse_call(pack(["m", {"a": {1: 2}}])) == ("m", {"a": {1: 2}})
+    with pytest.raises(ProtocolError, match="malformed CALL"):
+        parse_call(pack(value))

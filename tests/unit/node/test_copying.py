@@ -14,7 +14,7 @@ from moorage.node.segment import Run, RunKind
 from moorage.node.tombstones import Tombstones
 from moorage.quorum.orders import Pull
 from moorage.quorum.record import BLOCKS_PER_CHUNK, CHUNKS_MAX, LSN_MAX, Position
-from moorage.wire.errors import ProtocolError, Unavailable
+from moorage.wire.errors import Invalid, ProtocolError, Unavailable
 
 
 def copier() -> Copier:
@@ -101,3 +101,32 @@ def test_runs_at_the_ends_of_their_ranges_are_taken() -> None:
 def test_a_source_that_shows_no_position_is_refused(position: Any) -> None:
     with pytest.raises(ProtocolError):
         _parse([b"", position, None], memoryview(b""))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base": -1},
+        {"base": "1"},
+        {"above": 1 << 63},
+        {"max_bytes": 0},
+        {"max_bytes": None},
+        {"cursor": [1, -7]},
+        {"cursor": [1, 1 << 60]},
+        {"cursor": [2, 0]},
+        {"cursor": [0]},
+        {"cursor": "00"},
+    ],
+)
+async def test_a_request_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
+    params = {"base": 0, "above": 0, "cursor": START, "max_bytes": 1 << 20}
+    assert copying._read_request(params) == (0, 0, START, 1 << 20)
+    with pytest.raises(Invalid, match=r"node\.pull: use"):
+        await copier().serve(source(), {**params, **change})
+
+
+@pytest.mark.parametrize("cursor", [[1, -7], [2, 0], 5, "", [1, "0"]])
+def test_an_answer_with_another_cursor(cursor: Any) -> None:
+    assert _parse([b"", [1, 1], [1, 9]], memoryview(b""))[2] == [1, 9]
+    with pytest.raises(ProtocolError, match="no cursor"):
+        _parse([b"", [1, 1], cursor], memoryview(b""))

@@ -26,6 +26,7 @@ from moorage.node.segment import (
     unpack_runs,
 )
 from moorage.quorum.record import Kind, Record, block_sums
+from moorage.wire.errors import Corrupt
 
 SEED = 0x5EED
 
@@ -143,3 +144,25 @@ def test_runs() -> None:
         if end not in (16 + 32, 16 + 32 + 16 + 8):
             with pytest.raises(ValueError):
                 unpack_runs(memoryview(body)[:end])
+
+
+def test_heads_that_do_not_fill_their_body() -> None:
+    raw = memoryview(pack_head(Record(1, 1, Kind.BARRIER)) * 2)
+    assert len(unpack_heads(raw, 2)) == 2
+    for count in (0, 1, 3, 1 << 31):
+        with pytest.raises(Corrupt, match="do not fill"):
+            unpack_heads(raw, count)
+    wide = pack_head(Record(1, 1, Kind.WRITE, 0, 0, 2, bytes(16)))
+    with pytest.raises(Corrupt, match="do not fill"):
+        unpack_heads(memoryview(wide)[:-8], 1)
+
+
+@pytest.mark.parametrize("kind", [EntryKind.RECORDS, EntryKind.PENDING, EntryKind.BLOCKS])
+def test_an_entry_whose_body_makes_no_sense_is_not_whole(kind: EntryKind) -> None:
+    entry = Entry(kind)
+    entry.add_body(b"no heads and no runs")
+    entry.count = 3
+    raw = memoryview(frame_of([(1, entry)]))
+    header = parse_frame_header(raw, 3, SEED)
+    assert header is not None and frame_verified(raw, header, SEED)
+    assert [each.whole for each in parse_entries(raw, header)] == [False]

@@ -11,10 +11,12 @@ from typing import Any
 import lmdb
 import pytest
 
+from moorage.node.index import Table
 from moorage.node.memory_disk import MemoryDisk
 from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import Entry, EntryKind, Run, RunKind
 from moorage.node.store import Store, StoreConfig
+from moorage.node.tombstones import Tombstones
 from moorage.quorum.record import BLOCK_SIZE, HEAD_SIZE, Kind, Position, Record, block_sum, block_sums
 from moorage.quorum.state import CopyState, MemberState
 from moorage.wire.errors import Corrupt, DeviceFailed, NoReplica
@@ -377,6 +379,17 @@ async def test_a_start_without_any_free_segment_says_what_to_do(tmp_path: Path) 
     with pytest.raises(DeviceFailed, match="make room"):
         await rig.open()
     await rig.store.close()
+
+
+async def test_a_create_that_makes_no_sense_is_a_replica_that_is_not_here(rig: Rig) -> None:
+    entry = Entry(EntryKind.CREATE, rig.store.fold.take_handle())
+    entry.add_body(b"\x95\x09\x01\x00\xa4sync\x03 and more")
+    made = Replica(ReplicaInfo(9, 1, 0, "sync", 3), Table(entry.argument, Tombstones()), MemberState(9))
+    rig.store.log.put(made, entry)
+    await rig.store.flushed()
+    assert not (await rig.reopen(checkpoint=False)).damaged
+    assert sorted(rig.store.replicas) == [1]
+    await rig.create(9)
 
 
 async def test_the_tail_keeps_records_without_their_data(rig: Rig) -> None:
