@@ -2,6 +2,7 @@
 #   make demo       a three-host cluster, a volume, and what happens when hosts die
 #   make test       the tests, under 10 minutes         make test-all   the long ones too
 #   make check      format, lint, types, fast tests     make simulate [SEEDS=n] [SEED=first] [MINUTES=m]
+#   make fuzz [SECONDS=n] [TARGET=name]   mutated bytes into every parser, what reaches new code further
 #   make mutants    each planted bug of the protocols must be caught: up to an hour
 SHELL := /bin/bash
 VENV := .venv
@@ -11,8 +12,9 @@ SYSTEM_PACKAGES := e2fsprogs fio iproute2 iptables libnbd-bin mount python3 pyth
 	qemu-utils strace util-linux
 export PYTHON
 SEED ?= 0
+SECONDS ?= 60
 
-.PHONY: setup demo test test-all mutants check lint format simulate lock bench clean
+.PHONY: setup demo test test-all fuzz mutants check lint format simulate lock bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -52,6 +54,9 @@ format: setup
 
 simulate: setup
 	@$(BIN)/python -m moorage.simulation --seed $(SEED) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) $(if $(SHRINK),--shrink)
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) $(if $(TARGET),--target $(TARGET))
 
 bench: setup
 	@$(BIN)/moorage bench block

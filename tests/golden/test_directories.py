@@ -143,7 +143,7 @@ def test_the_index_of_a_device(tmp_path: Path) -> None:
 # -- a device of another version ------------------------------------------------------------------------
 
 
-def frames(raw: bytes) -> Iterator[tuple[int, int]]:
+def frames(raw: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """(offset, entries) of the frames of a segment."""
     at = 512
     while raw[at : at + 4] == b"MOGC":
