@@ -33,6 +33,7 @@ from moorage.node.segment import (
 from moorage.wire.errors import Corrupt, VersionMismatch
 
 BATCH_BYTES = 8 << 20
+_ROTTEN_BITS_MAX = 16
 _SCAN_BYTES = 4 << 20
 _UNKNOWN_END = -1
 
@@ -81,9 +82,15 @@ def catalogue(disk: Disk, device: bytes, seed: int, known: dict[int, str], repla
     for name, raw_header in bare.items():
         if _salvage(found, name, disk.size(name), replay_from, device, seed):
             continue
-        if raw_header.startswith(SEGMENT_MAGIC) and device_field(raw_header) != device:
+        if raw_header.startswith(SEGMENT_MAGIC) and _differs(device_field(raw_header), device):
             raise Corrupt(f"segments/{name} belongs to another device: move it away, then start again")
     return found
+
+
+def _differs(named: bytes, device: bytes) -> bool:
+    """Whether this is another device's id. They are random: two of them differ in about half of their bits,
+    and bits that have rotted are few."""
+    return (int.from_bytes(named) ^ int.from_bytes(device)).bit_count() > _ROTTEN_BITS_MAX
 
 
 @contextlib.contextmanager

@@ -320,6 +320,15 @@ def test_a_file_of_another_device_is_named() -> None:
         Outcome(disk)
 
 
+def test_a_rotten_name_of_the_device_in_a_free_file_is_not_another_device() -> None:
+    disk = MemoryDisk()
+    log_of_four(disk)
+    raw = bytearray(pack_segment_header(SegmentHeader(99, 1, 0, 0, DEVICE), SEED))
+    raw[raw.index(DEVICE) + 3] ^= 0x81
+    disk.create("00000099.seg", SIZE).pwritev([raw], 0)
+    assert not Outcome(disk).all_damaged
+
+
 def test_followers() -> None:
     headers = [SegmentHeader(2, 1, 0, 0, DEVICE), SegmentHeader(4, 3, 2, 900, DEVICE)]
     chain = Chain({each.number: each for each in headers})
