@@ -33,7 +33,7 @@ from moorage.node.segment import (
 from moorage.wire.errors import Corrupt, VersionMismatch
 
 BATCH_BYTES = 8 << 20
-_ROTTEN_BITS_MAX = 16
+_ROTTEN_BITS_MAX = 8
 _SCAN_BYTES = 4 << 20
 _UNKNOWN_END = -1
 
