@@ -64,15 +64,15 @@ def bury() -> None:
     """Let go of dead processes: what their coroutines do when they are closed, and say, is nobody's
     business."""
     hook, sys.unraisablehook = sys.unraisablehook, _ignore
-    logger = logging.getLogger("moorage")
-    disabled, logger.disabled = logger.disabled, True
+    disabled = logging.root.manager.disable
+    logging.disable()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             gc.collect()
     finally:
         sys.unraisablehook = hook
-        logger.disabled = disabled
+        logging.disable(disabled)
 
 
 def _ignore(_: Any) -> None:
@@ -91,7 +91,7 @@ def world(seed: int) -> Iterator[World]:
                 stack.enter_context(patch.object(target, name, stand_in))
             random.seed(seed)
             collects = gc.isenabled()
-            gc.collect()
+            bury()
             gc.disable()  # when it runs depends on what ran before, and weak references on when it runs
             try:
                 yield made
