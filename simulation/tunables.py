@@ -24,6 +24,12 @@ class Tunables:
     index_pages_max: int
     raft_log_keep: int
     tail_kept: int
+    window_records: int  # of a writer
+    window_bytes: int
+    read_map_chunks: int
+    piece_bytes: int  # of a client's record or read
+    copy_bytes: int  # of a pull
+    groups: int  # of each volume
     disk_s: tuple[float, float]  # how long a write or a sync takes
 
     @classmethod
@@ -36,12 +42,20 @@ class Tunables:
             index_pages_max=rng.choice((2, 64, 65_536)),
             raft_log_keep=rng.choice((4, 32, 2048)),
             tail_kept=rng.choice((8, 64, 1024)),
+            window_records=rng.choice((8, 64, 16_384)),
+            window_bytes=rng.choice((2 * MIB, 64 * MIB)),
+            read_map_chunks=rng.choice((1, 8_192)),
+            piece_bytes=rng.choice((16 << 10, MIB)),
+            copy_bytes=rng.choice((64 << 10, MIB)),
+            groups=rng.choice((1, 1, 2)),
             disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
         )
 
     def patches(self) -> list[tuple[Any, str, Any]]:
-        from moorage.node import replica, service, superblock
+        from moorage.client import front, session
+        from moorage.node import copying, replica, service, superblock
         from moorage.node.store import StoreConfig
+        from moorage.quorum.writer import Writer
         from moorage.service import replicated
 
         store_config = partial(
@@ -50,7 +64,16 @@ class Tunables:
             checkpoint_bytes=self.checkpoint_bytes,
             checkpoint_seconds=self.checkpoint_seconds,
         )
+        writer = partial(
+            Writer,
+            window_bytes=self.window_bytes,
+            window_records=self.window_records,
+            read_map_chunks=self.read_map_chunks,
+        )
         return [
+            (session, "Writer", writer),
+            (front, "PIECE_SIZE", self.piece_bytes),
+            (copying, "BATCH_BYTES", self.copy_bytes),
             (superblock, "segment_size_for", lambda capacity: self.segment_size),
             (service, "StoreConfig", store_config),
             (replicated, "LOG_KEEP", self.raft_log_keep),

@@ -78,7 +78,9 @@ class Workload:
     async def _create(self, client: Client, cluster: Cluster, name: str, durability: str = "sync") -> None:
         operation = self._begin(client, "create", name)
         try:
-            await cluster.create_volume(name, SIZE, durability=durability, timeout=5.0)
+            await cluster.create_volume(
+                name, SIZE, durability=durability, groups=self.cluster.tunables.groups, timeout=5.0
+            )
             self._end(operation, True)
         except NameTaken:
             operation.gone = True  # perhaps by a creation that is given up later: it says nothing
