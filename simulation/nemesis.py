@@ -38,6 +38,8 @@ WEIGHTS = {
     "full": 1,
 }
 
+LOSING = ("rot", "misdirected")  # of what was synced
+
 
 @dataclass(frozen=True)
 class Fault:

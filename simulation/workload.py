@@ -22,7 +22,7 @@ from moorage.wire.errors import ConnectionLost, MoorageError, NameTaken, NotFoun
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
-VOLUMES = {"v0": "sync", "v1": "writeback"}
+VOLUMES = ("v0", "v1")
 SIZE = 8 * MIB
 SCRATCH = ("s0", "s1")  # names that come and go
 
@@ -48,9 +48,9 @@ Usable = Volume | NbdVolume
 class Workload:
     """One history's programs; ``stopping`` ends them between operations."""
 
-    def __init__(self, cluster: SimCluster, seed: int) -> None:
+    def __init__(self, cluster: SimCluster, seed: int, durabilities: tuple[str, str]) -> None:
         self.cluster = cluster
-        self.history = History(dict.fromkeys(SCRATCH, "sync") | VOLUMES)
+        self.history = History(dict(zip(VOLUMES, durabilities, strict=True)))
         self.stopping = False
         self.done = 0  # operations that were answered well
         self.unknown = 0  # those that nobody knows the outcome of
@@ -66,7 +66,7 @@ class Workload:
 
     async def program(self, client: Client, cluster: Cluster) -> None:
         rng = Random(f"{self._seed} {client.name} {client.lives}")
-        for name, durability in VOLUMES.items():
+        for name, durability in self.history.durability.items():
             await self._create(client, cluster, name, durability)
         while not self.stopping:
             if rng.random() < 0.1:
@@ -118,7 +118,7 @@ class Workload:
             self._failed(operation, error)
 
     async def _hold(self, client: Client, cluster: Cluster, rng: Random) -> None:
-        name = rng.choice([*VOLUMES])
+        name = rng.choice(VOLUMES)
         volume = await self.attach(client, cluster, name, rng.random() < 0.5, rng.choice((0.5, 3.0, 8.0)))
         if volume is None:
             return
