@@ -128,7 +128,10 @@ class Replica:
         self.state = state
         state.damaged = state.damaged or self.found
         commit, state.commit = state.commit, min(applied, state.commit)
-        if set(self.tail) != set(range(self.tail_from, state.last + 1)):
+        if (
+            set(self.tail) != set(range(self.tail_from, state.last + 1))
+            or self.tail_from > state.commit + 1  # an earlier note was without its records
+        ):
             self.tail, self.tail_from, lost = {}, state.last + 1, self.tail_from
             state.commit = state.last  # nothing is left to apply: it is damaged, and is copied anew
             raise Corrupt(f"replica {state.replica}: pending records {lost}..{state.last} are gone")
