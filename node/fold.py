@@ -68,6 +68,7 @@ class Fold:
                 self._moved(replica, entry.records, location)
             case EntryKind.DROP:
                 self._drop(replica)
+                return  # what was to be applied with it would count as live for ever
         if entry.apply:
             self.apply(replica, entry.apply)
 

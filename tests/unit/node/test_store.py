@@ -199,6 +199,17 @@ async def test_a_dropped_replica_stays_dropped_and_gives_its_space_back(rig: Rig
     assert len(rig.store.index_store.pages(0, 0, 100, whole=True)) == 1
 
 
+async def test_what_is_applied_after_a_drop_leaves_nothing_behind(rig: Rig) -> None:
+    replica = await rig.create(2)
+    data = block(1)
+    rig.store.append(replica, [Record(1, 1, Kind.WRITE, 0, 0, 1, block_sums(data), data)], 1)
+    done = asyncio.get_running_loop().create_future()
+    rig.store.drop(2, done.set_result)
+    rig.store.apply(replica, 1)
+    await done
+    assert rig.store.used == 0
+
+
 async def test_damage_to_a_page_of_the_index_is_its_replicas_alone(rig: Rig) -> None:
     await rig.create(2)
     await rig.write(0, 0, block(1), identity=1)
