@@ -373,14 +373,14 @@ class Nemesis:
         self.down[name] = None
         self.processes[name].crash()
         self.kernel.kill(name)
-        self.kernel.later(self._down_us(), lambda: self._restart(name))
+        self.kernel.later(self._down_us(), lambda: self.restart_one(name))
 
     def _down_us(self) -> int:
         """Rather short than long: who comes back within an election is the more interesting one."""
         low, high = self.plan.down_us
         return max(low, self.kernel.rng.randint(low, high) >> self.kernel.rng.randint(0, 6))
 
-    def _restart(self, name: str) -> None:
+    def restart_one(self, name: str) -> None:
         if name in self.down and not self.kernel.paused(name):
             del self.down[name]
             self.kernel.note(f"nemesis: restart {name}")
@@ -416,6 +416,12 @@ class Nemesis:
         if len(names) > 1:
             self.network.cut(*self.kernel.rng.sample(names, 2))
 
+    def mend(self) -> None:
+        """The network is well again, unless that is another one's business by now."""
+        if not self.healed:
+            self.kernel.note("nemesis: mend")
+            self._heal()
+
     def _heal(self) -> None:
         self.network.heal()
         self.network.conditions = self._calm
@@ -440,5 +446,5 @@ class Nemesis:
         self._heal()
         for name in sorted(self.down):
             self._resume(name)
-            self._restart(name)
+            self.restart_one(name)
         self.healed = True

@@ -10,14 +10,12 @@ from moorage.quorum.orders import ConfigurationReady, CopyOrder, ReadTail, Seal,
 from moorage.quorum.peer import Status
 from moorage.quorum.record import Kind, Record
 from moorage.quorum.simulation.quorum_checks import Operation
-from moorage.quorum.simulation.quorum_store import BLOCKS, CHUNKS
+from moorage.quorum.simulation.quorum_store import BLOCKS
 from moorage.quorum.writer import NO_SPACE, TICK_MS, WAIT, Phase, Writer
 from moorage.wire.errors import DeadlineExceeded, Fenced, NoReplica, Stale
 
 if TYPE_CHECKING:
     from moorage.quorum.simulation.quorum_cluster import Grant, QuorumCluster
-
-READ_US = 60_000
 
 Wish = tuple[int, int, int, int]  # kind, chunk, block, count of a record
 
@@ -389,6 +387,15 @@ class SimClient:
             writer.connected(replica)
             self.turn()
 
+    def reconnect(self) -> None:
+        """The network is well again: who did not answer is asked anew."""
+        writer = self.writer
+        if writer is not None:
+            for replica in sorted(writer.peers):
+                if writer.peers[replica].status in (Status.DOWN, Status.SEALING, Status.REFUSED):
+                    writer.connected(replica)
+            self.turn()
+
     def hears(self, members: tuple[int, ...], wish: tuple[int, ...] | None) -> None:
         """The lease with metadata tells the configuration, and what it should become. A change that is
         neither will not be committed any more (this is never an old message)."""
@@ -435,13 +442,13 @@ class SimClient:
         if self._again:
             return
         rng = self.kernel.rng
-        reads = rng.random() < 0.4
+        reads = rng.random() < self.cluster.read_share
         if (
             len(self._reads) + len(self._values) if reads else len(self._open) + len(self._waiting)
         ) >= self.depth:
             return
         if reads:
-            block = rng.randrange(BLOCKS * CHUNKS)
+            block = rng.randrange(self.cluster.chunks) * BLOCKS + rng.randrange(self.cluster.blocks)
             operation = self.cluster.begin("read", (block,))
             self._reads[operation.number] = (operation, 0)
             self._ask_read(writer, operation)
@@ -456,12 +463,13 @@ class SimClient:
     def _any_write(self) -> Wish:
         rng = self.kernel.rng
         kind = rng.choices((Kind.WRITE, Kind.ZERO, Kind.ZERO_CHUNKS), (12, 3, 1))[0]
+        chunks, blocks = self.cluster.chunks, self.cluster.blocks
         if kind is Kind.ZERO_CHUNKS:
-            chunk = rng.randrange(CHUNKS)
-            return int(kind), chunk, 0, rng.randint(1, CHUNKS - chunk)
-        block = rng.randrange(BLOCKS)
-        count = rng.randint(1, min(2, BLOCKS - block))
-        return int(kind), rng.randrange(CHUNKS), block, count
+            chunk = rng.randrange(chunks)
+            return int(kind), chunk, 0, rng.randint(1, chunks - chunk)
+        block = rng.randrange(blocks)
+        count = rng.randint(1, min(2, blocks - block))
+        return int(kind), rng.randrange(chunks), block, count
 
     def _submit_waiting(self, writer: Writer) -> None:
         """In order: first what is issued again, then what is new."""
@@ -500,7 +508,7 @@ class SimClient:
             block = operation.blocks[0]
             lsn = writer.read_lsn(block // BLOCKS)
             self._send(self.kernel.rng.choice(readable), "read", number, writer.epoch, lsn, block)
-        self.kernel.later(READ_US, lambda: self._ask_read(writer, operation), self.name)
+        self.kernel.later(self.cluster.read_us, lambda: self._ask_read(writer, operation), self.name)
 
     def _read_again(self, writer: Writer, operation: Operation) -> None:
         self._reads[operation.number] = (operation, 0)

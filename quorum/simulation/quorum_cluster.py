@@ -8,7 +8,9 @@ Must never: let a process look at more than its own state and messages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from random import Random
 
 from moorage.quorum.majority import Configuration, majority_in_all
 from moorage.quorum.peer import Status
@@ -17,6 +19,7 @@ from moorage.quorum.simulation.kernel import Hooks, Kernel, Nemesis, Network, Pl
 from moorage.quorum.simulation.quorum_checks import Observer, Operation
 from moorage.quorum.simulation.quorum_client import SimClient
 from moorage.quorum.simulation.quorum_node import SimNode
+from moorage.quorum.simulation.quorum_store import BLOCKS, CHUNKS
 from moorage.quorum.writer import Phase, Writer
 from moorage.wire.errors import AttachmentLost, invariant
 
@@ -38,6 +41,22 @@ STORM = Plan(
         "blackout": 1,
     },
 )
+
+
+# What people and metadata do when they do something, and how often. A history draws its own weights.
+MOVES = {
+    "take_over": 12,
+    "detach": 8,
+    "wish_change": 8,
+    "cancel_change": 3,
+    "rot": 8,
+    "strand": 10,
+    "power_loss": 6,
+    "relive": 5,
+    "amnesia": 6,
+    "strike_copy": 10,
+    "nothing": 40,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +120,12 @@ class QuorumCluster:
         self.stormy = rng.random() < 0.6  # everything follows so closely that rare orders meet
         if self.stormy:
             self.pace_us = rng.choice((600, 1_500, 4_000))
-        self.lease_ms = rng.choice((20, 20, 60, 60, 1000)) if self.stormy else 1000
+        self.lease_ms = rng.choice((20, 20, 60, 60, 200, 1000)) if self.stormy else 1000
+        self.read_us = rng.choice((3_000, 60_000)) if self.stormy else 60_000  # then another member is asked
+        self.read_share = rng.choice((0.2, 0.4, 0.4, 0.8))
+        self.chunks, self.blocks = rng.choice(((CHUNKS, BLOCKS), (CHUNKS, 1), (1, 1), (1, 2)))  # in use
+        self.ambushes = rng.random() < 0.4  # members and writers that die in the middle of a recovery
+        self.moves = _swarm(rng, MOVES, {"nothing"})
         self.call_us = rng.choice((20_000, 80_000)) if self.stormy else 250_000  # a call waits so long
         self.storm_us = 1_200_000 if self.stormy else 2_500_000  # how long faults last
         self.disk_us = rng.choice(((200, 2_000), (1_000, 30_000)))
@@ -118,9 +142,9 @@ class QuorumCluster:
         processes = {node.name: Hooks(node.crash, node.restart) for node in self.nodes.values()}
         for name, client in self.clients.items():
             processes[name] = Hooks(client.crash, client.restart)
-        self.nemesis = Nemesis(
-            self.kernel, self.network, processes, self.storm_us, STORM if self.stormy else BREEZE
-        )
+        plan = STORM if self.stormy else BREEZE
+        plan = replace(plan, weights=_swarm(rng, plan.weights, {"heal"}))
+        self.nemesis = Nemesis(self.kernel, self.network, processes, self.storm_us, plan)
         self.clients["c1"].attach()
         self._schedule_management()
 
@@ -150,41 +174,100 @@ class QuorumCluster:
         rng = self.kernel.rng
         holder = self.clients[self.metadata.holder]
         self._tell(holder)
-        roll = rng.random()
         up = [name for name in CLIENTS if name not in self.nemesis.down]
         if holder.writer is None or holder.name in self.nemesis.down:
-            if up and roll < 0.7:
+            if up and rng.random() < 0.7:
                 self._take_over(rng.choice(up))
-        elif roll < 0.12 and up:
-            self._take_over(rng.choice(up))
-        elif roll < 0.20:
-            holder.detach()
-        elif roll < 0.28:
-            self._wish_change()
-        elif roll < 0.31:
-            self._cancel_change()
-        elif roll < 0.36:
-            self._rot()
-        elif roll < 0.44:
-            self._strand(holder.name)
-        elif roll < 0.50 and not self.sync:
-            self._power_loss(holder.name)
+        else:
+            names = list(self.moves)
+            move = rng.choices(names, [self.moves[name] for name in names])[0]
+            if move == "take_over":
+                self._take_over(rng.choice(up))
+            elif move == "detach":
+                holder.detach()
+            elif move in ("strand", "power_loss", "relive", "amnesia"):
+                getattr(self, "_" + move)(holder.name)
+            elif move != "nothing":
+                getattr(self, "_" + move)()
         self._schedule_management()
 
-    def _strand(self, name: str) -> None:
-        """Leave the holder alone with a minority of the members, and let another take over: a zombie."""
+    def _strand(self, name: str, amnesia: bool = False) -> None:
+        """Leave the holder alone with a minority of the members, and let another take over: a zombie, who
+        goes on to read and write. ``amnesia``: the others restart just before."""
         rng = self.kernel.rng
         members = [f"r{replica}" for replica in self.metadata.members]
         minority = rng.sample(members, (len(members) - 1) // 2)
         others = [other for other in (*CLIENTS, *members) if other not in (name, *minority)]
         self.kernel.note(f"strands {name} with {minority}")
         self.network.split([name, *minority], others)
+        if amnesia:
+            for member in members:
+                if member not in minority:
+                    self._crash_briefly(member)
         up = [other for other in CLIENTS if other != name and other not in self.nemesis.down]
+        at_work = [other for other in up if not self.clients[other].repairer]
         if up:
-            self._take_over(rng.choice(up))
+            self._take_over_later(rng.choice(at_work or up), 5_000 if amnesia else 0)
+        if rng.random() < 0.7:
+            self.kernel.later(self.lease_ms * 1000 + rng.randint(2_000, 60_000), self._mend)
+
+    def _mend(self) -> None:
+        """Every link works again, and connections come up at once where one was waited for."""
+        self.nemesis.mend()
+        for name, client in self.clients.items():
+            if name not in self.nemesis.down:
+                client.reconnect()
+
+    def _amnesia(self, name: str) -> None:
+        """Who has just promised a read lease restarts, and is asked at once to answer another writer."""
+        self._strand(name, amnesia=True)
+
+    def _crash_briefly(self, name: str) -> None:
+        if name not in self.nemesis.down:
+            self.nemesis.crash_one(name)
+            self.kernel.later(self.kernel.rng.randint(200, 4_000), lambda: self.nemesis.restart_one(name))
+
+    def _relive(self, name: str) -> None:
+        """The holder dies, and its next life attaches at once."""
+        self._crash_briefly(name)
+
+        self._take_over_later(name, self.kernel.rng.randint(4_000, 20_000))
+
+    def _take_over_later(self, name: str, delay_us: int) -> None:
+        def attach() -> None:
+            if name not in self.nemesis.down and not self.nemesis.healed:
+                self._take_over(name)
+
+        self.kernel.later(delay_us, attach)
+
+    def _strike_copy(self) -> None:
+        """A member dies in the middle of a copy, or its source does."""
+        rng = self.kernel.rng
+        copying = [node for node in self.nodes.values() if node.copying() and not node.dropped]
+        if copying:
+            victim = rng.choice(copying)
+            name = rng.choice((victim.name, victim.name, victim.source()))
+            self.kernel.note(f"strikes {name} in a copy")
+            self._crash_briefly(name)
+
+    def _ambush(self, client: SimClient) -> None:
+        """Somebody dies while this client recovers the log: the member it has chosen, another one, itself."""
+        writer = client.writer
+        if writer is None or self.nemesis.healed or writer.phase not in (Phase.TAIL, Phase.BARRIER):
+            return
+        rng = self.kernel.rng
+        chosen = f"r{writer._chosen}"
+        victim = rng.choice((chosen, chosen, f"r{rng.choice(self.metadata.members)}", client.name))
+        self.kernel.note(f"ambush on {victim}")
+        if rng.random() < 0.5:
+            self._crash_briefly(victim)
+        elif victim not in self.nemesis.down:
+            self.nemesis.crash_one(victim)
 
     def _power_loss(self, name: str) -> None:
         """Holder and members forget what was not synced, all but one, which nobody hears for a while."""
+        if self.sync:
+            return
         members = [f"r{replica}" for replica in self.metadata.members]
         survivor = self.kernel.rng.choice(members)
         self.kernel.note(f"power loss for {name} and all but {survivor}")
@@ -200,6 +283,9 @@ class QuorumCluster:
         if self.kernel.rng.random() < 0.1:
             self.metadata.attach(name, client.repairer)  # the reply is lost: this epoch is never used
         client.attach()
+        if self.ambushes:
+            for _ in range(2):
+                self.kernel.later(self.kernel.rng.randint(500, 20_000), lambda: self._ambush(client))
 
     def ended(self, client: SimClient, writer: Writer) -> None:
         """A writer is over. Fenced by a repairer, with no other holder since, its client attaches again by
@@ -328,6 +414,13 @@ class QuorumCluster:
         except Exception as error:
             raise Violation(self.kernel.seed, self.kernel.now_us, error, list(self.kernel.story)) from error
         return self.kernel.trace_hash()
+
+
+def _swarm(rng: Random, weights: Mapping[str, int], kept: set[str]) -> dict[str, int]:
+    """Swarm testing (Groce et al. 2012): a history in which some faults are missing, and others frequent,
+    sees what the average one does not."""
+    factors = {name: 1 if name in kept else rng.choice((0, 1, 1, 1, 4)) for name in weights}
+    return {name: weight * factors[name] for name, weight in weights.items()}
 
 
 def run_seed(seed: int) -> str:

@@ -80,18 +80,27 @@ class SimNode:
             self._rot()
         state = self.store.replay()
         if self.rotten:
-            # As the store does: noted durably before anybody is answered. Else a crash would forget that
-            # records are missing, which here nothing else tells.
             self.rotten = False
-            state.damaged = "records are missing"
-            if self.forgetful:
-                self._forget(state)
-            self.store.checkpoint(state)
-            self.cluster.observer.acknowledged.pop(self.replica, None)
+            self._found_damaged(state)
         self.cluster.observer.restarted(self.replica, state.newest.lsn)
         self.cluster.observer.remembers(self.replica, state.epoch)
         self._hold()
         self._start(state, restarted=True)
+
+    def _found_damaged(self, state: MemberState) -> None:
+        """As the store does: noted durably before anybody is answered. Else a crash would forget that records
+        are missing, which here nothing else tells."""
+        state.damaged = "records are missing"
+        if self.forgetful:
+            self._forget(state)
+        self.store.checkpoint(state)
+        self.cluster.observer.acknowledged.pop(self.replica, None)
+
+    def copying(self) -> bool:
+        return self._pull is not None
+
+    def source(self) -> str:
+        return f"r{self._pull.source}" if self._pull is not None else self.name
 
     def _forget(self, state: MemberState) -> None:
         """The notes are lost too, and metadata is asked before anybody is answered."""
@@ -402,9 +411,19 @@ class SimNode:
             invariant(rises, "an acknowledgement falls", replica=self.replica, ack=ack, was=self._acked)
         self._acked = (session, received, durable)
         state = member.state
+        if member.whole:
+            self._check_whole(state)
         if member.whole and durable:
             self.cluster.observer.acks(self.replica, self._position(state, durable), state.epoch)
         self._send(self._holder, "ack", state.epoch, received, durable, applied, limit, session, flags)
+
+    def _check_whole(self, state: MemberState) -> None:
+        """What counts as whole is what the log up to here adds up to, block by block."""
+        observer = self.cluster.observer
+        if self.replica not in observer.tainted:
+            for block in range(BLOCKS * CHUNKS):
+                value = self.store.index.get(block, (0, 0))[1]
+                observer.shows(self.replica, state.epoch, block, state.commit, value)
 
     def _position(self, state: MemberState, lsn: int) -> Position:
         epoch = next((e for e, first in reversed(state.history) if first <= lsn), 0)
