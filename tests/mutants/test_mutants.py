@@ -1,0 +1,27 @@
+"""Each planted bug is caught: the quick ones here and now, the others by ``make mutants``."""
+
+from __future__ import annotations
+
+import pytest
+
+from .catalogue import SEEDS_MAX, Mutant, load, look_for
+
+ALL = load()
+
+
+def check(mutant: Mutant, seeds_max: int) -> None:
+    outcome = look_for(mutant, seeds_max=seeds_max)
+    assert outcome.by or mutant.excuse, f"{mutant.name}: nothing noticed: {mutant.what}"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutant", [each for each in ALL if not each.rare], ids=lambda each: each.name)
+def test_planted_bug_is_caught(mutant: Mutant) -> None:
+    check(mutant, SEEDS_MAX)
+
+
+@pytest.mark.mutants
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mutant", [each for each in ALL if each.rare], ids=lambda each: each.name)
+def test_rare_planted_bug_is_caught(mutant: Mutant) -> None:
+    check(mutant, 1 << 30)
