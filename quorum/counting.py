@@ -85,7 +85,7 @@ class Counting:
     def _count(self) -> None:
         """Look whether a majority has more than is committed; complete what is."""
         reached = min([reached_by_majority([peer.value for peer in peers]) for peers in self._voters])
-        if reached > self.commit and reached >= self.barrier > 0:
+        if reached > self.commit and reached >= self.barrier > 0 and self._may_commit():
             self._advance(reached)
         if self.sync:
             self.durable = self.commit
@@ -93,6 +93,18 @@ class Counting:
             self._count_durable()
         if self._flushes:
             self._finish_flushes()
+
+    def _may_commit(self) -> bool:
+        """In writeback the barrier must be durable at a majority: then the choice of a log is never undone.
+        Else another loss of power could bring back a log from before it, with acknowledged records that this
+        writer has lost, and whose loss it has shown."""
+        return self.sync or self.phase is not Phase.BARRIER or self._durable_at_majority() >= self.barrier
+
+    def _durable_at_majority(self) -> int:
+        return min(
+            reached_by_majority([peer.durable if peer.whole else 0 for peer in peers])
+            for peers in self._voters
+        )
 
     def _advance(self, commit: int) -> None:
         if commit > self.window.last:
@@ -113,11 +125,7 @@ class Counting:
             reads.wrote_all(commit)
 
     def _count_durable(self) -> None:
-        reached = min(
-            reached_by_majority([peer.durable if peer.whole else 0 for peer in peers])
-            for peers in self._voters
-        )
-        durable = min(self.commit, reached)
+        durable = min(self.commit, self._durable_at_majority())
         if durable >= self.barrier > 0 and durable > self.durable:
             self.durable = durable
 

@@ -200,6 +200,22 @@ def test_sync_counts_what_is_durable() -> None:
     assert writer.take_done() == ["a"]
 
 
+def test_writeback_serves_once_its_barrier_is_durable() -> None:
+    """A writer served, a majority lost power, and a log from before its barrier was chosen again: with
+    acknowledged records that were lost before, and whose loss readers had seen."""
+    writer = make(sync=False)
+    for replica in (1, 2, 3):
+        writer.sealed(replica, 1, answer())
+    send_all(writer)
+    for replica in (1, 2, 3):
+        ack(writer, replica, 1, durable=0)
+    assert (writer.phase, writer.commit) == (Phase.BARRIER, 0)
+    ack(writer, 1, 1)
+    assert writer.phase is Phase.BARRIER
+    ack(writer, 3, 1)
+    assert (writer.phase, writer.commit) == (Phase.SERVING, 1)
+
+
 def test_writeback_and_flush() -> None:
     writer = serving(sync=False)
     ack(writer, 1, 1, durable=1)
