@@ -118,7 +118,7 @@ def start_does_not_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Opening, "_sync", sync)
 
 
-@planted("store", "10")
+@planted("store", "10", rare=True)
 def former_life_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither segment nor group number of a frame is compared: bytes of a file's former life are replayed."""
 
@@ -228,7 +228,7 @@ def reset_keeps_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "note", note)
 
 
-@planted("store", "drop")
+@planted("store", "drop", rare=True)
 def drop_told_before_durable(monkeypatch: pytest.MonkeyPatch) -> None:
     """That a replica is gone is answered before the log says so."""
 
@@ -375,7 +375,7 @@ def dirty_page_called_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Index, "stored", stored)
 
 
-@planted("store", "16")
+@planted("store", "16", rare=True)
 def segment_freed_before_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """A segment is written again before the checkpoint that does without it is complete."""
     real = Checkpointer._unused
