@@ -138,8 +138,30 @@ def _nothing() -> None:
     pass
 
 
+_hashes = [itertools.count(1)]  # of the history at hand
+
+
+def stable_hash(thing: Any) -> int:
+    """For objects that are compared by identity: sets of them are then in the same order in each run, which
+    their addresses would not give."""
+    try:
+        return int(thing.__dict__["_stable_hash"])
+    except KeyError:
+        found = thing.__dict__["_stable_hash"] = next(_hashes[0])
+        return found
+
+
+class SimTask(asyncio.Task[Any]):
+    __hash__ = stable_hash
+
+
+class SimFuture(asyncio.Future[Any]):
+    __hash__ = stable_hash
+
+
 class SimLoop(asyncio.AbstractEventLoop):
     def __init__(self, seed: int) -> None:
+        _hashes[0] = itertools.count(1)
         self.rng = Random(seed)
         self.now = 0.0
         self.events = 0
@@ -251,12 +273,12 @@ class SimLoop(asyncio.AbstractEventLoop):
         pass
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return SimFuture(loop=self)
 
     def create_task(
         self, coro: Any, *, name: Any = None, context: Context | None = None
     ) -> asyncio.Task[Any]:
-        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        task = SimTask(coro, loop=self, name=name, context=context)
         process = current.get()
         if process is not None:
             process.keep(task)

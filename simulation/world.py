@@ -28,7 +28,7 @@ from unittest.mock import patch
 import lmdb
 
 from moorage.simulation.disk import Device, SimDisk, SimLane
-from moorage.simulation.loop import SimLoop, current
+from moorage.simulation.loop import SimLoop, current, stable_hash
 from moorage.simulation.network import Network
 
 WALL_S = 1_800_000_000.0  # some day in 2027, when no history is running
@@ -107,8 +107,12 @@ def world(seed: int) -> Iterator[World]:
 
 
 def _patches(made: World) -> list[tuple[Any, str, Any]]:
+    from moorage.client.volume import Volume
+    from moorage.gateway.nbd.server import _Handshake
+    from moorage.gateway.nbd.transmission import Transmission
     from moorage.node import checkpoint, reader, store, superblock
     from moorage.service import raft_storage, raft_transport
+    from moorage.wire.connection import Connection
 
     loop = made.loop
     draws = random.Random(f"entropy of {made.seed}")  # apart: what processes draw does not move the faults
@@ -172,6 +176,7 @@ def _patches(made: World) -> list[tuple[Any, str, Any]]:
         (raft_transport, "_DISPATCHERS", {}),  # what of it leads back to its keys would outlive the history
         (superblock, "_lock", lock),
         (lmdb, "open", open_environment),
+        *((kind, "__hash__", stable_hash) for kind in (Connection, Volume, Transmission, _Handshake)),
         (checkpoint, "MAP_SIZE", 1 << 28),
         (raft_storage, "MAP_SIZE", 1 << 28),
     ]
