@@ -145,9 +145,9 @@ def stable_hash(thing: Any) -> int:
     """For objects that are compared by identity: sets of them are then in the same order in each run, which
     their addresses would not give."""
     try:
-        return int(thing.__dict__["_stable_hash"])
-    except KeyError:
-        found = thing.__dict__["_stable_hash"] = next(_hashes[0])
+        return int(thing._stable_hash)
+    except AttributeError:
+        thing._stable_hash = found = next(_hashes[0])
         return found
 
 
