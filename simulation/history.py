@@ -176,5 +176,6 @@ def _name_step(state: Any, action: Any) -> Iterable[Hashable]:
     if action.kind == "delete":
         if action.found is None:
             return [False]
-        return [False] if action.found == state else []
+        # Of two that delete at once both may say that it is done: each has seen it go.
+        return [False] if action.found or not state else []
     return [state] if action.found == state else []

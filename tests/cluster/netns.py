@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from moorage.cli.demo.clients import ClientProcess
+from moorage.cli.clients import ClientProcess
 from moorage.cli.local_cluster import LocalHost
 from moorage.wire.secret import ClusterSecret
 

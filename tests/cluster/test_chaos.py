@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import moorage
-from moorage.cli.demo.clients import ClientProcess
+from moorage.cli.clients import ClientProcess
 from moorage.cli.local_cluster import LocalCluster
 
 BLOCKS = 2048

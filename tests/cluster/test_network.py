@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from moorage.bench.verify import BLOCK, Pattern, judge, read_journal
-from moorage.cli.demo.clients import ClientProcess
+from moorage.cli.clients import ClientProcess
 
 from .netns import NetworkCluster, unusable
 
