@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from moorage.quorum.record import BLOCK_SIZE
@@ -101,11 +102,20 @@ class History:
                     each for each in whole[name] if each.returned is None or each.returned > begun
                 ]
             self._check_block(name, block, operations, writeback)
+        for name, operations in whole.items():
+            self._check_epochs(name, [each for each in operations if each.kind == "take" and each.found])
         for name, operations in names.items():
             calls = [Call(each.invoked, each.returned, each) for each in operations]
             if not is_linearizable(calls, False, _name_step):
                 raise NotLinearizable(f"volume {name}", operations)
         return len(blocks) + len(names)
+
+    def _check_epochs(self, name: str, takes: list[Operation]) -> None:
+        """An epoch is given once, and a later attach gets a greater one."""
+        takes = sorted(takes, key=lambda each: each.found)
+        for former, later in pairwise(takes):
+            if former.found == later.found or (later.returned or FOREVER) < former.invoked:
+                raise NotLinearizable(f"epochs of volume {name}", [former, later])
 
     def _check_block(self, name: str, block: int, operations: list[Operation], writeback: bool) -> None:
         seen: set[int] = set()

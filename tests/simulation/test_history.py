@@ -192,6 +192,15 @@ def test_names() -> None:
         story.history.check()
 
 
+@pytest.mark.parametrize("epochs", [(1, 2, 2), (1, 3, 2)])
+def test_epochs_that_do_not_rise_are_rejected(epochs: tuple[int, ...]) -> None:
+    story = Story("sync")
+    for epoch in epochs:
+        story.add("take", found=epoch)
+    with pytest.raises(NotLinearizable, match="epochs of volume v"):
+        story.history.check()
+
+
 def test_many_unknown_operations_that_are_alike_are_no_burden() -> None:
     story = Story("sync")
     for _ in range(60):
