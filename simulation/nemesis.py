@@ -14,6 +14,7 @@ from random import Random
 
 from moorage.simulation.cluster import Client, Host, Machine, SimCluster
 from moorage.simulation.network import Weather
+from moorage.simulation.strand import strand
 from moorage.simulation.tunables import FAST_DISK_S
 
 CLOCKS_APART_S = 1200.0  # wall clocks may differ by less than a capability's life, an hour
@@ -55,7 +56,31 @@ class Fault:
 
 
 def draw_plan(seed: int, storm_s: float) -> list[Fault]:
+    """Most histories are storms; some have an aim."""
     rng = Random(f"{seed} faults")
+    return rng.choices((draw_storm, draw_strands, draw_outages), (6, 1, 1))[0](rng, storm_s)
+
+
+def draw_strands(rng: Random, storm_s: float) -> list[Fault]:
+    """Zombies, one after the other."""
+    plan, at_s = [], 1.0
+    while at_s < storm_s:
+        plan.append(Fault(at_s, "strand", rng.getrandbits(32), rng.uniform(1.5, 2.0)))
+        at_s += 2.2
+    return plan
+
+
+def draw_outages(rng: Random, storm_s: float) -> list[Fault]:
+    """All hosts lose power again and again, each time when their disks are slow: much is under way."""
+    plan, at_s = [], 2.5
+    while at_s < storm_s:
+        plan += [Fault(at_s - 0.4, "slow disk", rng.getrandbits(32), 0.6) for _ in range(6)]
+        plan.append(Fault(at_s + rng.uniform(0, 0.2), "power loss of all", rng.getrandbits(32), 0.5))
+        at_s += 2.5
+    return plan
+
+
+def draw_storm(rng: Random, storm_s: float) -> list[Fault]:
     # Swarm testing (Groce et al. 2012): each history has some kinds of faults only, so that they add up.
     kinds = [kind for kind in WEIGHTS if rng.random() < 0.5] or ["kill"]
     weights = [WEIGHTS[kind] for kind in kinds]
@@ -151,6 +176,9 @@ class Nemesis:
         machine.wall_s = rng.uniform(-CLOCKS_APART_S, CLOCKS_APART_S)
         if machine.process is not None:
             machine.process.wall_s = machine.wall_s
+
+    def _strand(self, rng: Random) -> Callable[[], None]:
+        return strand(self, rng)
 
     # -- links ---------------------------------------------------------------------------------------------
 

@@ -3,11 +3,6 @@
 Owns the scene: one client attaches by force and works; its links, and those of one host, to all others are
 cut; a second client takes the volume by force and works on the same blocks. What the first one still reads
 must not be older than what the second one was acknowledged. Must never look behind the library.
-
-It is done through ``Nemesis``, as the fault "strand" of a plan::
-
-    with patch.object(Nemesis, "_strand", strand, create=True):
-        run_seed(seed, [Fault(at_s, "strand", draw, lasts_s), ...])
 """
 
 from __future__ import annotations
@@ -16,36 +11,28 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
+from typing import TYPE_CHECKING
 
 from moorage.client.cluster import Cluster
 from moorage.client.config import ClusterConfig
 from moorage.simulation.cluster import PORT, Client, Machine
-from moorage.simulation.nemesis import Fault, Nemesis
 from moorage.simulation.network import Weather
 from moorage.simulation.workload import VOLUMES, Workload
 from moorage.wire.errors import MoorageError, NotFound
+
+if TYPE_CHECKING:
+    from moorage.simulation.nemesis import Nemesis
 
 WORKERS = 8
 ATTACH_S = 3.0
 
 
-def draw_strands(seed: int, storm_s: float) -> list[Fault]:
-    """A plan of strands, one after the other."""
-    rng = Random(f"{seed} strands")
-    plan, at_s = [], 1.0
-    while at_s < storm_s:
-        plan.append(Fault(at_s, "strand", rng.getrandbits(32), rng.uniform(1.5, 2.0)))
-        at_s += 2.2
-    return plan
-
-
-def strand(nemesis: Nemesis, rng: Random) -> Callable[[], None] | None:
+def strand(nemesis: Nemesis, rng: Random) -> Callable[[], None]:
     cluster, loop = nemesis._cluster, nemesis._world.loop
-    name = rng.choice([*VOLUMES])
+    name = rng.choice(VOLUMES)
     zombie, other = rng.sample(cluster.clients, 2)
     host = rng.choice(cluster.hosts)
     undone: list[Callable[[], None]] = []
-    # A name of its own: of two deletes at a time both are told that they did it.
     subject = f"z{rng.randrange(10**9)}"
     _start(zombie, name, subject, rng.random(), 2.0, changes=False)
 

@@ -6,7 +6,6 @@ from contextlib import redirect_stderr
 from io import StringIO
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
@@ -17,9 +16,8 @@ from moorage.node import copying
 from moorage.quorum.counting import Phase
 from moorage.quorum.member import Member
 from moorage.service.replicated import Replicated
-from moorage.simulation.nemesis import Fault, Nemesis
+from moorage.simulation.nemesis import draw_outages, draw_storm, draw_strands
 from moorage.simulation.run import STORM_S, Failed, run_seed
-from moorage.simulation.strand import draw_strands, strand
 from moorage.wire import errors
 
 from .catalogue import first_words, planted
@@ -27,19 +25,9 @@ from .catalogue import first_words, planted
 
 def run(seed: int) -> object:
     """Of three histories one is of zombies alone, one of power losses, one has the faults that it draws."""
-    with redirect_stderr(StringIO()), patch.object(Nemesis, "_strand", strand, create=True):
-        plan = (draw_strands(seed, STORM_S), _draw_outages(seed), None)[seed % 3]
-        return run_seed(seed, plan)
-
-
-def _draw_outages(seed: int) -> list[Fault]:
-    """All hosts lose power again and again, each time when their disks are slow: much is under way."""
-    rng = Random(f"{seed} outages")
-    plan = []
-    for at_s in (2.5, 5.0, 7.5):
-        plan += [Fault(at_s - 0.4, "slow disk", rng.getrandbits(32), 0.6) for _ in range(6)]
-        plan.append(Fault(at_s + rng.uniform(0, 0.2), "power loss of all", rng.getrandbits(32), 0.5))
-    return plan
+    draw = (draw_strands, draw_outages, draw_storm)[seed % 3]
+    with redirect_stderr(StringIO()):
+        return run_seed(seed, draw(Random(f"{seed} faults"), STORM_S))
 
 
 def verdict(error: BaseException) -> str | None:

@@ -38,7 +38,7 @@ def test_many_histories() -> None:
 
 def test_every_kind_of_fault_is_drawn() -> None:
     drawn = {fault.kind for seed in range(40) for fault in draw_plan(seed, 8.0)}
-    assert drawn == set(WEIGHTS)
+    assert drawn == {*WEIGHTS, "strand"}
 
 
 def test_a_failure_is_shrunk_to_the_faults_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
