@@ -56,20 +56,27 @@ class World:
         return self.devices[host]
 
     def close(self) -> None:
-        self.loop.close()
-        bury()
+        with _silence():
+            self.loop.close()
+            gc.collect()
 
 
 def bury() -> None:
-    """Let go of dead processes: what their coroutines do when they are closed, and say, is nobody's
-    business."""
+    """Let go of what is left of dead processes."""
+    with _silence():
+        gc.collect()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What coroutines of dead processes do when they are closed, and say, is nobody's business."""
     hook, sys.unraisablehook = sys.unraisablehook, _ignore
     disabled = logging.root.manager.disable
     logging.disable()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            gc.collect()
+            yield
     finally:
         sys.unraisablehook = hook
         logging.disable(disabled)
