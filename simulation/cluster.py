@@ -243,7 +243,7 @@ class _Story(logging.Handler):
         text = f"{name}: {record.levelname} {record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
             text += f" [{record.exc_info[1]!r}]"
-        self._world.loop.story.append(f"{self._world.loop.now:.6f} {text}")
+        self._world.loop.tell(text)
 
 
 @contextmanager

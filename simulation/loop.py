@@ -184,6 +184,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._hash.update(entry.encode())
         self.story.append(entry)
 
+    def tell(self, line: str) -> None:
+        """A line of the story alone: it may name what is not of the history, as a real process id."""
+        self.story.append(f"{self.now:.6f} {line}")
+
     def trace_hash(self) -> str:
         return f"{self._hash.hexdigest()}-{self.events}-{self.now:.6f}"
 

@@ -148,7 +148,7 @@ class Workload:
         try:
             volume = await cluster.attach(name, force=force, timeout=timeout, io_timeout=4.0)
         except MoorageError as error:
-            self.cluster.world.loop.note(f"{client.name}: attach: {error}")
+            self.cluster.world.loop.tell(f"{client.name}: attach: {error}")
             self._end(operation, None)  # an epoch may have been taken all the same, but no more after this
             return None
         self._end(operation, volume.epoch)
