@@ -116,7 +116,7 @@ async def until_current(volume: moorage.Volume, until: Awaiting) -> None:
     await until(current, "all members are current", timeout=60)
 
 
-async def test_one_file_system_is_full(mounted: LocalCluster, until: Awaiting, read_from: Awaiting) -> None:
+async def test_one_file_system_is_full(mounted: LocalCluster, until: Awaiting) -> None:
     """The others go on; it says what is wrong; it is current again when there is room."""
     victim = mounted.hosts[2]
     async with await connect(mounted) as cluster:
@@ -138,7 +138,7 @@ async def test_one_file_system_is_full(mounted: LocalCluster, until: Awaiting, r
             assert figures["errors"] == 0, figures
             await load.verify_all()
             assert load.mismatches == []
-            assert await read_from(volume, victim.name, 0, 4096) == await volume.read(0, 4096)
+            assert await volume.read_from(victim.name, 0, 4096) == await volume.read(0, 4096)
 
 
 async def test_all_file_systems_are_full(mounted: LocalCluster, until: Awaiting) -> None:
