@@ -7,6 +7,7 @@ nothing their leader does disturbs what they measure. None outlives its leader, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -95,7 +96,8 @@ class ClientProcess:
     def signal(self, number: int) -> None:
         assert self._process is not None
         if self._process.returncode is None:
-            os.kill(self._process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self._process.pid, number)
 
 
 async def run_program(*command: str) -> str:

@@ -179,6 +179,7 @@ class SimCluster:
     def __init__(self, world: World, tunables: Tunables, hosts: int, clients: int) -> None:
         self.world = world
         self.tunables = tunables
+        self.refused = ""  # a host that does not start any more, since bytes of its device have changed
         self.secret_file = world.directory / "secret"
         self.secret = ClusterSecret.create(self.secret_file)
         self.hosts = [Host(self, f"h{n}", f"10.0.0.{n}") for n in range(1, hosts + 1)]
@@ -194,6 +195,8 @@ class SimCluster:
     def ended(self, host: Host, process: Process, code: Exit) -> None:
         """A service ended by itself, as its contract allows: its supervisor starts it again."""
         process.kill()
+        if code == Exit.CORRUPT and host.device.damaged:
+            self.refused = host.name  # as it may: what to do next is for an operator to say
         host._start_later()
 
 

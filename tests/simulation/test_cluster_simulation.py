@@ -12,7 +12,7 @@ from moorage.simulation.nemesis import WEIGHTS, Fault, draw_plan
 from moorage.simulation.run import Failed, Outcome, run_seed
 
 SEEDS = int(os.environ.get("MOORAGE_CLUSTER_SEEDS", "3"))
-SLOW_SEEDS = 200
+SLOW_SEEDS = 100
 
 
 @pytest.mark.timeout(300)

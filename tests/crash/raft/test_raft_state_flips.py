@@ -87,6 +87,7 @@ def flip_many(directory: Path, expected: int, rng: Random, count: int) -> dict[i
     return seen
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("count", [120, pytest.param(6000, marks=pytest.mark.slow)])
 def test_every_flip_is_noticed_or_harmless(tmp_path: Path, count: int) -> None:
     asyncio.run(fill(tmp_path / "state", 1))
