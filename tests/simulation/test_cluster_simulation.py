@@ -28,7 +28,8 @@ def test_histories_keep_all_promises_and_a_seed_is_one_history() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_many_histories() -> None:
+def test_many_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "0")  # for the workers: the same histories as `make simulate`
     failed = []
     for result in run_many(["cluster"], 1000, SLOW_SEEDS, minutes=0, jobs=os.cpu_count() or 1):
         if result["error"]:
