@@ -33,22 +33,64 @@ SUPERVISOR_S = (0.02, 0.5)  # until a process that ended is started again
 log = logging.getLogger("moorage.simulation")
 
 
-class Host:
-    """A machine that runs ``moorage host``. ``process``: its present life, or None."""
+class Machine:
+    """What runs one process at a time, and starts it again when it ended. ``process``: its present life, or
+    None."""
 
     def __init__(self, cluster: SimCluster, name: str, address: str) -> None:
         self.cluster = cluster
         self.name = name
         self.address = address
         self.process: Process | None = None
-        self.shell: lifecycle.Process | None = None
         self.wanted = True  # whether its supervisor starts it again
+
+    def start(self) -> None:
+        """Unless it runs."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """SIGKILL; its supervisor starts it again by and by."""
+        if self.process is not None and self.process.alive:
+            self.cluster.world.loop.note(f"{self.name} is killed at effect {self.process.effects}")
+            self.process.kill()
+            self.start_later()
+
+    def lose_power(self) -> None:
+        if self.process is not None and self.process.alive:
+            self.cluster.world.loop.note(f"{self.name} loses power")
+            self.cluster.world.network.power_off(self.address)
+            self.process.kill()
+            self.power_lost()
+            self.start_later()
+
+    def power_lost(self) -> None:
+        """What it means for what the machine keeps."""
+
+    def start_later(self) -> None:
+        loop = self.cluster.world.loop
+        loop.at(loop.rng.uniform(*SUPERVISOR_S), self._start_again)
+
+    def _start_again(self) -> None:
+        if self.wanted:
+            self.start()
+
+
+class Host(Machine):
+    """A machine that runs ``moorage host``."""
+
+    def __init__(self, cluster: SimCluster, name: str, address: str) -> None:
+        super().__init__(cluster, name, address)
+        self.shell: lifecycle.Process | None = None
+        self.refuses = False  # its last life ended at once: bytes of its device have changed
         self.rate = 1.0
         self.wall_s = 0.0
 
     @property
     def device(self) -> Device:
         return self.cluster.world.device(self.address)
+
+    def power_lost(self) -> None:
+        self.device.lost_power()
 
     @property
     def ready(self) -> bool:
@@ -92,41 +134,13 @@ class Host:
         cluster.world.loop.note(f"{self.name} ends with {code!r}")
         cluster.ended(self, process, code)
 
-    def kill(self) -> None:
-        """SIGKILL; its supervisor starts it again by and by."""
-        if self.process is not None and self.process.alive:
-            self.cluster.world.loop.note(f"{self.name} is killed at effect {self.process.effects}")
-            self.process.kill()
-            self._start_later()
 
-    def lose_power(self) -> None:
-        world = self.cluster.world
-        if self.process is not None and self.process.alive:
-            world.loop.note(f"{self.name} loses power")
-            world.network.power_off(self.address)
-            self.process.kill()
-            self.device.lost_power()
-            self._start_later()
-
-    def _start_later(self) -> None:
-        loop = self.cluster.world.loop
-        loop.at(loop.rng.uniform(*SUPERVISOR_S), self._start_again)
-
-    def _start_again(self) -> None:
-        if self.wanted:
-            self.start()
-
-
-class Client:
+class Client(Machine):
     """A machine on which a program uses volumes; each of its lives runs ``program``."""
 
     def __init__(self, cluster: SimCluster, name: str, address: str) -> None:
-        self.cluster = cluster
-        self.name = name
-        self.address = address
-        self.process: Process | None = None
+        super().__init__(cluster, name, address)
         self.program: Callable[[Client, Cluster], Awaitable[None]] | None = None
-        self.wanted = True
         self.lives = 0
         self.ended = False  # its program has
 
@@ -150,36 +164,11 @@ class Client:
         await self.program(self, connected)
         self.ended = True
 
-    def kill(self) -> None:
-        if self.process is not None and self.process.alive:
-            self.cluster.world.loop.note(f"{self.name} is killed at effect {self.process.effects}")
-            self.process.kill()
-            self._start_later()
-
-    def lose_power(self) -> None:
-        if self.process is not None and self.process.alive:
-            self.cluster.world.loop.note(f"{self.name} loses power")
-            self.cluster.world.network.power_off(self.address)
-            self.process.kill()
-            self._start_later()
-
-    def _start_later(self) -> None:
-        loop = self.cluster.world.loop
-        loop.at(loop.rng.uniform(*SUPERVISOR_S), self._start_again)
-
-    def _start_again(self) -> None:
-        if self.wanted:
-            self.start()
-
-
-Machine = Host | Client
-
 
 class SimCluster:
     def __init__(self, world: World, tunables: Tunables, hosts: int, clients: int) -> None:
         self.world = world
         self.tunables = tunables
-        self.refused = ""  # a host that does not start any more, since bytes of its device have changed
         self.secret_file = world.directory / "secret"
         self.secret = ClusterSecret.create(self.secret_file)
         self.hosts = [Host(self, f"h{n}", f"10.0.0.{n}") for n in range(1, hosts + 1)]
@@ -195,9 +184,9 @@ class SimCluster:
     def ended(self, host: Host, process: Process, code: Exit) -> None:
         """A service ended by itself, as its contract allows: its supervisor starts it again."""
         process.kill()
-        if code == Exit.CORRUPT and host.device.damaged:
-            self.refused = host.name  # as it may: what to do next is for an operator to say
-        host._start_later()
+        # It may refuse: what to do next is for an operator to say.
+        host.refuses = code == Exit.CORRUPT and host.device.damaged
+        host.start_later()
 
 
 class _Http:

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from moorage.node.disk import WOULD_BLOCK, File
+from moorage.node.lane import Lane
 from moorage.node.memory_disk import MemoryDisk, MemoryFile
 from moorage.quorum.record import BLOCK_SIZE, Buffer
 from moorage.simulation.loop import Killed, SimLoop, current
@@ -137,8 +138,8 @@ class SimFile:
         pass
 
 
-class SimLane:
-    """Stands in for :class:`moorage.node.lane.Lane`: jobs in order, one at a time, each takes its time."""
+class SimLane(Lane):
+    """Jobs in order, one at a time, each takes its time: no thread."""
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
         assert isinstance(loop, SimLoop)
@@ -149,7 +150,7 @@ class SimLane:
         self._process = process
 
     def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        loop, process = self._loop, self._process
+        loop, process = self._process.loop, self._process
         slow = process.loop.devices[process.host].latency_s
         does_at = max(loop.now, self._free_at) + loop.rng.uniform(*slow)
         self._free_at = tells_at = does_at + loop.rng.uniform(*slow) / 4
@@ -166,20 +167,6 @@ class SimLane:
             loop.at(tells_at - loop.now, done, result, failure, process=process)
 
         loop.at(does_at - loop.now, do, process=process)
-
-    async def run(self, work: Callable[[], Any]) -> Any:
-        future = self._loop.create_future()
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        self.submit(work, done)
-        return await future
 
     def close(self) -> None:
         """What was submitted before is done, as time is virtual, when the caller has waited for it."""

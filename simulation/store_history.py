@@ -69,7 +69,7 @@ class _SlowLane(SimLane):
     """Reads that take long enough for the store to change meanwhile."""
 
     def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        loop = self._loop
+        loop = self._process.loop
         delay_s = loop.rng.choice((0.0, 0.01, 0.05))
         loop.at(delay_s, lambda: super(_SlowLane, self).submit(work, done), process=self._process)
 

@@ -18,7 +18,7 @@ from moorage.client.config import ClusterConfig
 from moorage.simulation.cluster import PORT, Client, Machine
 from moorage.simulation.network import Weather
 from moorage.simulation.workload import VOLUMES, Workload
-from moorage.wire.errors import MoorageError, NotFound
+from moorage.wire.errors import MoorageError
 
 if TYPE_CHECKING:
     from moorage.simulation.nemesis import Nemesis
@@ -61,17 +61,6 @@ def _start(client: Client, name: str, subject: str, seed: float, lasts_s: float,
         )
 
 
-async def _delete(workload: Workload, client: Client, cluster: Cluster, name: str) -> None:
-    operation = workload._begin(client, "delete", name)
-    try:
-        await cluster.delete(name)
-        workload._end(operation, True)
-    except NotFound:
-        workload._end(operation, False)
-    except MoorageError as error:
-        workload._failed(operation, error)
-
-
 async def _names(
     workload: Workload, client: Client, cluster: Cluster, name: str, seed: float, changes: bool, end: float
 ) -> None:
@@ -83,7 +72,7 @@ async def _names(
         elif rng.random() < 0.5:
             await workload._create(client, cluster, name)
         else:
-            await _delete(workload, client, cluster, name)
+            await workload.delete(client, cluster, name)
         await asyncio.sleep(0.01)
 
 

@@ -95,16 +95,19 @@ class Workload:
             if what < 0.3:
                 await self._create(client, cluster, name)
             elif what < 0.6:
-                operation = self._begin(client, "delete", name)
-                try:
-                    await cluster.delete(name)
-                    self._end(operation, True)
-                except NotFound:
-                    self._end(operation, False)
-                except MoorageError as error:
-                    self._failed(operation, error)
+                await self.delete(client, cluster, name)
             else:
                 await self.show(client, cluster, name)
+
+    async def delete(self, client: Client, cluster: Cluster, name: str) -> None:
+        operation = self._begin(client, "delete", name)
+        try:
+            await cluster.delete(name)
+            self._end(operation, True)
+        except NotFound:
+            self._end(operation, False)
+        except MoorageError as error:
+            self._failed(operation, error)
 
     async def show(self, client: Client, cluster: Cluster, name: str) -> None:
         operation = self._begin(client, "show", name)

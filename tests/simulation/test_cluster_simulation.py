@@ -20,6 +20,7 @@ def test_histories_keep_all_promises_and_a_seed_is_one_history() -> None:
     outcomes = [run_seed(seed) for seed in range(SEEDS)]
     assert sum(outcome.answered for outcome in outcomes) > 500, "the workload really works"
     assert sum(outcome.blocks for outcome in outcomes) > 100
+    assert not all(outcome.refused for outcome in outcomes)
     assert len({outcome.trace for outcome in outcomes}) == SEEDS
     elsewhere = [bytearray(size) for size in range(20_000)]  # other addresses than before
     assert run_seed(0).trace == outcomes[0].trace
