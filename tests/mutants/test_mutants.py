@@ -1,4 +1,4 @@
-"""Each planted bug is caught: the quick ones here and now, the others by ``make mutants``."""
+"""Each planted bug is caught: the quick ones here, the others by ``make mutants``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ def check(mutant: Mutant, seeds_max: int) -> None:
     assert outcome.by or mutant.excuse, f"{mutant.name}: nothing noticed: {mutant.what}"
 
 
+# Those of the store are for `make test-all`: there are many.
+QUICK = [
+    pytest.param(each, id=each.name, marks=[pytest.mark.slow] if each.simulation == "store" else [])
+    for each in ALL
+    if not each.rare
+]
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutant", [each for each in ALL if not each.rare], ids=lambda each: each.name)
+@pytest.mark.parametrize("mutant", QUICK)
 def test_planted_bug_is_caught(mutant: Mutant) -> None:
     check(mutant, SEEDS_MAX)
 

@@ -286,6 +286,7 @@ async def fill(rig: Rig) -> int:
     return written
 
 
+@pytest.mark.slow
 async def test_overwriting_does_not_fill_the_device(rig: Rig) -> None:
     for at in range(1500):  # 24 MiB into 6 MiB
         await until(lambda: rig.store.room() >= 16 * BLOCK_SIZE)
@@ -296,6 +297,7 @@ async def test_overwriting_does_not_fill_the_device(rig: Rig) -> None:
     assert (await rig.read(0, 16 * 3))[1] == block(1499)
 
 
+@pytest.mark.slow
 async def test_compaction_keeps_what_lives(rig: Rig) -> None:
     """Every segment keeps a little that is alive: only copying gives the rest back."""
     kept = {}
