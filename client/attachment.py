@@ -15,6 +15,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from moorage.client.nodes import NodePool, boot_clock_ms
@@ -45,6 +46,25 @@ READER_ROUNDS = 3  # a reader asks every so many RENEW_S, and in the next one wh
 IDLE_TICK_S = 0.5  # hundreds of idle volumes must cost little: 64 groups took 1.3 % of a core at 0.2
 METADATA_S = 10.0
 RECOVERY_POLL_S = 0.05
+BUSY_POLL_S = 1.2  # more than RENEW_S: a living holder has renewed in between
+RENEWAL_SEEN_S = 0.3  # by so much a lease ends later than it would have
+
+
+@dataclass(frozen=True)
+class Succession:
+    """For a program that goes on where a former life of it ended, with what that one had cached.
+
+    ``writer`` is the id of this life (random, used once, noted durably by the caller *before* it attaches),
+    ``former`` those of earlier ones. The attach waits for no lease, and is refused with
+    :class:`~moorage.errors.Fenced` when others may have written since.
+    """
+
+    writer: int
+    former: tuple[int, ...] = ()
+
+    @staticmethod
+    def new_writer() -> int:
+        return 1 + secrets.randbits(62)
 
 
 class Attachment:
@@ -75,10 +95,13 @@ class Attachment:
         io_timeout: float,
         timeout: float,
         holder: dict[str, Any],
+        succession: Succession | None = None,
     ) -> Volume:
         """Attach and wait until all groups serve, at most ``timeout`` seconds. Raises Busy, Fenced,
         NotFound, or Unavailable that says whom it waited for."""
-        params = {"mode": "ro" if read_only else "rw", "force": force, "holder": holder}
+        params: dict[str, Any] = {"mode": "ro" if read_only else "rw", "force": force, "holder": holder}
+        if succession is not None:
+            params |= {"writer": succession.writer, "succeeds": succession.former}
         end = asyncio.get_running_loop().time() + timeout
         attached, writer = await _attach(call, params, timeout)
         if not read_only:
@@ -125,6 +148,9 @@ class Attachment:
             addresses = {row["replica"]: row["address"] for row in group["members"]}
             for member in ours.members:
                 member.link.move(addresses.get(member.replica) or "")
+
+    async def note_fs(self, fs: dict[str, str]) -> None:
+        raise ReadOnly(f"volume {self.name!r} is attached read-only")
 
     def describe(self) -> dict[str, Any]:
         groups = [group.describe() for group in self._groups]
@@ -286,6 +312,10 @@ class WriterAttachment(Attachment):
         self._shared.capability = renewed.get("capability", self._shared.capability)
         self._heard(renewed["size"], renewed["groups"])
 
+    async def note_fs(self, fs: dict[str, str]) -> None:
+        params = {"epoch": self.epoch, "writer": self.writer, "fs": fs}
+        await self._call("metadata.note_fs", params, METADATA_S)
+
     # -- the end -------------------------------------------------------------------------------------
 
     def _end(self, error: MoorageError) -> None:
@@ -345,8 +375,28 @@ class WriterAttachment(Attachment):
 
 async def _attach(call: MetadataCall, params: dict[str, Any], timeout: float) -> tuple[dict[str, Any], int]:
     """Ask metadata: its word, and the writer id, which serves this one attach."""
-    writer = 1 + secrets.randbits(62)
-    return await call("metadata.attach", {"writer": writer, **params}, timeout), writer
+    params = {"writer": Succession.new_writer(), **params}
+    return await call("metadata.attach", params, timeout), params["writer"]
+
+
+async def after_the_lease(opening: Callable[[], Awaitable[Volume]], wait: float) -> Volume:
+    """Attach; while another holder's lease runs, wait ``wait`` seconds for its end. One that renews its lease
+    lives, and is not waited for: it is told apart by the second time that more of the lease is left than can
+    be (the first may be a new leader of metadata, who gives every holder a whole one)."""
+    now = asyncio.get_running_loop().time
+    end, ends, renewals = now() + wait, float("inf"), 0
+    while True:
+        try:
+            return await opening()
+        except Busy as error:
+            left = error.details.get("remaining_ms")
+            if left is None or now() >= end:
+                raise
+            renewals += now() + left / 1000 > ends + RENEWAL_SEEN_S
+            if renewals == 2:
+                raise
+            ends = now() + left / 1000
+        await asyncio.sleep(max(min(ends - now(), end - now(), BUSY_POLL_S), 0.01))
 
 
 async def _recover(call: MetadataCall, nodes: NodePool, holder: dict[str, Any], end: float) -> dict[int, int]:

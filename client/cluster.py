@@ -9,6 +9,7 @@ anew when that group says that it does not know the name.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import secrets
 import socket
@@ -23,7 +24,7 @@ import xxhash
 
 from moorage.client import config as configuration
 from moorage.client import uri
-from moorage.client.attachment import Attachment
+from moorage.client.attachment import Attachment, Succession, after_the_lease
 from moorage.client.nodes import NodePool
 from moorage.client.volume import Volume
 from moorage.wire import discovery
@@ -38,7 +39,8 @@ CALL_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None."""
+    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None;
+    ``fs`` is ``{"type", "state"}`` of the file system that mounts made or are to make of it, or None."""
 
     id: int
     name: str
@@ -50,6 +52,8 @@ class VolumeInfo:
     groups: list[dict[str, Any]]
     created_ms: int
     holder: dict[str, Any] | None
+    holder_alive: bool
+    fs: dict[str, str] | None
 
     @classmethod
     def from_wire(cls, value: dict[str, Any]) -> VolumeInfo:
@@ -120,11 +124,13 @@ class Cluster:
         replicas: int = 3,
         groups: int = 0,
         durability: str = "sync",
+        fs: str | None = None,
         timeout: float = 30.0,
     ) -> VolumeInfo:
         """Create a volume. ``size``: bytes, or text such as ``"10GiB"``; a multiple of 4096 from 1 MiB to
         64 TiB. ``replicas``: 1, 3 or 5, on as many hosts. ``groups``: replica groups it is striped over,
-        fixed for life (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``.
+        fixed for life (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``. ``fs``: what its
+        first mount makes of it, ``"ext4"`` or ``"xfs"``.
 
         Repeating a call whose outcome is unknown is not idempotent: it may raise NameTaken for the first one.
         Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded, Invalid.
@@ -135,6 +141,7 @@ class Cluster:
             "replicas": replicas,
             "groups": groups,
             "durability": durability,
+            "fs": {"type": fs, "state": "new"} if fs else None,
             "request": secrets.token_hex(16),
         }
         group = await self._group_for_new(name)
@@ -178,6 +185,8 @@ class Cluster:
         force: bool = False,
         io_timeout: float | None = None,
         timeout: float = 15.0,
+        wait: float = 0.0,
+        succession: Succession | None = None,
     ) -> Volume:
         """Attach a volume by name or URI (options ``mode=ro|rw`` and ``io_timeout`` seconds; arguments win).
 
@@ -185,16 +194,17 @@ class Cluster:
         one is fenced, nothing it tries from then on takes effect. ``read_only`` attaches beside a writer:
         what is read is a prefix of its writes that never goes back; without a writer the logs are recovered
         first, so that all that was acknowledged is seen. ``io_timeout`` (default 60, 0 for
-        ever): how long an operation may wait for a majority before it fails with NoQuorum. Raises Busy,
-        NotFound, or Unavailable when no majority of the members answered within ``timeout`` seconds; it
-        says whom it waited for.
+        ever): how long an operation may wait for a majority before it fails with NoQuorum. ``wait``: seconds
+        to wait for a holder that seems dead, until its lease is over. Raises Busy, NotFound, or Unavailable
+        when no majority of the members answered within ``timeout`` seconds; it says whom it waited for.
         """
         address = uri.parse(name)
         self._check_here(address)
         read_only = read_only or _read_only(address)
         if io_timeout is None:
             io_timeout = _seconds(address.options.get("io_timeout", "60"))
-        volume = await Attachment.open(
+        opening = functools.partial(
+            Attachment.open,
             lambda method, params, wait: self._call_owner(address.name, method, params, timeout=wait),
             self._nodes,
             name=address.name,
@@ -207,7 +217,9 @@ class Cluster:
                 "pid": os.getpid(),
                 "program": Path(sys.argv[0] or "python").name,
             },
+            succession=succession,
         )
+        volume = await after_the_lease(opening, wait)
         self._volumes = {other for other in self._volumes if not other.detached} | {volume}
         return volume
 

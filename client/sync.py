@@ -92,11 +92,12 @@ class Cluster:
         replicas: int = 3,
         groups: int = 0,
         durability: str = "sync",
+        fs: str | None = None,
         timeout: float = 30.0,
     ) -> VolumeInfo:
         return self._loop.run(
             self._cluster.create_volume(
-                name, size, replicas=replicas, groups=groups, durability=durability, timeout=timeout
+                name, size, replicas=replicas, groups=groups, durability=durability, fs=fs, timeout=timeout
             )
         )
 
@@ -123,9 +124,10 @@ class Cluster:
         force: bool = False,
         io_timeout: float | None = None,
         timeout: float = 15.0,
+        wait: float = 0.0,
     ) -> Volume:
         attaching = self._cluster.attach(
-            name, read_only=read_only, force=force, io_timeout=io_timeout, timeout=timeout
+            name, read_only=read_only, force=force, io_timeout=io_timeout, timeout=timeout, wait=wait
         )
         return Volume(self._loop.run(attaching), self._loop)
 

@@ -32,6 +32,8 @@ class Attached(Protocol):
 
     async def resize(self, size: int) -> int: ...
 
+    async def note_fs(self, fs: dict[str, str]) -> None: ...
+
     def describe(self) -> dict[str, Any]: ...
 
 
@@ -139,6 +141,11 @@ class Volume(Front):
         """Grow the volume to ``size`` bytes (a multiple of 4096, or text such as "10G"); the new range reads
         as zeroes. Raises Invalid for a smaller size."""
         self.size = max(self.size, await self._attached.resize(parse_size(size)))
+
+    async def note_fs(self, kind: str, state: str) -> None:
+        """Note in metadata what is being made of the volume: ``"ext4"`` or ``"xfs"``; ``"new"``,
+        ``"formatting"`` or ``"ready"``. The holder's alone; mounts do it by themselves."""
+        await self._attached.note_fs({"type": kind, "state": state})
 
     async def detach(self, timeout: float = 10.0) -> None:
         """Finish what is in flight, flush, and let others attach; calling it again is fine: it waits for the

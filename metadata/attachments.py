@@ -64,7 +64,7 @@ class Attachments:
         return len(self._leases)
 
     async def attach(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "writer", "mode", "force", "holder")
+        check_known(params, "name", "writer", "mode", "force", "holder", "succeeds")
         name = limits.check_name(params.get("name"))
         writer = limits.check_writer(params.get("writer"))
         mode = params.get("mode", "rw")
@@ -73,6 +73,7 @@ class Attachments:
         recovers = mode == "recover"
         force = flag_of(params, "force") and not recovers
         holder = limits.check_holder(params.get("holder"))
+        succeeds = limits.check_succeeds(params.get("succeeds", []))
         await self._replicated.read_barrier(remaining_s(context))
         await self._know_members(records.volume_by_name(self._replicated.kv, name))
         volume = records.volume_by_name(self._replicated.kv, name)
@@ -89,9 +90,10 @@ class Attachments:
                     "writer": writer,
                     "holder": holder,
                     "recovers": recovers,
+                    "succeeds": succeeds,
                     "now_ms": wall_ms(),
                 },
-                force,
+                force or bool(succeeds),  # the lease is its own: whose it is not, is refused by the state
                 "attach",
                 RECOVERY_GRACE_MS if recovers else 0,
             )
@@ -131,6 +133,18 @@ class Attachments:
         )
         self._leases.end(found, epoch)
         return {}
+
+    async def note_fs(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "epoch", "writer", "fs")
+        name = limits.check_name(params.get("name"))
+        about = {key: number_of(params, key) for key in ("epoch", "writer")}
+        fs = limits.check_fs(params.get("fs"))
+        await self._replicated.read_barrier(remaining_s(context))
+        volume = records.volume_by_name(self._replicated.kv, name)
+        noted = await self._replicated.propose(
+            {"do": "note_fs", "volume": volume["id"], "fs": fs, "now_ms": wall_ms(), **about}
+        )
+        return self.public(noted)
 
     async def current_epochs(self, context: CallContext | None, params: Params) -> Reply:
         """For a node that cannot read any more what a replica has promised: it cannot have been more than the

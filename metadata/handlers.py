@@ -77,6 +77,7 @@ class Handlers:
             "delete_volume": self.delete_volume,
             "attach": self._attachments.attach,
             "renew": self._attachments.renew,
+            "note_fs": self._attachments.note_fs,
             "detach": self._attachments.detach,
             "current_epochs": self._attachments.current_epochs,
         }
@@ -129,7 +130,7 @@ class Handlers:
     # -- volumes ---------------------------------------------------------------------------------------
 
     async def create_volume(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "size", "replicas", "groups", "durability", "request")
+        check_known(params, "name", "size", "replicas", "groups", "durability", "fs", "request")
         name = limits.check_name(params.get("name"))
         size = limits.check_size(params.get("size"))
         replicas = limits.check_replicas(params.get("replicas", 3))
@@ -137,6 +138,7 @@ class Handlers:
         if groups != 0:
             limits.check_groups(groups)
         durability = limits.check_durability(params.get("durability", "sync"))
+        fs = limits.check_fs(params.get("fs"))
         request = limits.check_request(params.get("request"))
         timeout = remaining_s(context) - REPLY_MARGIN_S
         deadline = _now_s() + timeout
@@ -154,6 +156,7 @@ class Handlers:
                 "size": size,
                 "replicas": replicas,
                 "durability": durability,
+                "fs": fs,
                 "placement": placed,
                 "created_ms": wall_ms(),
             }

@@ -119,5 +119,21 @@ def check_current(volume: dict[str, Any], epoch: int, writer: int, now_wall_ms: 
     )
 
 
+def check_succession(volume: dict[str, Any], succeeds: Iterable[int], now_wall_ms: int) -> None:
+    """Raise :class:`Fenced` when somebody else came to write since the writers in ``succeeds``: who goes on
+    with what an earlier life had in its caches must not do so over another's data."""
+    # Volumes written by the first builds have no owner: their last writer may have been a recovery.
+    if volume.get("owner", (volume["writers"] or [0])[-1]) in succeeds:
+        return
+    holder = volume["holder"]
+    who = f" by {describe_holder(holder)}{_ago(holder['since_ms'], now_wall_ms)}" if holder else ""
+    raise Fenced(
+        f"volume {volume['name']!r} was taken over{who} (epoch {volume['epoch']}), and may have been written",
+        volume=volume["id"],
+        epoch=volume["epoch"],
+        holder=holder,
+    )
+
+
 def _ago(since_ms: int, now_ms: int) -> str:
     return f" {max(0, now_ms - since_ms) / 1000:.1f} s ago"

@@ -28,6 +28,8 @@ REPLICAS: Final = (1, 3, 5)
 GROUPS_MIN: Final = 1
 GROUPS_MAX: Final = 64
 DURABILITIES: Final = ("sync", "writeback")
+FS_TYPES: Final = ("ext4", "xfs")
+FS_STATES: Final = ("new", "formatting", "ready")
 VOLUMES_PER_GROUP_MAX: Final = 10_000
 REQUESTS_KEPT: Final = 16_384
 REQUEST_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -37,6 +39,7 @@ REPLICAS_ASKED_MAX: Final = 1000
 WRITER_MAX: Final = (1 << 63) - 1
 # Of each volume. An attach is sent again for some seconds: so many takeovers of one volume do not fit in.
 WRITERS_KEPT: Final = 16
+SUCCEEDS_MAX: Final = 16
 # Ids of volumes and replicas are u63: the number of the metadata group above, a counter below.
 ID_COUNTER_BITS: Final = 48
 ID_COUNTER_MAX: Final = (1 << ID_COUNTER_BITS) - 1
@@ -157,6 +160,24 @@ def check_writer(writer: Any) -> int:
     if not _is_int(writer) or not 1 <= writer <= WRITER_MAX:
         raise Invalid(f"writer id {_shown(writer)} is not accepted: use a random number from 1 to 2^63 - 1")
     return int(writer)
+
+
+def check_succeeds(writers: Any) -> list[int]:
+    """The former lives of one writer, any order; empty: it has none."""
+    if not isinstance(writers, list | tuple) or len(writers) > SUCCEEDS_MAX:
+        raise Invalid(f"succeeds {_shown(writers)} is not a list of at most {SUCCEEDS_MAX} writer ids")
+    return [check_writer(writer) for writer in writers]
+
+
+def check_fs(fs: Any) -> dict[str, str] | None:
+    """``{"type", "state"}``, or None: nobody said what the volume is for. ``new``: its first mount formats it;
+    ``formatting``: begun, and to be begun anew if it was not finished; ``ready``."""
+    if fs is None:
+        return None
+    if not isinstance(fs, dict) or fs.get("type") not in FS_TYPES or fs.get("state") not in FS_STATES:
+        types, states = ", ".join(FS_TYPES), ", ".join(FS_STATES)
+        raise Invalid(f"fs {_shown(fs)} is not accepted: use {{type: {types}; state: {states}}}")
+    return {"type": fs["type"], "state": fs["state"]}
 
 
 def check_holder(holder: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ DELETING: Final = "deleting"
 
 NEAR_MAX: Final = 500  # names compared for a hint: 35 us each, on the leader's event loop
 
-_PRIVATE: Final = ("writers", "released", "ended_ms", "request")
+_PRIVATE: Final = ("writers", "owner", "released", "ended_ms", "request")
 
 
 def volume_key(volume: int) -> str:

@@ -15,7 +15,8 @@ released, ended_ms, request}`` with ``groups: [{group, version, members: [{repli
 wish}]``, ``wish``: the ``{replica, device, host, replaces}`` of a replacement under way or None,
 ``holder``: ``{host, pid, program, recovers, writer, since_ms}`` or None. ``writers`` are the ids of the last
 writers, the newest at the end: a detach sent again is told from a fenced one, and an attach that comes
-late from a new one.
+late from a new one. ``owner`` is the last of them that came to write, not only to recover (0: none yet).
+``fs``: ``{type, state}`` of the file system on it, as its mounts note it, or None (see ``limits.check_fs``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moorage.metadata import limits, records, requests
-from moorage.metadata.lease import check_current, describe_holder
+from moorage.metadata.lease import check_current, check_succession, describe_holder
 from moorage.metadata.placement import replica_share
 from moorage.metadata.records import CREATING, DELETING, READY
 from moorage.quorum.record import EPOCH_MAX
@@ -60,6 +61,7 @@ class StateMachine:
             "attach": self._attach,
             "detach": self._detach,
             "resize": self._resize,
+            "note_fs": self._note_fs,
             "delete": self._delete,
             "dropped": self._dropped,
             "released": self._released,
@@ -95,7 +97,7 @@ class StateMachine:
     # -- the life of a volume ------------------------------------------------------------------------
 
     def _create(self, kv: KV, command: Command, index: int) -> Volume:
-        """``{request, name, size, replicas, durability, placement: [[{device, host}]], created_ms}``"""
+        """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}``"""
         name = limits.check_name(command["name"])
         known = requests.known(kv, command["request"], "create", name)
         if known is not None:
@@ -123,6 +125,8 @@ class StateMachine:
             "created_ms": command["created_ms"],
             "holder": None,
             "writers": [],
+            "owner": 0,
+            "fs": command.get("fs"),
             "released": False,
             "ended_ms": 0,
             "request": command["request"],
@@ -154,8 +158,9 @@ class StateMachine:
         return self._put(kv, volume)
 
     def _attach(self, kv: KV, command: Command, index: int) -> Volume:
-        """``{volume, epoch, writer, holder, recovers, now_ms}``: take epoch + 1 if the volume still is at
-        ``epoch``. ``recovers``: only to bring its logs to an end; a writer may take over from it unasked.
+        """``{volume, epoch, writer, holder, recovers, succeeds, now_ms}``: take epoch + 1 if the volume still
+        is at ``epoch``. ``recovers``: only to bring its logs to an end; a writer may take over from it
+        unasked. ``succeeds``: former lives of this writer; if others wrote since, it comes too late.
 
         Sent again by the same writer it gives the same epoch again (a writer id serves one attach).
         """
@@ -168,9 +173,13 @@ class StateMachine:
             raise Fenced(
                 f"this attachment of volume {volume['name']!r} has ended: attach again with a new writer id"
             )
+        if succeeds := command.get("succeeds"):
+            check_succession(volume, succeeds, command["now_ms"])
         self._check_epoch(volume, command["epoch"])
         self._raise_epoch(volume)
         holder = limits.check_holder(command["holder"])
+        if not command["recovers"]:
+            volume["owner"] = writer
         about = {"recovers": command["recovers"], "writer": writer, "since_ms": command["now_ms"]}
         volume["holder"] = {**holder, **about}
         volume["writers"] = [*volume["writers"], writer][-limits.WRITERS_KEPT :]
@@ -184,6 +193,13 @@ class StateMachine:
             return volume  # sent again
         check_current(volume, epoch, writer, command["now_ms"])
         volume["holder"] = None
+        return self._put(kv, volume)
+
+    def _note_fs(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, epoch, writer, fs, now_ms}``: what its holder is about to make of it, or has made."""
+        volume = self._volume(kv, command)
+        check_current(volume, command["epoch"], command["writer"], command["now_ms"])
+        volume["fs"] = limits.check_fs(command["fs"])
         return self._put(kv, volume)
 
     def _resize(self, kv: KV, command: Command, index: int) -> Volume:
