@@ -40,10 +40,13 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "health": "moorage.cli.health:health",
     "host": "moorage.cli.services:host",
     "metadata": "moorage.cli.services:metadata",
+    "mount": "moorage.cli.mount:mount",
+    "mounts": "moorage.cli.mount:mounts",
     "node": "moorage.cli.services:node",
     "registry": "moorage.cli.services:registry",
     "secret": SECRET,
     "status": "moorage.cli.status:status",
+    "umount": "moorage.cli.mount:umount",
     "up": "moorage.cli.up:up",
     "volume": "moorage.cli.volume:volume",
 }

@@ -112,7 +112,7 @@ class Attachment:
             attached, writer = await _attach(call, params, timeout)  # what has changed meanwhile
         return ReadOnlyAttachment(call, attached, writer).read(nodes, params, attached, io_timeout, floors)
 
-    async def detach(self) -> None:
+    async def detach(self, *, keep: bool = False) -> None:
         raise NotImplementedError
 
     async def resize(self, size: int) -> int:
@@ -347,8 +347,8 @@ class WriterAttachment(Attachment):
         for session in self._sessions:
             session.leave()
 
-    async def detach(self) -> None:
-        """End, and tell metadata, so that others need not wait for the lease."""
+    async def detach(self, *, keep: bool = False) -> None:
+        """End, and tell metadata (unless ``keep``), so that others need not wait for the lease."""
         if self.ended is None:  # members hear what is committed before their leases are let go
             if self._ticker is not None:
                 self._ticker.cancel()
@@ -357,7 +357,7 @@ class WriterAttachment(Attachment):
         fenced = self.ended is not None
         self._end(ShuttingDown(f"volume {self.name!r} is detached"))
         await self._finish_tasks()
-        if not fenced:
+        if not fenced and not keep:
             params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}
             try:
                 await self._call("metadata.detach", params, RENEW_TIMEOUT_S)
@@ -464,7 +464,7 @@ class ReadOnlyAttachment(Attachment):
     async def resize(self, size: int) -> int:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")
 
-    async def detach(self) -> None:
+    async def detach(self, *, keep: bool = False) -> None:
         if self.ended is None:
             self.ended = ShuttingDown(f"volume {self.name!r} is detached")
             self._sweep.stop(self.ended)

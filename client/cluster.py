@@ -9,6 +9,7 @@ anew when that group says that it does not know the name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import secrets
@@ -18,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -28,11 +29,14 @@ from moorage.client.attachment import Attachment, Succession, after_the_lease
 from moorage.client.nodes import NodePool
 from moorage.client.volume import Volume
 from moorage.wire import discovery
-from moorage.wire.errors import Invalid, MoorageError, NotFound, Unavailable
+from moorage.wire.errors import Invalid, MoorageError, NameTaken, NotFound, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
 from moorage.wire.secret import ClusterSecret
 from moorage.wire.server import connect as connect_to
+
+if TYPE_CHECKING:
+    from moorage.gateway.mount.mounting import Mount
 
 CALL_TIMEOUT = 10.0
 
@@ -222,6 +226,77 @@ class Cluster:
         volume = await after_the_lease(opening, wait)
         self._volumes = {other for other in self._volumes if not other.detached} | {volume}
         return volume
+
+    async def mount(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        fs: str | None = None,
+        owner: tuple[int, int] | None = None,
+        read_only: bool = False,
+        force: bool = False,
+        overwrite: bool = False,
+        options: Sequence[str] = (),
+        wait: float = 10.0,
+        state_dir: str | Path | None = None,
+        by: str = "",
+    ) -> Mount:
+        """Mount a volume (name or URI) as a file system at the directory ``path``; needs root.
+
+        A volume that is new and blank is formatted first (``fs``: ``"ext4"``, the default, or ``"xfs"``;
+        ``owner``: uid and gid of its root directory); one that holds anything never is, unless ``overwrite``.
+        A URI with ``size=`` creates the volume where there is none. ``force`` takes it from its holder;
+        ``wait``: seconds for the lease of a holder that seems dead. ``options``: of mount(8). ``by``: who
+        asked, for `moorage mounts`. The mount stays after this process, until
+        :meth:`~moorage.gateway.mount.mounting.Mount.unmount`. Raises Busy, Invalid, NotFound, Denied,
+        Unavailable; nothing is left behind then.
+        """
+        from moorage.gateway.mount import mounting
+        from moorage.gateway.mount.record import Record, StateDirectory, new_id, state_directory
+
+        address = uri.parse(name)
+        self._check_here(address)
+        if address.path:
+            raise Invalid(f"{address} names a file in a volume: mount moorage:///{address.name}")
+        record = Record(
+            id=new_id(),
+            volume=address.name,
+            registry=self.config.registry,
+            secret_file=str(self.config.secret_file.absolute()),
+            host=self.hello.name,
+            target=str(await asyncio.to_thread(Path(path).absolute)),
+            fs=fs or address.options.get("fs", ""),
+            options=list(options),
+            read_only=read_only or _read_only(address),
+            force=force,
+            overwrite=overwrite,
+            owner=owner,
+            io_timeout=_seconds(address.options.get("io_timeout", "60")),
+            wait=wait,
+            by=by or f"{Path(sys.argv[0] or 'python').name} (pid {os.getpid()})",
+        )
+        mounting.check(record)
+        await self._create_if_missing(address)
+        return await mounting.mount(StateDirectory(state_directory(state_dir)), record)
+
+    async def _create_if_missing(self, address: uri.Address) -> None:
+        """As its options say; without a size it has to be there."""
+        options = address.options
+        if "size" not in options:
+            return
+        try:
+            await self.show(address.name)
+        except NotFound:
+            with contextlib.suppress(NameTaken):  # somebody else was faster
+                await self.create_volume(
+                    address.name,
+                    options["size"],
+                    replicas=uri.parse_count("replicas", options.get("replicas", "3")),
+                    groups=uri.parse_count("groups", options.get("groups", "0")),
+                    durability=options.get("durability", "sync"),
+                    fs=options.get("fs"),
+                )
 
     def _check_here(self, address: uri.Address) -> None:
         if address.cluster not in ("", self.config.name, self.config.registry):

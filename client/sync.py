@@ -16,7 +16,7 @@ import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
@@ -25,6 +25,9 @@ from moorage.client.cluster import VolumeInfo
 from moorage.client.volume import Volume as AsyncVolume
 from moorage.quorum.record import Buffer
 from moorage.wire.errors import ShuttingDown
+
+if TYPE_CHECKING:
+    from moorage.gateway.mount.mounting import Mount as AsyncMount
 
 T = TypeVar("T")
 
@@ -131,6 +134,10 @@ class Cluster:
         )
         return Volume(self._loop.run(attaching), self._loop)
 
+    def mount(self, name: str, path: str | Path, **options: Any) -> Mount:
+        """The options are those of :meth:`moorage.Cluster.mount`."""
+        return Mount(self._loop.run(self._cluster.mount(name, path, **options)), self._loop)
+
     def close(self) -> None:
         try:
             self._loop.run(self._cluster.close())
@@ -217,3 +224,24 @@ class Volume:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+
+class Mount:
+    """See :class:`moorage.gateway.mount.mounting.Mount`, whose fields it has. A context manager that
+    unmounts."""
+
+    def __init__(self, mount: AsyncMount, loop: _Loop) -> None:
+        self._mount = mount
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mount, name)
+
+    def unmount(self, *, force: bool = False, timeout: float = 60.0) -> None:
+        self._loop.run(self._mount.unmount(force=force, timeout=timeout))
+
+    def __enter__(self) -> Mount:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unmount()

@@ -71,6 +71,13 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+def parse_count(key: str, text: str) -> int:
+    """The number that an option says. Its limits are metadata's."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise Invalid(f"{key}={text!r}: write a whole number")
+    return int(text)
+
+
 def _split_authority(text: str, body: str) -> tuple[str, str]:
     if body.startswith("//"):
         cluster, slash, rest = body[2:].partition("/")

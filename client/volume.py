@@ -28,7 +28,7 @@ class Attached(Protocol):
     @property
     def epoch(self) -> int: ...
 
-    async def detach(self) -> None: ...
+    async def detach(self, *, keep: bool = False) -> None: ...
 
     async def resize(self, size: int) -> int: ...
 
@@ -147,19 +147,20 @@ class Volume(Front):
         ``"formatting"`` or ``"ready"``. The holder's alone; mounts do it by themselves."""
         await self._attached.note_fs({"type": kind, "state": state})
 
-    async def detach(self, timeout: float = 10.0) -> None:
+    async def detach(self, timeout: float = 10.0, *, keep: bool = False) -> None:
         """Finish what is in flight, flush, and let others attach; calling it again is fine: it waits for the
         first call, which goes on also when its caller is cancelled. After ``timeout`` seconds it gives up
         waiting: the volume is let go all the same, and :class:`~moorage.errors.DeadlineExceeded` says that
-        writes in flight have an unknown outcome."""
+        writes in flight have an unknown outcome. ``keep``: others still wait until the lease is over, so
+        that a next life of this program can go on (:class:`~moorage.client.attachment.Succession`)."""
         if self._detaching is None:
             name = f"detach {self.name}"
-            self._detaching = self._loop.create_task(self._detach(timeout), name=name)
+            self._detaching = self._loop.create_task(self._detach(timeout, keep), name=name)
         elif self.detached:
             return
         await asyncio.shield(self._detaching)
 
-    async def _detach(self, timeout: float) -> None:
+    async def _detach(self, timeout: float, keep: bool) -> None:
         try:
             if self.failed is None:
                 async with asyncio.timeout(timeout):
@@ -170,7 +171,7 @@ class Volume(Front):
             ) from None
         finally:
             self.close(ShuttingDown(f"volume {self.name!r} is detached"))
-            await self._attached.detach()
+            await self._attached.detach(keep=keep)
 
     async def _drain(self) -> None:
         """Stand behind all writes in flight, then flush. New ones queue behind it, and are refused after."""

@@ -170,7 +170,7 @@ def check_succeeds(writers: Any) -> list[int]:
 
 
 def check_fs(fs: Any) -> dict[str, str] | None:
-    """``{"type", "state"}``, or None: nobody said what the volume is for. ``new``: its first mount formats it;
+    """``{"type", "state"}``, or None: nobody said what the volume is for. ``new``: the first mount formats;
     ``formatting``: begun, and to be begun anew if it was not finished; ``ready``."""
     if fs is None:
         return None

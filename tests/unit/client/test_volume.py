@@ -87,7 +87,7 @@ class Attached:
     def __init__(self) -> None:
         self.detached = 0
 
-    async def detach(self) -> None:
+    async def detach(self, *, keep: bool = False) -> None:
         self.detached += 1
 
     async def resize(self, size: int) -> int:

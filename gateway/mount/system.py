@@ -1,0 +1,161 @@
+"""The programs and tables of the operating system that a mount is made with.
+
+Owns how they are called and what is read from them: losetup, mount, umount, the mount table, loop devices,
+and who uses a file system. Every call has a deadline; what a program said is in the error. Nothing here
+knows what a mount is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moorage.wire.errors import DeadlineExceeded, Denied, NotFound, Unavailable
+
+PROGRAM_TIMEOUT_S = 60.0
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # Debian keeps such tools in sbin
+_ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
+
+
+def program(name: str) -> str:
+    """Its path. NotFound that says which package has it."""
+    found = shutil.which(name, path=PATH)
+    if found is None:
+        package = {"mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs", "mkfs.xfs": "xfsprogs"}.get(name)
+        raise NotFound(f"{name} is not installed: install {package or 'util-linux, e2fsprogs, xfsprogs'}")
+    return found
+
+
+async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) -> str:
+    """Run a program to its end; what it printed. Raises NotFound, or :class:`ProgramFailed`."""
+    process = await asyncio.create_subprocess_exec(
+        program(name),
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            printed, _ = await process.communicate()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):  # in the kernel it may stay, until its device answers
+            process.kill()
+        raise DeadlineExceeded(f"{name} {' '.join(arguments)} did not end in {timeout:g} s") from None
+    text = printed.decode(errors="replace").strip()
+    if process.returncode:
+        said = " ".join(text.split())[-400:] or f"exit status {process.returncode}"
+        raise ProgramFailed(f"{name} {' '.join(arguments)}: {said}", status=process.returncode)
+    return text
+
+
+class ProgramFailed(Unavailable):
+    """A program of the system ended with an error; ``details["status"]`` is its exit status."""
+
+
+@dataclass(frozen=True)
+class MountEntry:
+    source: str
+    target: str
+    type: str
+    device: tuple[int, int]  # major, minor
+
+
+def mount_table(text: str | None = None) -> list[MountEntry]:
+    """What is mounted in this process's namespace, in order; the last one at a target is what one sees."""
+    lines = (text if text is not None else Path("/proc/self/mountinfo").read_text()).splitlines()
+    return [_entry(line) for line in lines]
+
+
+def _entry(line: str) -> MountEntry:
+    before, _, after = line.partition(" - ")
+    fields, (kind, source, *_) = before.split(), after.split()
+    major, _, minor = fields[2].partition(":")
+    return MountEntry(_unescaped(source), _unescaped(fields[4]), kind, (int(major), int(minor)))
+
+
+def _unescaped(text: str) -> str:
+    for escaped, plain in _ESCAPES.items():
+        text = text.replace(escaped, plain)
+    return text
+
+
+def mounted_at(target: str) -> MountEntry | None:
+    """What is mounted exactly there."""
+    return next((entry for entry in reversed(mount_table()) if entry.target == target), None)
+
+
+def mounts_of(device: str) -> list[MountEntry]:
+    return [entry for entry in mount_table() if entry.source == device]
+
+
+async def attach_loop(file: Path, read_only: bool) -> str:
+    """A loop device on a file, with direct I/O: what is written is in no page cache but the file system's."""
+    flags = ["--read-only"] if read_only else []
+    return await run("losetup", "--find", "--show", "--direct-io=on", *flags, str(file))
+
+
+def loops_on(file: Path) -> list[str]:
+    """Loop devices on a file, also when that is out of reach by now."""
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it was just detached
+            if entry.read_text().rstrip("\n").removesuffix(" (deleted)") == str(file):
+                found.append(f"/dev/{entry.parts[-3]}")
+    return sorted(found)
+
+
+async def detach_loop(device: str) -> None:
+    """Now, or by itself when the last one that has it open lets go."""
+    with contextlib.suppress(ProgramFailed):  # it went by itself
+        await run("losetup", "--detach", device)
+
+
+@dataclass(frozen=True)
+class User:
+    pid: int
+    command: str
+    what: str  # the path that it has open
+
+    def __str__(self) -> str:
+        return f"{self.command} (pid {self.pid}, {self.what})"
+
+
+def users_of(device: tuple[int, int]) -> list[User]:
+    """Processes that have something of a mounted file system open, or stand in it, in whatever namespace."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
+            what = next((path for path in _open_by(directory) if _is_on(path, device)), None)
+            if what is not None:
+                name = (directory / "comm").read_text().strip()
+                found.append(User(int(directory.name), name, os.readlink(what)))
+    return found
+
+
+def _open_by(directory: Path) -> Iterator[Path]:
+    yield from (directory / "cwd", directory / "root", directory / "exe")
+    yield from (directory / "fd").iterdir()
+
+
+def _is_on(path: Path, device: tuple[int, int]) -> bool:
+    with contextlib.suppress(OSError):
+        number = path.stat().st_dev
+        return (os.major(number), os.minor(number)) == device
+    return False
+
+
+def describe_users(users: list[User]) -> str:
+    shown = ", ".join(str(user) for user in users[:3])
+    return shown + (f" and {len(users) - 3} more" if len(users) > 3 else "")
+
+
+def check_root() -> None:
+    if os.geteuid() != 0:
+        raise Denied("mounting needs root: run it with sudo, or serve the volume by `moorage attach --nbd`")

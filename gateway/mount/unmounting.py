@@ -1,0 +1,144 @@
+"""Unmount, and put right what dead mounts left: file systems, loop devices, FUSE sessions, notes.
+
+Owns the way back, from any step that a mount may have come to; each step is idempotent, and is taken by what
+the system shows rather than by what was noted. It must never pull a file system from under a process that
+still uses it: that one is named, and everything stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from moorage.gateway.mount import system
+from moorage.gateway.mount.record import Place, StateDirectory
+from moorage.wire.errors import Busy, DeadlineExceeded, Invalid, NotFound
+
+log = logging.getLogger(__name__)
+
+UNMOUNT_TIMEOUT_S = 60.0
+ENDING_TIMEOUT_S = 20.0
+POLL_S = 0.01
+
+
+def find(directory: StateDirectory, what: str) -> Place:
+    """The mount at a path, or of a volume. NotFound that says what there is."""
+    target = os.path.abspath(what)
+    found = [
+        place
+        for place in directory.places()
+        if (record := place.load()).target == target or record.volume == what
+    ]
+    if not found:
+        known = ", ".join(place.load().target for place in directory.places())
+        raise NotFound(f"{what} is not mounted by Moorage here: mounted are {known or 'none'}")
+    if len(found) > 1:
+        raise Invalid(f"{what} means several mounts: give the path")
+    return found[0]
+
+
+async def unmount(place: Place, *, force: bool = False, timeout: float = UNMOUNT_TIMEOUT_S) -> None:
+    """Write back, unmount, detach. Raises Busy that names who uses it; DeadlineExceeded when the volume does
+    not take what is to be written back: ``force`` gives that up (it is lost)."""
+    with place.worked_on():
+        if force:
+            _signal(_keeper_pid(place), signal.SIGKILL)  # all that waits in the kernel ends with an error
+        await end(place, timeout)
+
+
+async def end(place: Place, timeout: float = UNMOUNT_TIMEOUT_S) -> None:
+    """Take back everything that there is of a mount, then forget it. Its keeper lives or is dead."""
+    loops = system.loops_on(place.device_file)
+    for device in loops:
+        for entry in reversed(system.mounts_of(device)):
+            await _unmount_file_system(entry, timeout)
+        await system.detach_loop(device)
+    await _until(lambda: not system.loops_on(place.device_file), lambda: _who_keeps(loops))
+    if system.mounted_at(str(place.fuse)) is not None:
+        await system.run("umount", str(place.fuse))
+    await _until(
+        lambda: not place.keeper_lives(), lambda: f"its keeper (pid {_keeper_pid(place)}) does not end"
+    )
+    await _end_daemon(place)
+    await asyncio.to_thread(shutil.rmtree, place.directory, ignore_errors=True)
+
+
+async def clean_up(directory: StateDirectory) -> list[str]:
+    """End the mounts whose keeper is dead. What cannot be ended yet stays, and is said: one line each."""
+    problems = []
+    for place in directory.places():
+        try:
+            with place.worked_on():
+                if not place.keeper_lives():
+                    log.info("the mount %s is dead, cleaning up", place.directory)
+                    await end(place)
+        except FileNotFoundError:
+            pass  # somebody else was faster
+        except (Busy, system.ProgramFailed, DeadlineExceeded) as error:
+            problems.append(f"{place.directory}: {error}")
+    return problems
+
+
+async def _unmount_file_system(entry: system.MountEntry, timeout: float) -> None:
+    try:
+        await system.run("umount", entry.target, timeout=timeout)
+    except system.ProgramFailed as error:
+        if system.mounted_at(entry.target) is None:
+            return  # somebody else was faster
+        users = await asyncio.to_thread(system.users_of, entry.device)
+        if not users:
+            raise
+        raise Busy(f"{entry.target} is in use by {system.describe_users(users)}: end that first") from error
+    except DeadlineExceeded:
+        raise DeadlineExceeded(
+            f"{entry.target} is not unmounted yet, its volume does not take what is to be written within "
+            f"{timeout:g} s: see `moorage mounts` and `moorage status`; `moorage umount --force` gives up "
+            "what was not written"
+        ) from None
+
+
+def _who_keeps(loops: list[str]) -> str:
+    """A mount in another namespace (a container's) keeps a loop device after it was unmounted here."""
+    devices = ", ".join(loops)
+    return f"{devices} is still mounted in another mount namespace, of a container perhaps: end that first"
+
+
+async def _until(condition: Callable[[], bool], problem: Callable[[], str]) -> None:
+    end = asyncio.get_running_loop().time() + ENDING_TIMEOUT_S
+    while not condition():
+        if asyncio.get_running_loop().time() > end:
+            raise Busy(problem())
+        await asyncio.sleep(POLL_S)
+
+
+async def _end_daemon(place: Place) -> None:
+    """It ends by itself when its keeper does, and lets the volume go; unless it is frozen."""
+    pid = place.status().pid
+    try:
+        await _until(lambda: not _is_daemon(pid, place), lambda: "its daemon does not end")
+    except Busy:
+        _signal(pid, signal.SIGKILL)
+
+
+def _is_daemon(pid: int, place: Place) -> bool:
+    """A process id is reused: look at what it runs."""
+    try:
+        return str(place.directory).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _keeper_pid(place: Place) -> int:
+    return int(place.keeper_lock.read_text() or 0) if place.keeper_lives() else 0
+
+
+def _signal(pid: int, number: int) -> None:
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
