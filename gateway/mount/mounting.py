@@ -10,6 +10,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -65,6 +66,8 @@ async def mount(directory: StateDirectory, record: Record) -> Mount:
     await clean_up(directory)
     with directory.created(record, lambda: _check_free(directory, record)) as place:
         keeper = _start(place)
+        # Whoever called may live on for months: it must not keep a zombie once this keeper has ended.
+        threading.Thread(target=keeper.wait, name=f"reaper of {keeper.pid}", daemon=True).start()
         try:
             await _until_served(place, keeper)
         except BaseException:

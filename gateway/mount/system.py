@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage.wire.errors import DeadlineExceeded, Denied, NotFound, Unavailable
+from moorage.wire.errors import Busy, DeadlineExceeded, Denied, NotFound, Unavailable
 
 PROGRAM_TIMEOUT_S = 60.0
+_PR_SET_PDEATHSIG = 1
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # Debian keeps such tools in sbin
 _ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
 
@@ -32,7 +35,8 @@ def program(name: str) -> str:
 
 
 async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) -> str:
-    """Run a program to its end; what it printed. Raises NotFound, or :class:`ProgramFailed`."""
+    """Run a program to its end; what it printed. It does not outlive this process: who goes on in its place
+    would do the same beside it. Raises NotFound, or :class:`ProgramFailed`."""
     process = await asyncio.create_subprocess_exec(
         program(name),
         *arguments,
@@ -40,6 +44,7 @@ async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) ->
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "LC_ALL": "C"},
+        preexec_fn=_die_with_parent,
     )
     try:
         async with asyncio.timeout(timeout):
@@ -53,6 +58,30 @@ async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) ->
         said = " ".join(text.split())[-400:] or f"exit status {process.returncode}"
         raise ProgramFailed(f"{name} {' '.join(arguments)}: {said}", status=process.returncode)
     return text
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def until_unused(device: str) -> None:
+    """Wait until no program that a former life ran on a device is left: one that waits for the device ends
+    only once that answers. Raises Busy."""
+    end = asyncio.get_running_loop().time() + PROGRAM_TIMEOUT_S
+    while running := _running_on(device):
+        if asyncio.get_running_loop().time() > end:
+            raise Busy(f"{device} is used by {', '.join(running)}: end that first")
+        await asyncio.sleep(0.02)
+
+
+def _running_on(device: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            if device.encode() in arguments:
+                found.append(f"{arguments[0].decode(errors='replace')} (pid {path.parent.name})")
+    return found
 
 
 class ProgramFailed(Unavailable):
