@@ -356,7 +356,7 @@ class StoreHistory:
         shell.commit()
 
     async def _do_copy(self, store: Store, shell: Shell) -> None:
-        shell.order_copy(fresh=bool(shell.core.state.damaged) or self.rng.random() < 0.4)
+        shell.order_copy(fresh=self.rng.random() < 0.4)
 
     async def _do_read(self, store: Store, shell: Shell) -> None:
         rng, replica = self.rng, shell.replica

@@ -28,8 +28,8 @@ def test_many_histories(first: int) -> None:
         run_seed(seed)
 
 
-@pytest.mark.parametrize("seed", [106, 196, 277, 100_446])
-@pytest.mark.xfail(strict=True, raises=Failed, reason="not understood yet: each has bytes that changed")
+@pytest.mark.parametrize("seed", [100_446])
+@pytest.mark.xfail(strict=True, raises=Failed, reason="not understood yet: it has bytes that changed")
 def test_known_to_fail(seed: int) -> None:
     run_seed(seed)
 
