@@ -142,22 +142,26 @@ class Checkpointer:
             ]
             written = [(key, cells if any(cells[-256:]) else None) for _, _, key, cells in batch]
             tombstones = self._changed_tombstones({page.table for page, _, _, _ in batch})
-            await self._lane.run(partial(self._store.write_pages, written, _ranges(tombstones)))
+            ranges, reached = _ranges(tombstones), self._log.group
+            await self._lane.run(partial(self._store.write_pages, written, ranges, reached))
             self._tombstones_stored(tombstones)
             for page, version, _, _ in batch:
                 self._index.stored(page, version)
 
     async def _sweep_dead(self) -> None:
         """Delete the pages of tables that are gone, and take their blocks off the segments' accounts."""
+        reached = self._log.group  # with it at the latest these tables were given up
         for handle, accounted in list(self._fold.dead.items()):
             while True:
-                gone = await self._lane.run(partial(self._store.delete_pages, handle, PAGES_PER_TRANSACTION))
+                gone = await self._lane.run(
+                    partial(self._store.delete_pages, handle, PAGES_PER_TRANSACTION, reached)
+                )
                 for _, number, cells in gone:
                     if number not in accounted and cells is not None:
                         self._release(cells)
                 if len(gone) < PAGES_PER_TRANSACTION:
                     break
-            await self._lane.run(partial(self._store.delete_tombstones, handle))
+            await self._lane.run(partial(self._store.delete_tombstones, handle, reached))
             self._tombstones.pop(handle, None)
             del self._fold.dead[handle]
 
