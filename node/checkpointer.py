@@ -74,6 +74,7 @@ class Checkpointer:
             )
             try:
                 await self._store_pages(pages)
+                tombstones = self._not_stored(tombstones)
                 await self._lane.run(partial(self._store.finish, meta, replicas, _ranges(tombstones)))
             except BaseException:
                 self._fold.changed.update(replicas)
@@ -101,6 +102,17 @@ class Checkpointer:
             table.handle: (table.tombstones.version, list(table.tombstones))
             for table in tables
             if self._tombstones.get(table.handle, 0) != table.tombstones.version
+        }
+
+    def _not_stored(
+        self, tombstones: dict[int, tuple[int, list[Range]]]
+    ) -> dict[int, tuple[int, list[Range]]]:
+        """Without those of which newer ones were stored with pages meanwhile: older ones in their place would
+        not explain what these pages have lost."""
+        return {
+            handle: found
+            for handle, found in tombstones.items()
+            if found[0] > self._tombstones.get(handle, 0)
         }
 
     def _tombstones_stored(self, tombstones: dict[int, tuple[int, list[Range]]]) -> None:
