@@ -129,17 +129,31 @@ class Checkpointer:
             replica.trim(lsn + 1)
 
     def _unused(self, segment: int) -> set[int]:
+        return self._empty(
+            segment,
+            {
+                location >> OFFSET_BITS
+                for replica in self._fold.replicas.values()
+                for _, location in replica.tail.values()
+            },
+        )
+
+    def _empty(self, segment: int, held: set[int]) -> set[int]:
         live = self._index.live
-        held = {
-            location >> OFFSET_BITS
-            for replica in self._fold.replicas.values()
-            for _, location in replica.tail.values()
-        }
         return {
             number
             for number in self._log.segments
             if number < segment and live.get(number, 0) <= 0 and number not in held
         }
+
+    def would_free(self) -> bool:
+        """Whether a checkpoint would free a segment now: of the tails it keeps what is pending."""
+        pending = {
+            location >> OFFSET_BITS
+            for replica in self._fold.replicas.values()
+            for _, location in replica.pending()
+        }
+        return bool(self._empty(self._log.end()[0], pending))
 
     # -- pages ------------------------------------------------------------------------------------------
 

@@ -614,6 +614,22 @@ async def test_a_sweep_that_fails_is_made_up_for_by_the_next_checkpoint(
     assert rig.store.used == 0
 
 
+async def test_a_checkpoint_frees_what_is_empty_while_compaction_waits_for_the_log(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log waits for a free segment, compaction for the log, the next checkpoint for compaction to end."""
+
+    async def waits(store: Store) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Store, "_keep_up_once", waits)
+    await rig.write(0, 0, block(1))
+    async with asyncio.timeout(10):
+        for at in range(3 * rig.store.layout.slots * SEGMENT // (16 * BLOCK_SIZE)):
+            await rig.write(0, 16, block(at, 16))
+    assert (await rig.read(0, 0))[1] == block(1)
+
+
 async def test_a_bad_page_of_the_index_under_what_is_copied_or_moved_costs_its_replica_alone(
     rig: Rig,
 ) -> None:
