@@ -251,11 +251,12 @@ class StoreHistory:
             if replica is None:
                 if model.there.sure(before) and not model.leaving and not self.device.damaged:
                     raise Wrong(f"replica {identity} is gone")
-                del self.models[identity]
-            elif model.gone.sure(before) and not replica.damaged:
+                model.gone.tell(self.group, True)
+                continue
+            if model.gone.sure(before) and not replica.damaged:
                 raise Wrong(f"replica {identity} was dropped, and is back")
-            else:
-                await self._look_at(store, model, replica, before)
+            model.gone.begin(False)  # the order to drop it is what was lost
+            await self._look_at(store, model, replica, before)
         for identity in store.replicas.keys() - self.models.keys():
             raise Wrong(f"a replica {identity} that nobody has ordered")
         self.check_accounts(store)
@@ -446,6 +447,22 @@ class StoreHistory:
             file.synced[at] ^= 1
             self.loop.note(f"byte {at} of {segment.name} rots, in a block that is alive")
 
+    def _fault_rot_index(self) -> None:
+        """In a page that a checkpoint has stored."""
+        store = self.store
+        if not self.rots or self._rotted or store is None or store.index_store is None:
+            return
+        env = store.index_store._env
+        with env.begin(write=True, db=store.index_store._pages) as txn:
+            stored = list(txn.cursor())
+            if stored:
+                key, value = self.rng.choice(stored)
+                rotten = bytearray(value)
+                rotten[self.rng.randrange(len(rotten))] ^= 1 << self.rng.randrange(8)
+                txn.put(key, bytes(rotten))
+                self._rotted = self.device.damaged = True
+                self.loop.note(f"page {key.hex()} of the index rots")
+
     def _fault_misdirected(self) -> None:
         if self.rots and not self._rotted:
             self._rotted = self._misdirected = True
@@ -461,7 +478,7 @@ class StoreHistory:
 
     async def _settle(self, store: Store) -> None:
         """Everything is well: all members become whole, hold all of their logs, and show it."""
-        for _ in range(400):
+        for _ in range(4000):  # 20 s: some stores get a segment every 0.1 s, and compaction takes its share
             staying = [shell for shell in self.shells.values() if not shell.model.leaving]
             if all([shell.bring_up() for shell in staying]):
                 break
@@ -616,4 +633,4 @@ WORK: dict[str, tuple[int, ...]] = {
     "check": (1,),
     "flush": (0, 2),
 }
-FAULTS = {"fails": 2, "full": 2, "rot": 4, "rot_alive": 4, "rot_late": 6, "misdirected": 2}
+FAULTS = {"fails": 2, "full": 2, "rot": 4, "rot_alive": 4, "rot_late": 6, "rot_index": 4, "misdirected": 2}

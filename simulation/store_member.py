@@ -334,6 +334,6 @@ class Shell:
 
     def _blocked(self) -> bool:
         """What comes next has no room, since others sit on it: a copy, which is not charged, skips it."""
-        model, core = self.model, self.core
-        rest = model.log[core.matched : core.matched + 1]
-        return bool(rest) and core.state.copy is None and not self._fitting(rest)
+        core, copy = self.core, self.core.state.copy
+        rest = self.model.log[core.matched : core.matched + 1]
+        return bool(rest) and (copy is None or copy.copied) and not self._fitting(rest)
