@@ -216,7 +216,7 @@ async def test_not_root_and_no_fuse(host: Host, volume: MakeVolume) -> None:
     no_fuse = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev && exec "$@"', "sh")
     check = (
         "from moorage.gateway.mount import mounting; from moorage.gateway.mount.record import Record\n"
-        f"try: mounting.check(Record('0', {name!r}, '', '', '', '/mnt'))\n"
+        f"try: mounting.check(Record('0', {name!r}, '', '', '', '/'))\n"
         "except Exception as error: print(error)"
     )
     for prefix, message in ((nobody, "mounting needs root"), (no_fuse, "/dev/fuse does not exist")):

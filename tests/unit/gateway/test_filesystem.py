@@ -65,8 +65,8 @@ def test_what_holds_anything_is_refused_with_the_way_out(
 def test_the_last_mount_at_a_target_is_what_one_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (
         "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
-        "40 22 7:0 / /mnt/with\\040space rw shared:5 master:1 - ext4 /dev/loop0 rw,errors=remount-ro\n"
-        "41 22 0:50 / /mnt/with\\040space rw - fuse.moorage moorage:a\\134b rw,user_id=0\n"
+        "40 22 7:0 / /data/with\\040space rw shared:5 master:1 - ext4 /dev/loop0 rw,errors=remount-ro\n"
+        "41 22 0:50 / /data/with\\040space rw - fuse.moorage moorage:a\\134b rw,user_id=0\n"
     )
     table = system.mount_table(text)
     assert [(entry.source, entry.type, entry.device) for entry in table] == [
@@ -75,7 +75,7 @@ def test_the_last_mount_at_a_target_is_what_one_sees(monkeypatch: pytest.MonkeyP
         ("moorage:a\\b", "fuse.moorage", (0, 50)),
     ]
     monkeypatch.setattr(system, "mount_table", lambda: table)
-    at = system.mounted_at("/mnt/with space")
+    at = system.mounted_at("/data/with space")
     assert at is not None and at.type == "fuse.moorage"
-    assert system.mounted_at("/mnt") is None
-    assert [entry.target for entry in system.mounts_of("/dev/loop0")] == ["/mnt/with space"]
+    assert system.mounted_at("/data") is None
+    assert [entry.target for entry in system.mounts_of("/dev/loop0")] == ["/data/with space"]
