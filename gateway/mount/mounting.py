@@ -129,7 +129,7 @@ async def _until_served(place: Place, keeper: subprocess.Popen[bytes]) -> None:
         if status.state == "lost":
             raise Unavailable(f"the volume was lost at once: {status.reason}")
         if keeper.poll() is not None:
-            raise Unavailable(f"the keeper of the mount ended with {keeper.returncode}: {place.last_words()}")
+            raise Unavailable(f"the mount has failed, its last words are: {place.last_words()}")
         await asyncio.sleep(POLL_S)
 
 
