@@ -10,6 +10,7 @@ from moorage.simulation import shrink as shrinking
 from moorage.simulation.many import run_many
 from moorage.simulation.nemesis import WEIGHTS, Fault, draw_plan
 from moorage.simulation.run import Failed, Outcome, run_seed
+from moorage.simulation.strand import PLOTS
 
 SEEDS = int(os.environ.get("MOORAGE_CLUSTER_SEEDS", "3"))
 SLOW_SEEDS = 100
@@ -40,7 +41,7 @@ def test_many_histories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_kind_of_fault_is_drawn() -> None:
     drawn = {fault.kind for seed in range(40) for fault in draw_plan(seed, 8.0)}
-    assert drawn == {*WEIGHTS, "strand"}
+    assert drawn == {*WEIGHTS, *PLOTS}
 
 
 def test_a_failure_is_shrunk_to_the_faults_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
