@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -17,12 +18,14 @@ SLOW_SEEDS = 100
 
 
 @pytest.mark.timeout(300)
-def test_histories_keep_all_promises_and_a_seed_is_one_history() -> None:
+def test_histories_keep_all_promises_and_a_seed_is_one_history(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = [run_seed(seed) for seed in range(SEEDS)]
     assert sum(outcome.answered for outcome in outcomes) > 500, "the workload really works"
     assert sum(outcome.blocks for outcome in outcomes) > 100
     assert not all(outcome.refused for outcome in outcomes)
     assert len({outcome.trace for outcome in outcomes}) == SEEDS
+    monkeypatch.setattr(os, "getpid", lambda: 4_000_000)
+    monkeypatch.setattr(sys, "argv", ["a-program-of-another-name"])
     elsewhere = [bytearray(size) for size in range(20_000)]  # other addresses than before
     assert run_seed(0).trace == outcomes[0].trace
     del elsewhere
