@@ -54,7 +54,7 @@ class Scene:
         self.volume = rng.choice([each for each in VOLUMES if each not in workload.reserved] or VOLUMES)
         chunk, count = CHUNK // BLOCK_SIZE, SIZE // BLOCK_SIZE
         self.blocks = [at + each for at in range(0, count, chunk) for each in rng.sample(range(chunk), 2)]
-        self.one, self.other, self.third = rng.sample(self.cluster.clients, 3)
+        self.one, self.other = rng.sample(self.cluster.clients, 2)
         # How far the players are.
         self.held = self.parted = self.taken = self.done = False
         self._undone: list[Callable[[], None]] = []
@@ -187,9 +187,6 @@ class Player:
 
     async def show(self, name: str) -> bool:
         return await self._workload.show(self.client, self.connected, name)
-
-    async def delete(self, name: str) -> None:
-        await self._workload.delete(self.client, self.connected, name)
 
     async def meanwhile(
         self, volume: Volume, until: Callable[[], bool], what: Callable[[Volume], Awaitable[None]]

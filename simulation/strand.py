@@ -225,6 +225,7 @@ async def old_copy(scene: Scene) -> None:
     directory = scene.cluster.world.directory
     here, copy, aside = (directory / host.name / each for each in ("node", "copy", "aside"))
     host.kill()
+    scene.undo_later(lambda: shutil.rmtree(copy, ignore_errors=True))
     shutil.copytree(here, copy)
     disk = host.device.disk.crash(None)
     await scene.until(lambda: host.ready)
