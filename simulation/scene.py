@@ -44,14 +44,16 @@ class Scene:
     """``volume``: nobody else attaches it meanwhile (who had it before may have it still). ``blocks``: some
     of each chunk, which the other programs seldom touch."""
 
-    def __init__(self, nemesis: Nemesis, workload: Workload, rng: Random) -> None:
+    def __init__(self, nemesis: Nemesis, workload: Workload, rng: Random, durability: str = "") -> None:
         self.nemesis = nemesis
         self.workload = workload
         self.cluster = workload.cluster
         self.rng = rng
         self.loop = self.cluster.world.loop
         self.over = False
-        self.volume = rng.choice([each for each in VOLUMES if each not in workload.reserved] or VOLUMES)
+        modes = workload.history.durability
+        fit = [name for name in VOLUMES if durability in ("", modes[name])] or VOLUMES
+        self.volume = rng.choice([each for each in fit if each not in workload.reserved] or fit)
         chunk, count = CHUNK // BLOCK_SIZE, SIZE // BLOCK_SIZE
         self.blocks = [at + each for at in range(0, count, chunk) for each in rng.sample(range(chunk), 2)]
         self.one, self.other = rng.sample(self.cluster.clients, 2)

@@ -258,6 +258,6 @@ PLOTS: dict[str, tuple[Plot, float]] = {  # and how long each needs
 
 
 def strand(kind: str, nemesis: Nemesis, workload: Workload, rng: Random) -> Callable[[], None]:
-    scene = Scene(nemesis, workload, rng)
+    scene = Scene(nemesis, workload, rng, "writeback" if kind == "flushed" else "")
     scene.begin(PLOTS[kind][0])
     return scene.end
