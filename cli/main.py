@@ -32,11 +32,17 @@ DRILL = {
     "silent-host": "moorage.cli.drill.main:silent_host",
     "zombie": "moorage.cli.drill.main:zombie",
 }
+DVDI = {
+    "run": "moorage.cli.dvdi:run_task",
+}
 COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
     "bench": BENCH,
     "demo": "moorage.cli.demo.main:demo",
+    "docker": "moorage.cli.docker:docker",
     "drill": DRILL,
+    "dvdcli": "moorage.cli.dvdcli:dvdcli",
+    "dvdi": DVDI,
     "health": "moorage.cli.health:health",
     "host": "moorage.cli.services:host",
     "metadata": "moorage.cli.services:metadata",
@@ -53,6 +59,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
 _HELP = {
     "bench": "Measure a volume, or load it and verify what it reads.",
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
+    "dvdi": "Volumes of a task that names them in its environment.",
     "secret": "Make the files that services and clients prove themselves with.",
 }
 

@@ -206,7 +206,7 @@ class Cluster:
         self._check_here(address)
         read_only = read_only or _read_only(address)
         if io_timeout is None:
-            io_timeout = _seconds(address.options.get("io_timeout", "60"))
+            io_timeout = uri.parse_seconds("io_timeout", address.options.get("io_timeout", "60"))
         opening = functools.partial(
             Attachment.open,
             lambda method, params, wait: self._call_owner(address.name, method, params, timeout=wait),
@@ -272,7 +272,7 @@ class Cluster:
             force=force,
             overwrite=overwrite,
             owner=owner,
-            io_timeout=_seconds(address.options.get("io_timeout", "60")),
+            io_timeout=uri.parse_seconds("io_timeout", address.options.get("io_timeout", "60")),
             wait=wait,
             by=by or f"{Path(sys.argv[0] or 'python').name} (pid {os.getpid()})",
         )
@@ -433,13 +433,3 @@ def _read_only(address: uri.Address) -> bool:
     if mode not in ("rw", "ro"):
         raise Invalid(f"mode={mode!r} in {address}: write mode=rw or mode=ro")
     return mode == "ro"
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise Invalid(f"io_timeout={text!r}: write seconds, or 0 to wait for ever")
-    return seconds

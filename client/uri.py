@@ -78,6 +78,17 @@ def parse_count(key: str, text: str) -> int:
     return int(text)
 
 
+def parse_seconds(key: str, text: str) -> float:
+    """The seconds that an option says; 0 is for ever."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise Invalid(f"{key}={text!r}: write seconds, or 0 to wait for ever")
+    return seconds
+
+
 def _split_authority(text: str, body: str) -> tuple[str, str]:
     if body.startswith("//"):
         cluster, slash, rest = body[2:].partition("/")

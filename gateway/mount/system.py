@@ -94,6 +94,7 @@ class MountEntry:
     target: str
     type: str
     device: tuple[int, int]  # major, minor
+    shared: bool = False  # what is mounted or unmounted below it, is so in copies of this namespace too
 
 
 def mount_table(text: str | None = None) -> list[MountEntry]:
@@ -106,7 +107,8 @@ def _entry(line: str) -> MountEntry:
     before, _, after = line.partition(" - ")
     fields, (kind, source, *_) = before.split(), after.split()
     major, _, minor = fields[2].partition(":")
-    return MountEntry(_unescaped(source), _unescaped(fields[4]), kind, (int(major), int(minor)))
+    shared = any(tag.startswith("shared:") for tag in fields[6:])
+    return MountEntry(_unescaped(source), _unescaped(fields[4]), kind, (int(major), int(minor)), shared)
 
 
 def _unescaped(text: str) -> str:
