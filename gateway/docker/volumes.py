@@ -142,7 +142,7 @@ class HostVolumes:
         """After a crash, a reboot or an unmount that failed: what is noted becomes what is so, and what
         nobody uses ends. A line for each that cannot be yet."""
         problems = []
-        for name in self.notes.names():
+        for name in sorted({*self.notes.names(), *(target.name for _, target in self._ours())}):
             with self.notes.locked_nowait(name) as free:
                 if not free:
                     continue
@@ -158,14 +158,21 @@ class HostVolumes:
 
     def _look(self, name: str) -> tuple[Place | None, Seen]:
         """What there is at the volume's place. Its mount elsewhere on this host is another one's."""
-        target = str(self._root / name)
-        for place in self._mounts.places():
-            try:
-                if place.load().target == target:
+        for place, target in self._ours():
+            if target.name == name:
+                with contextlib.suppress(FileNotFoundError):  # it has just ended
                     return place, _seen(place)
-            except FileNotFoundError:
-                pass  # it has just ended
         return None, Seen.NOTHING
+
+    def _ours(self) -> list[tuple[Place, Path]]:
+        """The mounts below the root, with where they are."""
+        found = []
+        for place in self._mounts.places():
+            with contextlib.suppress(FileNotFoundError):
+                target = Path(place.load().target)
+                if target.parent == self._root:
+                    found.append((place, target))
+        return found
 
 
 async def _create(cluster: Cluster, address: Address) -> VolumeInfo:
