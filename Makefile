@@ -8,8 +8,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-SYSTEM_PACKAGES := binutils e2fsprogs fio fuse3 g++ iproute2 iptables libapr1 libnbd-bin libsasl2-2 libsvn1 \
-	mount python3 python3-libnbd python3-venv qemu-utils strace util-linux xfsprogs
+SYSTEM_PACKAGES := binutils busybox-static docker.io e2fsprogs fio fuse3 g++ iproute2 iptables libapr1 \
+	libnbd-bin libsasl2-2 libsvn1 mount python3 python3-libnbd python3-venv qemu-utils strace util-linux xfsprogs
 export PYTHON
 SEED ?= 0
 SECONDS ?= 60

@@ -18,6 +18,7 @@ from pathlib import Path
 from moorage.gateway.mount import system
 
 ROOT = Path("/run/moorage/volumes")
+_AGENT = "@"
 
 
 def mount_root(given: str | Path | None = None) -> Path:
@@ -28,16 +29,17 @@ def mount_root(given: str | Path | None = None) -> Path:
 def of_agent(path: Path, environment: Mapping[str, str] = os.environ) -> Path:
     """The part of a directory that is the Mesos agent's whose address is in ``$LIBPROCESS_IP``."""
     address = environment.get("LIBPROCESS_IP")
-    return path / f"@{address.replace('/', '_')}" if address else path
+    return path / f"{_AGENT}{address.replace('/', '_')}" if address else path
 
 
 async def make_target(root: Path, name: str) -> Path:
-    with _locked(root):
-        if not _is_shared(root):
-            await system.run("mount", "--bind", str(root), str(root))
-            await system.run("mount", "--make-shared", str(root))
+    machines = root.parent if root.name.startswith(_AGENT) else root
+    with _locked(machines):
+        if not _is_shared(machines):
+            await system.run("mount", "--bind", str(machines), str(machines))
+            await system.run("mount", "--make-shared", str(machines))
     target = root / name
-    await asyncio.to_thread(target.mkdir, exist_ok=True)
+    await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
     return target
 
 

@@ -55,12 +55,11 @@ class Host:
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "moorage.cli.main", *arguments],
-            env=self.environment,
+            **{"env": self.environment, **options},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
         )
 
     async def run(self, *arguments: str, timeout: float = 60) -> tuple[int, str, str]:
@@ -104,16 +103,19 @@ class Host:
 
     async def clean(self) -> None:
         """However things stand: nothing stays."""
+        await self.end()
+        assert self.left() == []
+
+    async def end(self) -> None:
         await self.kill()
         async with asyncio.timeout(60):
             while problems := await unmounting.clean_up(self.state):
-                for entry in self._left():
+                for entry in self.left():
                     await run_program("umount", "--lazy", entry.target)
                 await asyncio.sleep(0.1)
                 assert problems
-        assert self._left() == []
 
-    def _left(self) -> list[system.MountEntry]:
+    def left(self) -> list[system.MountEntry]:
         return [entry for entry in system.mount_table() if entry.target.startswith(f"{self.directory}/")]
 
 

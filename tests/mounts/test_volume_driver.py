@@ -4,61 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from moorage.cli.clients import ClientProcess, run_program
-from moorage.cli.local_cluster import LocalCluster
 from moorage.gateway.mount import system
 
-from .agents import Agent, unusable
+from .agents import Agent, kill_processes
 
-pytestmark = [
-    pytest.mark.skipif(bool(unusable()), reason=unusable()),
-    pytest.mark.asyncio(loop_scope="module"),
-]
-Awaiting = Callable[..., Awaitable[Any]]
+pytestmark = pytest.mark.usefixtures("mount")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, str]]:
-    """A cluster for all tests of this file, whose volumes have names apart: what a client needs."""
-    cluster = LocalCluster(tmp_path_factory.mktemp("cluster"), hosts=3, options={"MOORAGE_CAPACITY": "2G"})
-    await cluster.start()
-    yield {
-        **{key: value for key, value in os.environ.items() if not key.startswith("MOORAGE_")},
-        "MOORAGE_REGISTRY": cluster.registry,
-        "MOORAGE_SECRET_FILE": str(cluster.secret_file),
-    }
-    await cluster.kill()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def make_agent(shared: dict[str, str], tmp_path: Path) -> AsyncIterator[Callable[[str], Agent]]:
+@pytest.fixture
+async def make_agent(up: dict[str, str]) -> AsyncIterator[Callable[[], Agent]]:
     made: list[Agent] = []
 
-    def make(name: str) -> Agent:
-        made.append(Agent(name, tmp_path / name, shared))
+    def make() -> Agent:
+        made.append(Agent(up))
         return made[-1]
 
     yield make
     for agent in made:
-        await agent.close()
+        await agent.clean()
+        shutil.rmtree(agent.directory)
 
 
 @pytest.fixture
-def agent(make_agent: Callable[[str], Agent]) -> Agent:
-    return make_agent("a")
+def agent(make_agent: Callable[[], Agent]) -> Agent:
+    return make_agent()
 
 
 class Driver(ClientProcess):
@@ -104,15 +86,15 @@ async def test_containers_share_a_mount_that_outlives_the_driver(agent: Agent) -
         assert (agent.root / "web" / "file").read_text() == "written"
         assert await driver.call("Unmount", Name="web", ID="two") == {}
         assert await driver.call("Path", Name="web") == {"Mountpoint": ""}
-        assert agent.mounts() == []
+        assert agent.places() == []
         assert await driver.call("Remove", Name="web") == {}
     assert not spec.exists() and not driver.socket.exists()
 
 
 @pytest.mark.slow
-async def test_what_a_crash_left_is_put_right(agent: Agent, until: Awaiting) -> None:
+async def test_what_a_crash_left_is_put_right(agent: Agent) -> None:
     """A mount without a user, a user without a mount, and a mount whose processes are gone."""
-    entries = agent.state_dir / "docker" / "volumes"
+    entries = agent.state.path / "docker" / "volumes"
     async with Driver(agent) as driver:
         for name in ("unused", "lost"):
             await driver.call("Create", Name=name, Opts={"size": "64M", "replicas": "1"})
@@ -122,18 +104,12 @@ async def test_what_a_crash_left_is_put_right(agent: Agent, until: Awaiting) -> 
         await driver.kill()
     (entries / "unused.json").unlink()  # noted before the unmount, which did not come
     (entries / "never.json").write_text('{"users": ["one"], "options": {}}')
-    (lost,) = [
-        path for path in agent.mounts() if json.loads((path / "record.json").read_text())["volume"] == "lost"
-    ]
-    pids = [int((lost / "keeper.lock").read_text()), json.loads((lost / "status.json").read_text())["pid"]]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    (lost,) = [place for place in agent.places() if place.load().volume == "lost"]
+    kill_processes(lost)
     async with Driver(agent) as driver:
-
-        async def is_right() -> bool:
-            return agent.mounts() == [] and list(entries.iterdir()) == []
-
-        await until(is_right, "put right")
+        async with asyncio.timeout(60):
+            while agent.places() or list(entries.iterdir()):
+                await asyncio.sleep(0.05)
         assert "Mountpoint" in await driver.call("Mount", Name="lost", ID="two")  # its old holder is dead
         assert (agent.root / "lost" / "file").read_text() == "written"
         await driver.call("Unmount", Name="lost", ID="two")
@@ -148,7 +124,7 @@ async def test_dvdcli_keeps_the_agents_of_a_machine_apart(agent: Agent) -> None:
     assert path == str(agent.root / "@127.0.0.11" / "db")
     assert await agent.ok("dvdcli", "mount", *options, *size, **one) == path
     Path(path, "file").write_text("written")
-    code, _, error = await agent.run("dvdcli", "unmount", *options, **two)
+    code, _, error = await agent.run_with(two, "dvdcli", "unmount", *options)
     assert code == 0, error  # nothing is mounted for that agent
     assert await agent.ok("dvdcli", "path", *options, **one) == path
     await agent.ok("dvdcli", "unmount", *options, **one)
@@ -163,7 +139,7 @@ async def test_dvdcli_keeps_the_agents_of_a_machine_apart(agent: Agent) -> None:
 @pytest.mark.slow
 async def test_what_dvdcli_refuses_and_what_it_does_not(agent: Agent) -> None:
     async def says(code: int, words: str, *arguments: str) -> None:
-        ended, out, error = await agent.run("dvdcli", *arguments)
+        ended, out, error = await agent.run_with({}, "dvdcli", *arguments)
         assert ended == code and words in error and "Traceback" not in error, error
         assert len(error.splitlines()) == (code != 0) and not out
 
@@ -186,15 +162,15 @@ async def test_a_task_with_dvdi_variables(agent: Agent) -> None:
         "DVDI_VOLUME_NAME9": "moorage:///logs2?size=64M&replicas=1",
     }
     script = 'echo row > data/table; echo line > "$DVDI_VOLUME_PATH9/log"; echo $DVDI_VOLUME_PATH; exit 7'
-    code, out, error = await agent.run("dvdi", "run", "--", "sh", "-c", script, **variables)
+    code, out, error = await agent.run_with(variables, "dvdi", "run", "--", "sh", "-c", script)
     assert (code, out) == (7, str(agent.root / "db2")), error
-    assert agent.mounts() == [] and not (agent.directory / "data").exists()
+    assert agent.places() == [] and not (agent.directory / "data").exists()
     assert await agent.ok("dvdi", "run", "cat", "data/table", **variables) == "row"
 
 
 @pytest.mark.slow
 async def test_a_task_that_is_killed_leaves_nothing_that_the_next_one_does_not_put_right(
-    agent: Agent, until: Awaiting
+    agent: Agent,
 ) -> None:
     variables = {"DVDI_VOLUME_NAME": "db3", "DVDI_VOLUME_OPTS": "size=64M,replicas=1"}
     process = await asyncio.create_subprocess_exec(
@@ -203,29 +179,27 @@ async def test_a_task_that_is_killed_leaves_nothing_that_the_next_one_does_not_p
         env={**agent.environment, **variables},
     )
 
-    async def is_written() -> bool:
-        return (agent.root / "db3" / "table").exists()
-
-    await until(is_written, "written")
+    async with asyncio.timeout(60):
+        while not (agent.root / "db3" / "table").exists():
+            await asyncio.sleep(0.05)
     process.kill()
     await process.wait()
-    assert len(agent.mounts()) == 1  # its processes go on, for nobody
+    assert len(agent.places()) == 1  # its processes go on, for nobody
     other = {"DVDI_VOLUME_NAME": "otherdb3", "DVDI_VOLUME_OPTS": "size=64M,replicas=1"}
     await agent.ok("dvdi", "run", "true", **other)
-    assert agent.mounts() == [] and not agent.processes()
+    assert agent.places() == []
 
 
 @pytest.mark.slow
-async def test_a_mount_that_was_taken_over_is_replaced(make_agent: Callable[[str], Agent]) -> None:
+async def test_a_mount_that_was_taken_over_is_replaced(make_agent: Callable[[], Agent]) -> None:
     """Another host took the volume by force, and let it go: who asks again here gets one that works."""
-    one, two = make_agent("one"), make_agent("two")
+    one, two = make_agent(), make_agent()
     options = ("--volumename=db4", "--volumeopts=size=64M", "--volumeopts=replicas=1")
     path = Path(await one.ok("dvdcli", "mount", *options))
-    (two.directory / "m").mkdir()
-    await two.ok("mount", "--force", "db4", str(two.directory / "m"))
-    (two.directory / "m" / "file").write_text("written")
-    await two.ok("umount", "db4")
-    code, out, _ = await one.run("dvdcli", "path", "--volumename=db4")
+    await two.mount("db4", "--force")
+    (two.point() / "file").write_text("written")
+    await two.unmount("db4")
+    code, out, _ = await one.run_with({}, "dvdcli", "path", "--volumename=db4")
     assert (code, out) == (3, "")  # no I/O there succeeds
     assert await one.ok("dvdcli", "mount", *options) == str(path)
     assert (path / "file").read_text() == "written"
@@ -256,6 +230,6 @@ async def test_one_who_listens_already_is_not_pushed_aside(agent: Agent, tmp_pat
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "plugin.sock"))
         listening.listen()
-        code, _, error = await agent.run("docker", "--socket", str(tmp_path / "plugin.sock"))
+        code, _, error = await agent.run_with({}, "docker", "--socket", str(tmp_path / "plugin.sock"))
     assert code == 9 and "another process listens" in error
     assert system.mounted_at(str(agent.root)) is None
