@@ -56,9 +56,9 @@ def run_task(command: tuple[str, ...]) -> None:
 @contextlib.asynccontextmanager
 async def _mounted(volume: TaskVolume) -> AsyncIterator[str]:
     from moorage.cli.dvdcli import host_volumes
-    from moorage.gateway.docker.volumes import process_user
+    from moorage.gateway.docker import users
 
-    name, user = volume.address.name, process_user(os.getpid())
+    name, user = volume.address.name, users.of_process(os.getpid())
     async with host_volumes(volume.address.cluster) as host:
         try:
             async with asyncio.timeout(MOUNT_S):

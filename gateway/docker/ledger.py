@@ -17,7 +17,7 @@ unmount          nothing             none                                       
 unmount          anything else       none                                                      unmount
 put right        nothing             none                                                      answer
 put right        dead                none                                                      unmount
-put right        anything else       as before; of processes, those that live                  answer
+put right        anything else       those who may still use it                                answer
 put right        anything else       none was left                                             unmount
 ================ =================== ========================================================= ========
 
@@ -54,10 +54,12 @@ class Do(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """What is noted of a volume. ``options``: of its mounts on this host, as its Create said."""
+    """What is noted of a volume. ``options``: of its mounts on this host, as its Create said; ``engines``:
+    the processes that asked for some of its users."""
 
     users: Users = frozenset()
     options: Mapping[str, str] = field(default_factory=dict)
+    engines: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -65,6 +67,9 @@ class Entry:
 
     def without(self, user: str) -> Entry:
         return replace(self, users=self.users - {user})
+
+    def asked_for(self, user: str, engine: str) -> Entry:
+        return replace(self, engines={**self.engines, user: engine}) if engine else self
 
 
 def mount(entry: Entry, user: str, seen: Seen) -> tuple[Entry, Do]:
@@ -86,7 +91,7 @@ def unmount(entry: Entry, user: str, seen: Seen) -> tuple[Entry, Do]:
 
 
 def put_right(entry: Entry, seen: Seen, lives: Callable[[str], bool]) -> tuple[Entry, Do]:
-    """``lives``: whether an id is of somebody who may still use it; only the ids of processes can tell."""
+    """``lives``: whether an id is of somebody who may still use it."""
     none = replace(entry, users=frozenset())
     if seen is Seen.NOTHING:
         return none, Do.ANSWER

@@ -44,14 +44,16 @@ class Notes:
         content = load_json(self._directory / f"{name}.json")
         if content is None:
             return Entry()
-        return Entry(frozenset(content["users"]), content["options"])
+        return Entry(frozenset(content["users"]), content["options"], content["engines"])
 
     def save(self, name: str, entry: Entry) -> None:
         file = self._directory / f"{name}.json"
         if entry.empty:
             file.unlink(missing_ok=True)
         else:
-            save_json(file, {"users": sorted(entry.users), "options": dict(entry.options)})
+            engines = {user: engine for user, engine in entry.engines.items() if user in entry.users}
+            content = {"users": sorted(entry.users), "options": dict(entry.options), "engines": engines}
+            save_json(file, content)
 
     @contextlib.asynccontextmanager
     async def locked(self, name: str) -> AsyncIterator[None]:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+import os
+import socket
+import struct
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from moorage.client.uri import Address
+from moorage.gateway.docker import users
 from moorage.gateway.docker.known import Known, KnownVolume
 from moorage.gateway.docker.volumes import HostVolumes
 from moorage.gateway.docker.wish import wish
@@ -28,6 +32,7 @@ from moorage.wire.errors import DeadlineExceeded, Invalid, MoorageError, NotFoun
 log = logging.getLogger(__name__)
 
 BODY_MAX = 1 << 20
+_CREDENTIALS = struct.Struct("=iII")  # process, user and group of who connected
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 # Seconds. The engine waits for two minutes for Create and Mount, and for one minute for the others.
 DEADLINES = {"Create": 50.0, "Mount": 100.0, "Unmount": 50.0, "Remove": 50.0}
@@ -39,17 +44,16 @@ Answer = dict[str, Any]
 
 class DockerPlugin:
     def __init__(
-        self, volumes: HostVolumes, known: Known, socket: Path, refresh_soon: Callable[[], None]
+        self, volumes: HostVolumes, known: Known, path: Path, refresh_soon: Callable[[], None]
     ) -> None:
         self._volumes = volumes
         self._known = known
         self._refresh_soon = refresh_soon
-        self._listener = Listener(f"unix:{socket}")
+        self._listener = Listener(f"unix:{path}")
         self._tasks: set[asyncio.Task[Answer]] = set()
-        self._calls: dict[str, Callable[[Params], Awaitable[Answer]]] = {
+        self._calls: dict[str, Callable[[Params], Coroutine[Any, Any, Answer]]] = {
             "Create": self._create,
             "Remove": self._remove,
-            "Mount": self._mount,
             "Unmount": self._unmount,
             "Path": self._path,
             "Get": self._get,
@@ -82,10 +86,12 @@ class DockerPlugin:
 
     async def _serve(self, request: web.Request) -> web.Response:
         call = request.match_info["call"]
-        if call not in self._calls:
+        if call != "Mount" and call not in self._calls:
             return _response({"Err": f"VolumeDriver.{call} is not a call of this driver"}, 404)
         try:
-            return _response(await self._within_deadline(call, _parse(await request.read())))
+            params = _parse(await request.read())
+            work = self._mount(params, _engine(request)) if call == "Mount" else self._calls[call](params)
+            return _response(await self._within_deadline(call, work))
         except MoorageError as error:
             log.info("%s: %s", call, error)
             return _response({"Err": str(error)}, 500)
@@ -93,9 +99,9 @@ class DockerPlugin:
             log.exception("%s", call)
             return _response({"Err": f"{call}: {error}"}, 500)
 
-    async def _within_deadline(self, call: str, params: Params) -> Answer:
+    async def _within_deadline(self, call: str, work: Coroutine[Any, Any, Answer]) -> Answer:
         """The answer comes in time even where taking back what was begun does not."""
-        task = asyncio.ensure_future(self._calls[call](params))
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         deadline = DEADLINES.get(call, LOCAL_DEADLINE)
@@ -127,9 +133,9 @@ class DockerPlugin:
         self._known.remove(name)
         return {}
 
-    async def _mount(self, params: Params) -> Answer:
-        user = _id(params)
-        return {"Mountpoint": await self._volumes.mount(_address(params), user, f"docker ({user[:12]})")}
+    async def _mount(self, params: Params, engine: str) -> Answer:
+        address, user = _address(params), _id(params)
+        return {"Mountpoint": await self._volumes.mount(address, user, f"docker ({user[:12]})", engine)}
 
     async def _unmount(self, params: Params) -> Answer:
         await self._volumes.unmount(_address(params).name, _id(params))
@@ -183,6 +189,15 @@ def _id(params: Params) -> str:
     if not isinstance(user, str):
         raise Invalid("ID must be a text")
     return user
+
+
+def _engine(request: web.Request) -> str:
+    """Who is at the other end, if it is an engine."""
+    assert request.transport is not None
+    descriptor = os.dup(request.transport.get_extra_info("socket").fileno())
+    with socket.socket(fileno=descriptor) as peer:
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return users.of_engine(_CREDENTIALS.unpack(credentials)[0])
 
 
 def _described(name: str, path: str, known: KnownVolume | None) -> Answer:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from moorage.client.cluster import Cluster, VolumeInfo
 from moorage.client.uri import Address, parse_count
-from moorage.gateway.docker import ledger
+from moorage.gateway.docker import ledger, users
 from moorage.gateway.docker.ledger import Do, Entry, Seen
 from moorage.gateway.docker.notes import Notes
 from moorage.gateway.docker.root import drop_target, make_target
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.02
 WRITE_BACK_S = 30.0
 _OPENING = ("starting", "attaching", "formatting", "mounting", "failed")
-_PROCESS = "process"
 
 
 class HostVolumes:
@@ -60,24 +59,25 @@ class HostVolumes:
             self.notes.save(address.name, Entry(entry.users, options))
         return info
 
-    async def mount(self, address: Address, user: str, by: str) -> str:
-        """Where it is mounted now, for ``user`` too. Options for this mount win over those of its Create."""
+    async def mount(self, address: Address, user: str, by: str, engine: str = "") -> str:
+        """Where it is mounted now, for ``user`` too, for whom ``engine`` asks (:mod:`.users`). Options for
+        this mount win over those of its Create."""
         name = address.name
         async with self.notes.locked(name):
             was_noted = user in self.notes.load(name).users
             try:
-                return await self._mount(address, user, by)
+                return await self._mount(address, user, by, engine)
             except BaseException:
                 if not was_noted:
                     self.notes.save(name, self.notes.load(name).without(user))
                 raise
 
-    async def _mount(self, address: Address, user: str, by: str) -> str:
+    async def _mount(self, address: Address, user: str, by: str, engine: str) -> str:
         name = address.name
         while True:
             place, seen = self._look(name)
             entry, do = ledger.mount(self.notes.load(name), user, seen)
-            self.notes.save(name, entry)
+            self.notes.save(name, entry.asked_for(user, engine))
             options = {**entry.options, **address.options}
             if do is Do.WAIT:
                 await asyncio.sleep(POLL_S)
@@ -117,7 +117,7 @@ class HostVolumes:
     async def remove(self, name: str) -> None:
         """The volume and all its data. Busy while somebody uses it, here or elsewhere."""
         async with self.notes.locked(name):
-            entry, do = ledger.put_right(self.notes.load(name), self._look(name)[1], _lives)
+            _, entry, do = await self._put_right(name)
             if entry.users or do is Do.UNMOUNT:
                 path = self._root / name
                 raise Busy(
@@ -147,14 +147,21 @@ class HostVolumes:
                 if not free:
                     continue
                 try:
-                    place, seen = self._look(name)
-                    entry, do = ledger.put_right(self.notes.load(name), seen, _lives)
+                    place, entry, do = await self._put_right(name)
                     self.notes.save(name, entry)
                     if do is Do.UNMOUNT:
                         await self._end(name, place)
                 except (MoorageError, OSError) as error:
                     problems.append(f"volume {name!r}: {error}")
         return problems
+
+    async def _put_right(self, name: str) -> tuple[Place | None, Entry, Do]:
+        entry, (place, seen) = self.notes.load(name), self._look(name)
+        gone = {user for user, engine in entry.engines.items() if not users.lives(engine)}
+        if gone:
+            used = await asyncio.to_thread(users.is_used, str(self._root / name))
+            gone = set() if used else gone
+        return place, *ledger.put_right(entry, seen, lambda user: user not in gone and users.lives(user))
 
     def _look(self, name: str) -> tuple[Place | None, Seen]:
         """What there is at the volume's place. Its mount elsewhere on this host is another one's."""
@@ -210,26 +217,3 @@ def _seen(place: Place) -> Seen:
     if mount.state == "lost" or entry is None or entry.source != record.device:
         return Seen.BROKEN
     return Seen.SERVING
-
-
-# -- users that are processes ------------------------------------------------------------------------
-
-
-def process_user(pid: int) -> str:
-    """An id that tells whether its process lives; a number that is used again does not count."""
-    return f"{_PROCESS}:{pid}:{_started(pid)}"
-
-
-def _lives(user: str) -> bool:
-    kind, _, rest = user.partition(":")
-    if kind != _PROCESS:
-        return True
-    pid, _, started = rest.partition(":")
-    return _started(int(pid)) == started
-
-
-def _started(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

@@ -109,6 +109,12 @@ class Engine:
         assert process.returncode is not None
         return process.returncode, said.decode().strip()
 
+    async def kill(self) -> None:
+        """The engine alone; its containers run on."""
+        assert self._process is not None
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+
     async def lose(self) -> None:
         """The engine, its containerd, their shims and all containers, at once."""
         for _ in range(20):  # what was forked meanwhile, too

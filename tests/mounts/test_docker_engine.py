@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from moorage.gateway.docker.service import PERIOD_S
+
 from .agents import Agent, kill_processes
 from .engine import IMAGE, Engine, unusable
 from .test_volume_driver import Driver
@@ -109,17 +111,22 @@ async def test_an_engine_has_volumes(make_docker: Callable[[], DockerHost]) -> N
     assert await docker("volume", "ls", "-q", "-f", f"driver={name}", "-f", "name=web") == ""
 
 
-async def test_a_container_of_an_engine_that_was_killed_starts_again(
+async def test_what_a_killed_engine_had_is_unmounted_once_its_containers_are_gone(
     make_docker: Callable[[], DockerHost],
 ) -> None:
-    """The engine forgets to unmount for it, but starts it with the same id."""
+    """An engine that was killed tells its driver of none of them, neither then nor later."""
     host = make_docker()
     await host.start()
     docker = host.engine.docker
     await docker("volume", "create", "-d", host.name, "-o", "size=64M", "back")
     started = await docker("run", "-d", "--network", "none", "-v", "back:/data", IMAGE, "sleep", "1000")
+    await host.engine.kill()
+    await asyncio.sleep(2.5 * PERIOD_S)
+    assert len(host.agent.places()) == 1  # the container runs on
     await host.engine.lose()
-    assert len(host.agent.places()) == 1
+    async with asyncio.timeout(60):
+        while host.agent.places():
+            await asyncio.sleep(0.1)
     await host.engine.start()
     await docker("start", started)
     await docker("exec", started, "sh", "-c", "echo again > /data/file")

@@ -103,7 +103,7 @@ async def test_what_a_crash_left_is_put_right(agent: Agent) -> None:
         await run_program("sync", "-f", str(agent.root / "lost"))
         await driver.kill()
     (entries / "unused.json").unlink()  # noted before the unmount, which did not come
-    (entries / "never.json").write_text('{"users": ["one"], "options": {}}')
+    (entries / "never.json").write_text('{"users": ["one"], "options": {}, "engines": {}}')
     (lost,) = [place for place in agent.places() if place.load().volume == "lost"]
     kill_processes(lost)
     async with Driver(agent) as driver:
