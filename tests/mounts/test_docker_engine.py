@@ -19,6 +19,7 @@ from .test_volume_driver import Driver
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mount"), pytest.mark.timeout(400)]
 SPECS = Path("/etc/docker/plugins")
+PLACES = (SPECS.parent, Path("/run/docker"))
 
 
 class DockerHost:
@@ -61,7 +62,7 @@ async def make_docker(up: dict[str, str]) -> AsyncIterator[Callable[[], DockerHo
             pytest.fail(reason)
         pytest.skip(reason)
     made: list[DockerHost] = []
-    had_specs, had_docker = SPECS.exists(), SPECS.parent.exists()
+    before = _files_of_engines()
 
     def make() -> DockerHost:
         made.append(DockerHost(Agent(up), len(made)))
@@ -72,10 +73,13 @@ async def make_docker(up: dict[str, str]) -> AsyncIterator[Callable[[], DockerHo
         await host.close()
         await host.agent.clean()
         shutil.rmtree(host.agent.directory)
-    if not had_specs:
-        SPECS.rmdir()
-    if not had_docker:
-        SPECS.parent.rmdir()
+    for path in sorted(_files_of_engines() - before, reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _files_of_engines() -> set[Path]:
+    """Those that no option puts elsewhere."""
+    return {path for place in PLACES if place.exists() for path in (place, *place.rglob("*"))}
 
 
 async def test_an_engine_has_volumes(make_docker: Callable[[], DockerHost]) -> None:
