@@ -65,15 +65,16 @@ def docker(
         from moorage.gateway.mount.record import state_directory
         from moorage.gateway.mount.system import check_root
 
+        found = DiscoveryFile(file, path) if file else None
+        config.load(cluster, registry=registry, secret_file=secret_file)  # what it says is wrong for ever
         check_root()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-        config.load(cluster, registry=registry, secret_file=secret_file)  # what it says is wrong for ever
         service = DockerService(
             lambda: moorage.connect(cluster, registry=registry, secret_file=secret_file),
             state_dir=state_directory(state_dir),
             root=root.mount_root(mount_root),
             socket=path,
-            discovery=DiscoveryFile(file, path) if file else None,
+            discovery=found,
         )
         serving = asyncio.ensure_future(_serve(service, str(path), as_json))
         for number in (signal.SIGTERM, signal.SIGINT):

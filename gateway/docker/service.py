@@ -18,7 +18,7 @@ from moorage.gateway.docker.discovery import DiscoveryFile
 from moorage.gateway.docker.known import Known
 from moorage.gateway.docker.plugin import DockerPlugin
 from moorage.gateway.docker.volumes import HostVolumes
-from moorage.wire.errors import Unavailable
+from moorage.wire.errors import MoorageError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class DockerService:
             self._socket.parent.mkdir(parents=True, exist_ok=True)
             await self._plugin.start()
             tasks = {
-                asyncio.ensure_future(self._for_ever(self._refresh)),
+                asyncio.ensure_future(self._for_ever(self._keep_known)),
                 asyncio.ensure_future(self._for_ever(self._put_right)),
             }
             try:
@@ -93,8 +93,10 @@ class DockerService:
 
     async def _know(self) -> None:
         while not self._known.loaded:
-            for problem in await self._refresh():
-                log.warning("not serving yet: %s", problem)
+            try:
+                await self._refresh()
+            except Unavailable as error:
+                log.warning("not serving yet: %s", error)
                 await asyncio.sleep(AGAIN_S)
 
     async def _for_ever(self, work: Callable[[], Awaitable[list[str]]]) -> None:
@@ -113,16 +115,20 @@ class DockerService:
     async def _put_right(self) -> list[str]:
         return await self._volumes.put_right()
 
-    async def _refresh(self) -> list[str]:
+    async def _keep_known(self) -> list[str]:
+        try:
+            await self._refresh()
+        except MoorageError as error:
+            return [f"the cluster's volumes are as they were known: {error}"]
+        return []
+
+    async def _refresh(self) -> None:
         try:
             async with asyncio.timeout(LIST_TIMEOUT_S):
                 cluster = await self._cluster()
                 self._known.asking()
                 found = await cluster.list_volumes()
         except TimeoutError:
-            return [f"the cluster gave no list of volumes within {LIST_TIMEOUT_S:g} s"]
-        except Unavailable as error:
-            return [f"the cluster's volumes are as they were known: {error}"]
+            raise Unavailable(f"no list of volumes within {LIST_TIMEOUT_S:g} s") from None
         for name in self._known.replace(found):
             self._volumes.forget(name)
-        return []
