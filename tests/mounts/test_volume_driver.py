@@ -153,6 +153,7 @@ async def test_what_dvdcli_refuses_and_what_it_does_not(agent: Agent) -> None:
     assert [path for path in agent.root.rglob("*")] == []
 
 
+@pytest.mark.slow
 async def test_a_task_with_dvdi_variables(agent: Agent) -> None:
     variables = {
         "DVDI_VOLUME_NAME": "db2",
