@@ -125,7 +125,7 @@ def remove(driver: str, name: str) -> None:
         _check(driver)
         address = wish(name)
         async with host_volumes(address.cluster) as volumes:
-            await volumes.remove(address.name)
+            await volumes.remove(address)
 
     _run(run)
 

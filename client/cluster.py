@@ -203,7 +203,7 @@ class Cluster:
         when no majority of the members answered within ``timeout`` seconds; it says whom it waited for.
         """
         address = uri.parse(name)
-        self._check_here(address)
+        self.check_here(address)
         read_only = read_only or _read_only(address)
         if io_timeout is None:
             io_timeout = uri.parse_seconds("io_timeout", address.options.get("io_timeout", "60"))
@@ -256,7 +256,7 @@ class Cluster:
         from moorage.gateway.mount.record import Record, StateDirectory, new_id, state_directory
 
         address = uri.parse(name)
-        self._check_here(address)
+        self.check_here(address)
         if address.path:
             raise Invalid(f"{address} names a file in a volume: mount moorage:///{address.name}")
         record = Record(
@@ -298,7 +298,8 @@ class Cluster:
                     fs=options.get("fs"),
                 )
 
-    def _check_here(self, address: uri.Address) -> None:
+    def check_here(self, address: uri.Address) -> None:
+        """Raises Invalid when it is of another cluster."""
         if address.cluster not in ("", self.config.name, self.config.registry):
             here = self.config.name or self.config.registry
             raise Invalid(f"{address} is not in {here!r}: connect to {address.cluster!r} for it")

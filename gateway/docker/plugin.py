@@ -128,9 +128,9 @@ class DockerPlugin:
         return {}
 
     async def _remove(self, params: Params) -> Answer:
-        name = _address(params).name
-        await self._volumes.remove(name)
-        self._known.remove(name)
+        address = _address(params)
+        await self._volumes.remove(address)
+        self._known.remove(address.name)
         return {}
 
     async def _mount(self, params: Params, engine: str) -> Answer:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from moorage.client.cluster import Cluster, VolumeInfo
@@ -49,6 +50,7 @@ class HostVolumes:
     async def create(self, address: Address) -> VolumeInfo:
         """As its options say; one that exists stays as it is. Its options for mounts are noted."""
         cluster = await self._connect()
+        cluster.check_here(address)
         try:
             info = await cluster.show(address.name)
         except NotFound:
@@ -56,7 +58,7 @@ class HostVolumes:
         options = to_mount(address)
         async with self.notes.locked(address.name):
             entry = self.notes.load(address.name)
-            self.notes.save(address.name, Entry(entry.users, options))
+            self.notes.save(address.name, replace(entry, options=options))
         return info
 
     async def mount(self, address: Address, user: str, by: str, engine: str = "") -> str:
@@ -114,8 +116,9 @@ class HostVolumes:
         await unmounting.unmount(place, timeout=WRITE_BACK_S)
         await drop_target(self._root, name)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, address: Address) -> None:
         """The volume and all its data. Busy while somebody uses it, here or elsewhere."""
+        name = address.name
         async with self.notes.locked(name):
             _, entry, do = await self._put_right(name)
             if entry.users or do is Do.UNMOUNT:
@@ -123,8 +126,10 @@ class HostVolumes:
                 raise Busy(
                     f"volume {name!r} is mounted at {path} for {len(entry.users)} users: unmount it first"
                 )
+            cluster = await self._connect()
+            cluster.check_here(address)
             with contextlib.suppress(NotFound):  # gone, as was asked for
-                await (await self._connect()).delete(name)
+                await cluster.delete(name)
             self.notes.save(name, Entry())
 
     def path(self, name: str) -> str:

@@ -19,7 +19,7 @@ from moorage.gateway.docker.known import Known
 from moorage.gateway.docker.ledger import Entry
 from moorage.gateway.docker.plugin import DockerPlugin
 from moorage.gateway.docker.volumes import HostVolumes
-from moorage.wire.errors import Busy, NotFound, Unavailable
+from moorage.wire.errors import Busy, Invalid, NotFound, Unavailable
 
 Answer = dict[str, Any]
 
@@ -30,6 +30,10 @@ class MadeUpCluster:
     def __init__(self) -> None:
         self.volumes: dict[str, VolumeInfo] = {}
         self.created: list[dict[str, Any]] = []
+
+    def check_here(self, address: Address) -> None:
+        if address.cluster:
+            raise Invalid(f"{address} is not here")
 
     async def show(self, name: str) -> VolumeInfo:
         if name not in self.volumes:
@@ -158,6 +162,8 @@ async def test_a_uri_is_called_what_it_was_called(bench: Bench, engine: Engine) 
         ("Get", {"Name": None}, "Name"),
         ("Mount", {"Name": "db", "ID": 5}, "ID"),
         ("Remove", {"Name": "held"}, "held by another host"),
+        ("Create", {"Name": "moorage://other/db?size=1G"}, "is not here"),
+        ("Remove", {"Name": "moorage://other/db"}, "is not here"),
     ],
 )
 async def test_what_is_refused_is_said(engine: Engine, call: str, params: Answer, words: str) -> None:
@@ -236,6 +242,13 @@ async def test_a_user_of_a_mount_that_is_no_more_does_not_keep_a_volume(bench: B
     bench.volumes.notes.save("db", Entry(frozenset({"of-before-a-crash"})))
     assert await bench.volumes.put_right() == []
     assert bench.volumes.notes.names() == []
+
+
+async def test_options_of_a_volume_do_not_touch_its_users(bench: Bench, engine: Engine) -> None:
+    entry = Entry(frozenset({"a"}), {}, {"a": "process:1:1"})
+    bench.volumes.notes.save("db", entry)
+    await engine.call("Create", Name="db", Opts={"size": "1G", "mode": "ro"})
+    assert bench.volumes.notes.load("db") == Entry(entry.users, {"mode": "ro"}, entry.engines)
 
 
 async def test_options_of_a_volume_that_is_gone_are_forgotten(bench: Bench) -> None:
