@@ -1,0 +1,164 @@
+"""Hosts that can lose their power: each a network, mounts and processes of its own on this machine.
+
+Owns the namespaces' first process (all others in there die with it at the same moment, and it dies with this
+process), and what a machine that died left in the kernel that all of them share: loop devices. Where one is
+mounted nobody else sees; a machine that comes back finds its disk, and nothing that was in ``/run``.
+
+A program in there is a child of the nsenter that began it: to end it, signal the program itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from moorage.cli.local_cluster import LocalHost, die_with_parent
+from moorage.cli.network import PATH, Network
+from moorage.cli.network_cluster import HOSTS, NetworkCluster
+from moorage.wire.errors import Unavailable
+
+START_TIMEOUT_S = 10.0
+# Its first process reaps whoever has lost its parent; nothing else is asked of it.
+_INIT = ("env", "--ignore-signal=CHLD", "sleep", "infinity")
+_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+class Machine:
+    def __init__(self, name: str, network: Network, run: Path) -> None:
+        """``run``: what would be in /run, gone when it comes back."""
+        self.name = name
+        self.run = run
+        self.log = run.with_name("machine.log")
+        self._network = network
+        self._outer: asyncio.subprocess.Process | None = None
+        self._init = 0
+
+    async def power_on(self) -> None:
+        await asyncio.to_thread(shutil.rmtree, self.run, ignore_errors=True)
+        self.run.mkdir(parents=True, mode=0o755)
+        self._network.plug(self.name, plugged=True)
+        with self.log.open("ab") as log:
+            self._outer = await asyncio.create_subprocess_exec(
+                *self._network.prefix(self.name),
+                *_NAMESPACES,
+                *_INIT,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+                start_new_session=True,
+                env={**os.environ, "PATH": PATH},
+            )
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not (first := _first_process(self._outer.pid)):
+                if self._outer.returncode is not None:
+                    raise Unavailable(f"{self.name}: unshare ended, see {self.log}")
+                await asyncio.sleep(0.005)
+        self._init = first
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What a command has to begin with to run in there."""
+        program = shutil.which("nsenter", path=PATH)
+        assert program is not None and self._init
+        return (program, f"--target={self._init}", "--net", "--mount", "--pid")
+
+    async def cut_power(self, *, unplug: bool = False) -> None:
+        """SIGKILL to everything in there at once. ``unplug``: and its cable is pulled before, so that nobody
+        is sent a reset, as when a machine really loses its power."""
+        if self._outer is None:
+            return
+        if unplug:
+            self._network.plug(self.name, plugged=False)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._init, signal.SIGKILL)
+        await self._outer.wait()
+        self._outer, self._init = None, 0
+
+    async def clear_away(self) -> None:
+        """After it died: what a real machine would have taken along."""
+        for device in loop_devices_below(self.run):
+            await _detach(device)
+
+
+def _first_process(outer: int) -> int:
+    """Of the namespaces, once it runs what it has to run."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(Path(f"/proc/{outer}/task/{outer}/children").read_text())
+        if Path(f"/proc/{pid}/comm").read_text().strip() == "sleep":
+            return pid
+    return 0
+
+
+def loop_devices_below(directory: Path) -> list[str]:
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it was just detached
+            if Path(entry.read_text().rstrip("\n").removesuffix(" (deleted)")).is_relative_to(directory):
+                found.append(f"/dev/{entry.parts[-3]}")
+    return sorted(found)
+
+
+async def _detach(device: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        "losetup", "--detach", device, env={**os.environ, "PATH": PATH}, stderr=asyncio.subprocess.DEVNULL
+    )
+    await process.wait()  # it may have gone by itself
+
+
+class MachineCluster(NetworkCluster):
+    """Hosts h1..h3 as machines; ``clients`` have an address only."""
+
+    def __init__(
+        self, directory: Path, network: Network, *, clients: Sequence[str] = ("c1",), capacity: str = "4G"
+    ) -> None:
+        super().__init__(directory, network, clients=clients, capacity=capacity)
+        self.machines = {name: Machine(name, network, self.directory / name / "run") for name in HOSTS}
+        self.volumes = self.directory / "volumes"  # mount points, the same on each: their mounts differ
+        self.volumes.mkdir()
+
+    def prefix(self, name: str) -> tuple[str, ...]:
+        machine = self.machines.get(name)
+        return machine.prefix if machine is not None else super().prefix(name)
+
+    def environment(self, name: str) -> dict[str, str]:
+        found = super().environment(name)
+        if name in self.machines:
+            found |= {"MOORAGE_STATE_DIR": str(self.machines[name].run / "mounts"), "MOORAGE_HOST": name}
+        return found
+
+    def host(self, name: str) -> LocalHost:
+        return next(host for host in self.hosts if host.name == name)
+
+    async def cut_power(self, name: str, *, unplug: bool = False) -> None:
+        await self.machines[name].cut_power(unplug=unplug)
+        await self.host(name).wait()
+
+    async def power_on(self, name: str) -> None:
+        """A machine that died comes back, with its Moorage host."""
+        await self.machines[name].clear_away()
+        await self.machines[name].power_on()
+        host = self.host(name)
+        host.prefix = self.prefix(name)
+        await host.launch()
+        await host.wait_ready()
+
+    async def _prepare(self) -> None:
+        for machine in self.machines.values():
+            await machine.power_on()
+
+    async def close(self) -> None:
+        try:
+            for machine in self.machines.values():
+                await machine.cut_power()
+        finally:
+            try:
+                await super().close()
+            finally:
+                for machine in self.machines.values():
+                    await machine.clear_away()
