@@ -178,7 +178,7 @@ class MountDaemon:
             async with self._served(volume):
                 self._status.epoch, self._status.size = volume.epoch, volume.size
                 self._status.durability, self._status.clean = volume.durability, False
-                self._place.save_status(self._status)
+                self._enter("attached")
                 try:
                     await self._carry_out(cluster, volume)
                 except BaseException:
