@@ -37,6 +37,7 @@ class Machine:
         self._network = network
         self._outer: asyncio.subprocess.Process | None = None
         self._init = 0
+        self._left: list[str] = []  # loop devices that it had when it died
 
     async def power_on(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self.run, ignore_errors=True)
@@ -73,6 +74,7 @@ class Machine:
         is sent a reset, as when a machine really loses its power."""
         if self._outer is None:
             return
+        self._left = _loop_devices(self.run)
         if unplug:
             self._network.plug(self.name, plugged=False)
         with contextlib.suppress(ProcessLookupError):
@@ -82,8 +84,9 @@ class Machine:
 
     async def clear_away(self) -> None:
         """After it died: what a real machine would have taken along."""
-        for device in loop_devices_below(self.run):
+        for device in self._left:
             await _detach(device)
+        self._left = []
 
 
 def _first_process(outer: int) -> int:
@@ -95,11 +98,13 @@ def _first_process(outer: int) -> int:
     return 0
 
 
-def loop_devices_below(directory: Path) -> list[str]:
+def _loop_devices(below: Path) -> list[str]:
+    """Those on files in a directory. To be asked while they are mounted: later the kernel has no path of them
+    any more."""
     found = []
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # it was just detached
-            if Path(entry.read_text().rstrip("\n").removesuffix(" (deleted)")).is_relative_to(directory):
+            if Path(entry.read_text().rstrip("\n")).is_relative_to(below):
                 found.append(f"/dev/{entry.parts[-3]}")
     return sorted(found)
 

@@ -21,6 +21,7 @@ SECRET = {
 }
 BENCH = {
     "block": "moorage.cli.bench:block",
+    "takeover": "moorage.cli.takeover.main:takeover",
     "verify": "moorage.cli.verify:verify",
 }
 DRILL = {
@@ -57,7 +58,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "volume": "moorage.cli.volume:volume",
 }
 _HELP = {
-    "bench": "Measure a volume, or load it and verify what it reads.",
+    "bench": "Measure a volume, load it and verify what it reads, or measure how it is taken over.",
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
     "dvdi": "Volumes of a task that names them in its environment.",
     "secret": "Make the files that services and clients prove themselves with.",
