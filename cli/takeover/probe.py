@@ -69,7 +69,7 @@ async def settle() -> None:
             described, _ = await connection.call(f"{row['service']}.describe", {}, timeout=5)
             connection.close()
             await connection.wait_closed()
-            leaders[row["service"]] = described["leader"]
+            leaders[row["service"]] = (described["leader"] or {}).get("name")
     say(leaders)
 
 
