@@ -91,10 +91,17 @@ class Machine:
 
 def _first_process(outer: int) -> int:
     """Of the namespaces, once it runs what it has to run."""
-    with contextlib.suppress(OSError, ValueError):
-        pid = int(Path(f"/proc/{outer}/task/{outer}/children").read_text())
-        if Path(f"/proc/{pid}/comm").read_text().strip() == "sleep":
+    pid = child_of(outer)
+    with contextlib.suppress(OSError):
+        if pid and Path(f"/proc/{pid}/comm").read_text().strip() == "sleep":
             return pid
+    return 0
+
+
+def child_of(pid: int) -> int:
+    """The one child of an unshare or an nsenter; 0 when it has none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
     return 0
 
 

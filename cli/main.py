@@ -40,6 +40,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
     "bench": BENCH,
     "demo": "moorage.cli.demo.main:demo",
+    "demo-mysql": "moorage.cli.demo.databases.main:demo_mysql",
     "docker": "moorage.cli.docker:docker",
     "drill": DRILL,
     "dvdcli": "moorage.cli.dvdcli:dvdcli",

@@ -10,12 +10,12 @@ import asyncio
 import json
 import os
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 from moorage.cli.local_cluster import die_with_parent
+from moorage.cli.machine_mounts import MountTimes, boot_clock, granted, mount
 from moorage.cli.machines import MachineCluster
 from moorage.cli.network_cluster import HOSTS
 from moorage.wire.errors import Unavailable
@@ -76,11 +76,10 @@ class Takeovers:
             await self._cluster.power_on(victim)
 
     async def _one(self, victim: str, successor: str) -> Run:
-        async with self._probe("c1", "settle") as settled:
-            leaders = json.loads(await _answer(settled))
-        async with self._probe(victim, "write", self._file) as writer:
+        leaders = await settle(self._cluster)
+        async with _probe(self._cluster, victim, "write", self._file) as writer:
             counting = asyncio.ensure_future(_last_number(writer))
-            async with self._probe(successor, "use", self._file) as user:
+            async with _probe(self._cluster, successor, "use", self._file) as user:
                 await asyncio.sleep(WRITING_S)
                 killed = boot_clock()
                 await self._cluster.cut_power(victim, unplug=self._unplug)
@@ -88,9 +87,8 @@ class Takeovers:
                 times = await self._mount(successor, VOLUME)
                 found = json.loads(await _answer(user))
             written = await counting
-        shown = json.loads(await self._cluster.command("c1", "volume", "show", VOLUME, "--json"))
-        given = shown["holder"]["since_ms"] / 1000 - time.time() + boot_clock()
-        ends = [dead, times["attaching"], given, times["attached"], times["mounting"], times["serving"]]
+        given = await granted(self._cluster, VOLUME)
+        ends = [dead, times.connected, given, times.attached, times.found, times.mounted]
         return Run(
             victim,
             successor,
@@ -101,34 +99,9 @@ class Takeovers:
             _durations(killed, [*ends, found["usable"]]),
         )
 
-    async def _mount(self, host: str, volume: str) -> dict[str, float]:
+    async def _mount(self, host: str, volume: str) -> MountTimes:
         force = ["--force"] if self._force else ["--wait", str(WAIT_S)]
-        said = await self._cluster.command(host, "mount", volume, str(self._path), *force, "--json")
-        times: dict[str, float] = json.loads(said)["times"]
-        return times
-
-    @asynccontextmanager
-    async def _probe(self, name: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        process = await asyncio.create_subprocess_exec(
-            *self._cluster.prefix(name),
-            *(sys.executable, "-m", "moorage.cli.takeover.probe", *arguments),
-            env={**os.environ, **self._cluster.environment(name)},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            preexec_fn=die_with_parent,
-        )
-        assert process.stdout is not None
-        try:
-            yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-            await process.stdout.read()
-
-
-def boot_clock() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return await mount(self._cluster, host, volume, str(self._path), *force)
 
 
 def _durations(began: float, ends: list[float]) -> dict[str, float]:
@@ -138,6 +111,35 @@ def _durations(began: float, ends: list[float]) -> dict[str, float]:
         found[name] = max(end - began, 0.0)
         began = max(began, end)
     return found
+
+
+async def settle(cluster: MachineCluster) -> dict[str, str]:
+    """Wait until any host may be taken away; which host leads each service."""
+    async with _probe(cluster, "c1", "settle") as probe:
+        leaders: dict[str, str] = json.loads(await _answer(probe))
+    return leaders
+
+
+@asynccontextmanager
+async def _probe(
+    cluster: MachineCluster, name: str, *arguments: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *cluster.prefix(name),
+        *(sys.executable, "-m", "moorage.cli.takeover.probe", *arguments),
+        env={**os.environ, **cluster.environment(name)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=die_with_parent,
+    )
+    assert process.stdout is not None
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await process.stdout.read()
 
 
 async def _answer(process: asyncio.subprocess.Process) -> bytes:
