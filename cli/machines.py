@@ -4,7 +4,8 @@ Owns the namespaces' first process (all others in there die with it at the same 
 process), and what a machine that died left in the kernel that all of them share: loop devices. Where one is
 mounted nobody else sees; a machine that comes back finds its disk, and nothing that was in ``/run``.
 
-A program in there is a child of the nsenter that began it: to end it, signal the program itself.
+A program in there is a child of the nsenter that began it, and dies with that one; any other signal has to be
+sent to the program itself (:func:`child_of`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from moorage.cli.network_cluster import HOSTS, NetworkCluster
 from moorage.wire.errors import Unavailable
 
 START_TIMEOUT_S = 10.0
+COME_BACK_TIMEOUT_S = 120.0  # what its device has in the log is replayed
 # Its first process reaps whoever has lost its parent; nothing else is asked of it.
 _INIT = ("env", "--ignore-signal=CHLD", "sleep", "infinity")
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -61,13 +64,25 @@ class Machine:
                     raise Unavailable(f"{self.name}: unshare ended, see {self.log}")
                 await asyncio.sleep(0.005)
         self._init = first
+        await self._forget_mounts()
+
+    async def _forget_mounts(self) -> None:
+        """Of volumes on this machine's own host, which it was born with a copy of: as long as that is there,
+        their loop devices are in use."""
+        for target in _mounts_like_ours(self._init):
+            await _run(*self.prefix, "umount", "--no-canonicalize", "--lazy", target)
+
+    @property
+    def pid(self) -> int:
+        """Of its first process; 0 when it is off."""
+        return self._init
 
     @property
     def prefix(self) -> tuple[str, ...]:
         """What a command has to begin with to run in there."""
-        program = shutil.which("nsenter", path=PATH)
-        assert program is not None and self._init
-        return (program, f"--target={self._init}", "--net", "--mount", "--pid")
+        program, dying = shutil.which("nsenter", path=PATH), shutil.which("setpriv", path=PATH)
+        assert program is not None and dying is not None and self._init
+        return (program, f"--target={self._init}", "--net", "--mount", "--pid", dying, "--pdeathsig=KILL")
 
     async def cut_power(self, *, unplug: bool = False) -> None:
         """SIGKILL to everything in there at once. ``unplug``: and its cable is pulled before, so that nobody
@@ -85,7 +100,7 @@ class Machine:
     async def clear_away(self) -> None:
         """After it died: what a real machine would have taken along."""
         for device in self._left:
-            await _detach(device)
+            await _run("losetup", "--detach", device)
         self._left = []
 
 
@@ -116,11 +131,22 @@ def _loop_devices(below: Path) -> list[str]:
     return sorted(found)
 
 
-async def _detach(device: str) -> None:
+def _mounts_like_ours(pid: int) -> list[str]:
+    """File systems on loop devices and FUSE that a process sees, the last mounted first."""
+    found = []
+    for line in Path(f"/proc/{pid}/mounts").read_text().splitlines():
+        source, target, kind = line.split()[:3]
+        if source.startswith("/dev/loop") or kind.startswith("fuse"):
+            found.append(re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), target))
+    return found[::-1]
+
+
+async def _run(*command: str) -> None:
+    """A program that may find nothing to do any more."""
     process = await asyncio.create_subprocess_exec(
-        "losetup", "--detach", device, env={**os.environ, "PATH": PATH}, stderr=asyncio.subprocess.DEVNULL
+        *command, env={**os.environ, "PATH": PATH}, stderr=asyncio.subprocess.DEVNULL
     )
-    await process.wait()  # it may have gone by itself
+    await process.wait()
 
 
 class MachineCluster(NetworkCluster):
@@ -158,7 +184,7 @@ class MachineCluster(NetworkCluster):
         host = self.host(name)
         host.prefix = self.prefix(name)
         await host.launch()
-        await host.wait_ready()
+        await host.wait_ready(COME_BACK_TIMEOUT_S)
 
     async def _prepare(self) -> None:
         for machine in self.machines.values():

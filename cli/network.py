@@ -15,7 +15,7 @@ import subprocess
 
 from moorage.wire.errors import Denied, Unavailable
 
-TOOLS = ("ip", "nsenter", "unshare")
+TOOLS = ("ip", "nsenter", "setpriv", "unshare")
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # Debian keeps such tools in sbin
 _counter = itertools.count()
 
@@ -35,9 +35,6 @@ class Network:
         self._tag = f"moo{os.getpid()}n{next(_counter)}"
         self._made: list[str] = []
         self.addresses: dict[str, str] = {}
-        self._namespace("hub")
-        self._ip("-n", self._name("hub"), "link", "add", "br0", "type", "bridge")
-        self._ip("-n", self._name("hub"), "link", "set", "br0", "up")
 
     def _name(self, name: str) -> str:
         return f"{self._tag}-{name}"
@@ -47,8 +44,15 @@ class Network:
         self._ip("netns", "add", self._name(name))
         self._ip("-n", self._name(name), "link", "set", "lo", "up")
 
+    def _bridge(self) -> None:
+        self._namespace("hub")
+        self._ip("-n", self._name("hub"), "link", "add", "br0", "type", "bridge")
+        self._ip("-n", self._name("hub"), "link", "set", "br0", "up")
+
     def add(self, name: str) -> None:
         """A namespace with one link to the bridge."""
+        if not self._made:
+            self._bridge()
         self._namespace(name)
         self.addresses[name] = address = f"10.77.0.{len(self.addresses) + 1}"
         space, hub = self._name(name), self._name("hub")

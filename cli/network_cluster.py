@@ -36,7 +36,7 @@ class NetworkCluster:
         self.registry = ""
         self._clients = clients
         self._capacity = capacity
-        self.directory.mkdir()
+        self.directory.mkdir(parents=True)
         ClusterSecret.create(self.secret_file)
 
     def prefix(self, name: str) -> tuple[str, ...]:

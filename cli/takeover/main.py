@@ -45,7 +45,12 @@ def takeover(runs: int, force: bool, unplug: bool, data: Path | None, as_json: b
         finally:
             shutil.rmtree(directory if data is None else directory / "cluster", ignore_errors=True)
 
-    run_or_exit(run, as_json=as_json)
+    try:
+        run_or_exit(run, as_json=as_json)
+    except SystemExit:
+        if done and not as_json:
+            _show(done, force)
+        raise
     lost = sum(one.lost + one.wrong for one in done)
     whole = [one.seconds for one in done]
     in_time = force or (percentile(whole, 50) <= AIM_P50_S and percentile(whole, 99) <= AIM_P99_S)

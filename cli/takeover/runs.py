@@ -7,6 +7,7 @@ settles. The holder of one run is the victim of the next, so that every host die
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -72,21 +73,26 @@ class Takeovers:
     async def run(self, count: int) -> AsyncIterator[Run]:
         for number in range(count):
             victim, successor = (HOSTS[(number + step) % len(HOSTS)] for step in (0, 1))
+            if number:
+                await self._cluster.power_on(HOSTS[(number - 1) % len(HOSTS)])
             yield await self._one(victim, successor)
-            await self._cluster.power_on(victim)
 
     async def _one(self, victim: str, successor: str) -> Run:
         leaders = await settle(self._cluster)
         async with _probe(self._cluster, victim, "write", self._file) as writer:
+            await _answer(writer)
             counting = asyncio.ensure_future(_last_number(writer))
-            async with _probe(self._cluster, successor, "use", self._file) as user:
-                await asyncio.sleep(WRITING_S)
-                killed = boot_clock()
-                await self._cluster.cut_power(victim, unplug=self._unplug)
-                dead = boot_clock()
-                times = await self._mount(successor, VOLUME)
-                found = json.loads(await _answer(user))
-            written = await counting
+            try:
+                async with _probe(self._cluster, successor, "use", self._file) as user:
+                    await asyncio.sleep(WRITING_S)
+                    killed = boot_clock()
+                    await self._cluster.cut_power(victim, unplug=self._unplug)
+                    dead = boot_clock()
+                    times = await self._mount(successor, VOLUME)
+                    found = json.loads(await _answer(user))
+            finally:
+                _kill(writer)
+                written = await counting
         given = await granted(self._cluster, VOLUME)
         ends = [dead, times.connected, given, times.attached, times.found, times.mounted]
         return Run(
@@ -96,7 +102,7 @@ class Takeovers:
             written,
             max(written - found["lines"], 0),
             found["wrong"],
-            _durations(killed, [*ends, found["usable"]]),
+            durations(killed, [*ends, found["usable"]]),
         )
 
     async def _mount(self, host: str, volume: str) -> MountTimes:
@@ -104,7 +110,7 @@ class Takeovers:
         return await mount(self._cluster, host, volume, str(self._path), *force)
 
 
-def _durations(began: float, ends: list[float]) -> dict[str, float]:
+def durations(began: float, ends: list[float]) -> dict[str, float]:
     """A stamp of metadata's clock has whole milliseconds, and may come out before the one before it."""
     found = {}
     for name, end in zip(PHASES, ends, strict=True):
@@ -136,10 +142,14 @@ async def _probe(
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
+        _kill(process)
         await process.wait()
         await process.stdout.read()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        process.kill()
 
 
 async def _answer(process: asyncio.subprocess.Process) -> bytes:

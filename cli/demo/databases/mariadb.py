@@ -7,6 +7,7 @@ its socket and process id below the machine's run directory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class MariaDb:
             *self._as(USER, "mariadb-install-db", "--no-defaults", f"--datadir={self._data}"),
             *("--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"),
         )
+        # Tables of its own that are not transactional (help, statistics) are not synced by anybody else.
+        await run(*self._as("root", "sync", "--file-system", str(self._data)))
 
     async def start(self) -> float:
         """Until it is ready; when that was."""
@@ -168,7 +171,7 @@ class Clients:
 
     async def __aexit__(self, *_: object) -> None:
         for process in self._processes:
-            if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
                 process.kill()
             await process.wait()
         await asyncio.gather(*self._hearing)

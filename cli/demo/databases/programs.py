@@ -22,14 +22,6 @@ from moorage.wire.errors import Unavailable
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 120.0
-MARIADB_PACKAGES = (
-    "mariadb-server",
-    "php-cli",
-    "php-mysql",
-    "wordpress",
-    "wordpress-theme-twentytwentythree",
-)
-POSTGRES_PACKAGES = ("postgresql",)
 
 
 class Program:
@@ -109,7 +101,8 @@ class Program:
 
 def as_user(cluster: MachineCluster, where: str, user: str, *command: str) -> tuple[str, ...]:
     """The command line of ``command`` at a host or a client, as ``user``."""
-    who = (program("setpriv"), f"--reuid={user}", f"--regid={user}", "--init-groups")
+    # Another user's process forgets whose death it is to die of, unless it is told again.
+    who = (program("setpriv"), f"--reuid={user}", f"--regid={user}", "--init-groups", "--pdeathsig=KILL")
     return (*cluster.prefix(where), *(() if user == "root" else who), *command)
 
 
@@ -117,7 +110,7 @@ async def run(*command: str, stdin: str = "", timeout: float = RUN_TIMEOUT_S) ->
     """A program to its end; what it printed. Unavailable with the end of what it said."""
     process = await asyncio.create_subprocess_exec(
         *command,
-        stdin=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         preexec_fn=die_with_parent,
@@ -126,9 +119,10 @@ async def run(*command: str, stdin: str = "", timeout: float = RUN_TIMEOUT_S) ->
     )
     try:
         async with asyncio.timeout(timeout):
-            printed, said = await process.communicate(stdin.encode())
+            printed, said = await process.communicate(stdin.encode() or None)
     except BaseException:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
         raise
     if process.returncode:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moorage.cli.clients import run_program
+from moorage.cli.demo.databases.programs import as_user, program, run
 from moorage.cli.demo.databases.timeline import KernelLog, Timeline
 from moorage.cli.machine_mounts import MountTimes, boot_clock, granted, mount
 from moorage.cli.machines import MachineCluster
 from moorage.cli.report import Report
+from moorage.wire.errors import Unavailable
 
 LEASE_WAIT_S = 30
 
@@ -59,9 +61,18 @@ class Stage:
             serving = self.cluster.client("c1", "attach", volume, "--nbd", f"unix:{socket}", "--json")
             async with serving:
                 await run_program("nbdcopy", f"nbd+unix:///{volume}?socket={socket}", str(copy))
-            said = await run_program("e2fsck", "-f", "-n", str(copy))
-            copy.unlink()
-            self.report.promise(f"e2fsck finds the file system of {volume} clean", True, _last_line(said))
+            await self._check(host, volume, copy)
+            await asyncio.to_thread(copy.unlink)
+
+    async def _check(self, host: str, volume: str, copy: Path) -> None:
+        """At a machine: e2fsck asks every loop device that it sees mounted what is in it, and one of somebody
+        else may not answer."""
+        command = as_user(self.cluster, host, "root", program("e2fsck"), "-f", "-n", str(copy))
+        try:
+            clean, said = True, _last_line(await run(*command))
+        except Unavailable as error:
+            clean, said = False, str(error)
+        self.report.promise(f"e2fsck finds the file system of {volume} clean", clean, said)
 
 
 def _last_line(text: str) -> str:

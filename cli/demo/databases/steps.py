@@ -109,7 +109,7 @@ async def bank(stage: Stage, first: str, second: str) -> None:
         ready = await database.start()
         await database.query("SELECT 1")
         timeline.note(boot_clock(), "client", "the first query is answered")
-        timeline.note(ready, f"postgres at {second}", "ready: its write-ahead log is replayed")
+        timeline.note(ready, f"postgres at {second}", "ready")
         if replayed := database.server.heard(postgres.REPLAYED):
             timeline.note(replayed, f"postgres at {second}", "the write-ahead log is replayed")
     await bench.wait()  # it has lost its server
