@@ -200,3 +200,10 @@ class MachineCluster(NetworkCluster):
             finally:
                 for machine in self.machines.values():
                     await machine.clear_away()
+
+
+def end_as_by_ctrl_c() -> None:
+    """Also when this process is told to end otherwise: namespaces and loop devices would be left."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, os.kill, os.getpid(), signal.SIGINT)

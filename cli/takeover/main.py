@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from moorage.cli import output
-from moorage.cli.machines import MachineCluster
+from moorage.cli.machines import MachineCluster, end_as_by_ctrl_c
 from moorage.cli.network import Network
 from moorage.cli.options import run_or_exit
 from moorage.cli.takeover.runs import PHASES, Run, Takeovers
@@ -64,6 +64,7 @@ def takeover(runs: int, force: bool, unplug: bool, data: Path | None, as_json: b
 async def _run(
     directory: Path, done: list[Run], count: int, force: bool, unplug: bool, told: Callable[[Run], None]
 ) -> None:
+    end_as_by_ctrl_c()
     cluster = MachineCluster(directory / "cluster", Network())
     try:
         await cluster.start()

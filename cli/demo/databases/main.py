@@ -11,7 +11,7 @@ import click
 from moorage.cli import output
 from moorage.cli.demo.databases import steps
 from moorage.cli.demo.databases.stage import Stage
-from moorage.cli.machines import MachineCluster
+from moorage.cli.machines import MachineCluster, end_as_by_ctrl_c
 from moorage.cli.network import Network
 from moorage.cli.options import run_or_exit
 from moorage.cli.report import Report
@@ -70,6 +70,7 @@ def _working_directory(data: Path | None) -> Path:
 
 async def _run(report: Report, directory: Path, stages: list[Stage], only: str | None) -> None:
     report.step("three hosts come up, each with its own network, mounts and processes, and with Moorage")
+    end_as_by_ctrl_c()
     cluster = MachineCluster(directory / "cluster", Network())
     try:
         await cluster.start()
