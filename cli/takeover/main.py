@@ -27,8 +27,9 @@ AIM_P50_S, AIM_P99_S = 5.0, 10.0  # without --force
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Where to work; default: a temporary directory."
 )
+@click.option("--keep", is_flag=True, help="Leave data and logs behind.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def takeover(runs: int, force: bool, unplug: bool, data: Path | None, as_json: bool) -> None:
+def takeover(runs: int, force: bool, unplug: bool, data: Path | None, keep: bool, as_json: bool) -> None:
     """SIGKILL of a whole host, until its volume is in use on another one.
 
     Three hosts on this machine, each with a network, mounts and processes of its own; needs root. A program
@@ -43,7 +44,10 @@ def takeover(runs: int, force: bool, unplug: bool, data: Path | None, as_json: b
         try:
             await _run(directory, done, runs, force, unplug, lambda one: _tell(one, as_json))
         finally:
-            shutil.rmtree(directory if data is None else directory / "cluster", ignore_errors=True)
+            if keep:
+                output.console(stderr=True).print(f"data and logs are in {directory}")
+            else:
+                shutil.rmtree(directory if data is None else directory / "cluster", ignore_errors=True)
 
     try:
         run_or_exit(run, as_json=as_json)
