@@ -80,6 +80,7 @@ async def test_xfs_grows_while_it_is_mounted(
     assert (await cluster.show(name)).fs == {"type": "xfs", "state": "ready"}
 
 
+@pytest.mark.slow
 async def test_ext4_has_grown_after_the_next_mount_at_the_latest(
     host: Host, cluster: moorage.Cluster, volume: MakeVolume
 ) -> None:
@@ -94,6 +95,7 @@ async def test_ext4_has_grown_after_the_next_mount_at_the_latest(
     await check_clean(cluster, name, host.directory)
 
 
+@pytest.mark.slow
 async def test_fstrim_gives_space_back(host: Host, cluster: moorage.Cluster, volume: MakeVolume) -> None:
     name = await volume()
     await host.mount(name)
@@ -185,6 +187,7 @@ async def test_who_uses_a_mount_is_named(host: Host, volume: MakeVolume) -> None
     await host.unmount(name)
 
 
+@pytest.mark.slow
 async def test_a_mount_kept_by_another_namespace_is_not_pulled_away(host: Host, volume: MakeVolume) -> None:
     name = await volume()
     await host.mount(name)
@@ -223,6 +226,7 @@ async def test_not_root_and_no_fuse(host: Host, volume: MakeVolume) -> None:
         assert message in await run_program(*prefix, sys.executable, "-c", check)
 
 
+@pytest.mark.slow
 async def test_readers_on_two_hosts_at_once(
     host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
 ) -> None:

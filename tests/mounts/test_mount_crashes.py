@@ -81,7 +81,13 @@ async def test_a_frozen_holder_is_fenced_and_says_by_whom(
     assert (other.point() / "file").read_bytes() == b"of the new holder"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "upgraded"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGTERM, id="upgraded", marks=pytest.mark.slow),
+    ],
+)
 async def test_the_daemon_restarts_under_a_verifying_load(
     number: int, host: Host, cluster: moorage.Cluster, volume: MakeVolume
 ) -> None:
@@ -101,6 +107,7 @@ async def test_the_daemon_restarts_under_a_verifying_load(
     await check_clean(cluster, name, host.directory)
 
 
+@pytest.mark.slow
 async def test_writeback_goes_on_after_an_upgrade_but_not_after_a_crash(
     host: Host, volume: MakeVolume
 ) -> None:
@@ -117,6 +124,7 @@ async def test_writeback_goes_on_after_an_upgrade_but_not_after_a_crash(
     await host.unmount(name)
 
 
+@pytest.mark.slow
 async def test_a_daemon_comes_back_to_a_volume_that_others_held_meanwhile(
     host: Host, cluster: moorage.Cluster, volume: MakeVolume
 ) -> None:
@@ -192,6 +200,7 @@ async def test_a_crash_at_any_step_is_put_right(
     await check_clean(cluster, name, host.directory)
 
 
+@pytest.mark.slow
 async def test_a_dead_mount_is_not_pulled_from_under_who_stands_in_it(host: Host, volume: MakeVolume) -> None:
     name = await volume()
     await host.mount(name)
