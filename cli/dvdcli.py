@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DRIVER = "moorage"
 DEADLINE_S = 95.0  # Mesos waits for 120 s; what was begun is taken back in what is left
+PUT_RIGHT_S = 20.0  # of these
 ANONYMOUS = ""  # all tasks of an agent are one user: its isolator counts them
 
 _DRIVER = click.option("--volumedriver", "driver", default=DRIVER, help='"moorage".')
@@ -48,7 +49,7 @@ def mount(driver: str, name: str, opts: tuple[str, ...]) -> None:
         _check(driver)
         address = wish(name, parse_pairs(opts))
         async with host_volumes(address.cluster) as volumes:
-            for problem in await volumes.put_right():
+            for problem in await volumes.put_right_within(PUT_RIGHT_S):
                 click.echo(f"moorage: {problem}", err=True)
             click.echo(await volumes.mount(address, ANONYMOUS, "dvdcli"))
 

@@ -55,14 +55,15 @@ def run_task(command: tuple[str, ...]) -> None:
 
 @contextlib.asynccontextmanager
 async def _mounted(volume: TaskVolume) -> AsyncIterator[str]:
-    from moorage.cli.dvdcli import host_volumes
+    from moorage.cli.dvdcli import PUT_RIGHT_S, host_volumes
     from moorage.gateway.docker import users
 
     name, user = volume.address.name, users.of_process(os.getpid())
     async with host_volumes(volume.address.cluster) as host:
         try:
             async with asyncio.timeout(MOUNT_S):
-                await host.put_right()
+                for problem in await host.put_right_within(PUT_RIGHT_S):
+                    click.echo(f"moorage: {problem}", err=True)
                 path = await host.mount(volume.address, user, f"moorage dvdi (pid {os.getpid()})")
         except TimeoutError:
             raise DeadlineExceeded(f"volume {name!r} is not mounted within {MOUNT_S:g} s") from None

@@ -244,6 +244,19 @@ async def test_a_user_of_a_mount_that_is_no_more_does_not_keep_a_volume(bench: B
     assert bench.volumes.notes.names() == []
 
 
+async def test_what_is_put_right_beside_something_else_takes_no_longer_than_it_may(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang() -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    assert await bench.volumes.put_right_within(1.0) == []
+    monkeypatch.setattr(bench.volumes, "put_right", hang)
+    (problem,) = await bench.volumes.put_right_within(0.05)
+    assert "not cleaned up yet" in problem
+
+
 async def test_options_of_a_volume_do_not_touch_its_users(bench: Bench, engine: Engine) -> None:
     entry = Entry(frozenset({"a"}), {}, {"a": "process:1:1"})
     bench.volumes.notes.save("db", entry)
