@@ -1,7 +1,7 @@
 """The daemon of one mount: ``python -m moorage.gateway.mount.daemon DIRECTORY``, started by the keeper.
 
 Owns the attachment of the volume and everything that the record asks for: it attaches, serves the volume
-over NBD to the keeper, makes the loop device, formats, mounts, and lets the file system grow with the volume.
+over NBD, opens the block device, formats, mounts, and lets the file system grow with the volume.
 A new life goes on where the record says that the former one was. It must never serve a volume that somebody
 else may have written since its former life (what the kernel has in its caches would go over that), and never
 touch the device or the mount from its own event loop: the answer is its own.
@@ -31,6 +31,7 @@ from moorage.client.device import BlockDevice, Done
 from moorage.client.volume import Volume
 from moorage.gateway.mount import filesystem, system
 from moorage.gateway.mount.record import MOUNTED, Place, Record
+from moorage.gateway.mount.ways import way_of
 from moorage.gateway.mount.writeback import become_io_flusher
 from moorage.gateway.nbd.server import NbdServer
 from moorage.wire.buffers import reuse_payload_memory
@@ -51,6 +52,7 @@ class MountDaemon:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._record: Record = place.load()
+        self._way = way_of(self._record)
         self._status = place.status()
         self._first = not self._status.epoch  # no life came to serve it: the kernel has nothing of it
         self._ending = asyncio.Event()
@@ -204,8 +206,8 @@ class MountDaemon:
         device = self._record.device
         for entry in system.mounts_of(device) if device else []:
             await system.run("umount", entry.target)
-        for loop in system.loops_on(self._place.device_file):
-            await system.detach_loop(loop)
+        for opened in self._way.devices(self._place):
+            await self._way.release(self._place, opened)
 
     async def _note_a_loss(self, volume: Volume) -> None:
         """The volume answers with errors by itself from then on; the kernel must hear them, not wait."""
@@ -229,7 +231,7 @@ class MountDaemon:
     async def _carry_out(self, cluster: Cluster, volume: Volume) -> None:
         """From wherever a former life came to: what was done is noted, or is seen in the system."""
         if self._record.phase != MOUNTED:  # later it may be unmounted by hand: no reason to do it again
-            self._note(device=await self._loop_device())
+            self._note(device=await self._opened_device())
             await system.until_unused(self._record.device)
             entry = system.mounted_at(self._record.target)
             if entry is None or entry.source != self._record.device:
@@ -237,12 +239,10 @@ class MountDaemon:
             self._note(phase=MOUNTED)
         self._enter("serving")
 
-    async def _loop_device(self) -> str:
+    async def _opened_device(self) -> str:
         """One may have been made by a life that did not come to note it."""
-        found = system.loops_on(self._place.device_file)
-        return (
-            found[0] if found else await system.attach_loop(self._place.device_file, self._record.read_only)
-        )
+        found = self._way.devices(self._place)
+        return found[0] if found else await self._way.open(self._place, self._record.read_only)
 
     async def _mount(self, cluster: Cluster, volume: Volume) -> None:
         record, device = self._record, self._record.device
@@ -288,7 +288,7 @@ class MountDaemon:
             self._status.size = volume.size
             self._place.save_status(self._status)
             try:
-                await filesystem.refresh_size(record.device, self._place.device_file)
+                await self._way.resize(self._place, record.device, volume.size)
                 if not record.read_only and system.mounts_of(record.device):
                     await filesystem.grow(record.fs, record.device, record.target)
             except (MoorageError, OSError) as error:

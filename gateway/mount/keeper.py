@@ -1,8 +1,8 @@
 """The keeper of one mount: ``python -m moorage.gateway.mount.keeper DIRECTORY``.
 
-Owns the FUSE session that shows the volume as a file, and the daemon's life: it starts the daemon, and starts
-it again when it ends, however often; that is how a daemon is upgraded. It ends when its file system is
-unmounted, or when the daemon gives up before anything was mounted. It must never need memory from the device
+Owns the session that shows the volume to the kernel (``ways.py``), and the daemon's life: it starts the
+daemon, and starts it again when it ends, however often; that is how a daemon is upgraded. It ends with its
+session, or when the daemon gives up before anything was mounted. It must never need memory from the device
 that it serves (its memory is locked), and never wait for the daemon where the kernel does not wait for it.
 """
 
@@ -17,17 +17,12 @@ import threading
 import time
 from pathlib import Path
 
-os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
-
-import mfusepy
-
+from moorage.gateway.mount import ways
 from moorage.gateway.mount.record import MOUNTED, Place
-from moorage.gateway.mount.volume_file import Parking, VolumeFile
 from moorage.gateway.mount.writeback import become_io_flusher, lock_memory
 
 log = logging.getLogger("moorage.keeper")
 
-THREADS_MAX = 32
 RESTART_S, RESTART_MAX_S = 0.05, 2.0
 STEADY_S = 10.0  # a daemon that lived for so long is restarted at once
 STOP_TIMEOUT_S = 15.0
@@ -43,24 +38,13 @@ def main(directory: str) -> None:
     os.chdir("/")
     lock_memory()
     become_io_flusher()
-    record = place.load()
-    parking = Parking(str(place.socket), record.volume)
-    daemon = Daemon(place)
+    session = ways.session(place, place.load())
+    daemon = Daemon(place, session)
     thread = threading.Thread(target=daemon.supervise, name="supervisor")
     thread.start()
     try:
-        mfusepy.FUSE(
-            VolumeFile(parking, record.read_only),
-            str(place.fuse),
-            foreground=True,
-            fsname=f"moorage:{record.volume}",
-            subtype="moorage",
-            max_threads=THREADS_MAX,
-        )
-    except RuntimeError as error:
-        log.error("FUSE session: %s", error)
+        session.serve()
     finally:
-        parking.close()
         daemon.stop()
         thread.join()
 
@@ -68,8 +52,8 @@ def main(directory: str) -> None:
 class Daemon:
     """The process behind the socket. Its stdin is a pipe whose end tells it that the keeper is gone."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, place: Place, session: ways.Session) -> None:
+        self._place, self._session = place, session
         self._ending = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -82,18 +66,11 @@ class Daemon:
                 return
             if code == FAILED or (code > 0 and self._place.load().phase != MOUNTED):
                 log.info("the mount has failed: the daemon ended with %d", code)
-                self._unmount()
+                self._session.end()
                 return
             lived = time.monotonic() - began
             pause = RESTART_S if lived > STEADY_S else min(max(pause, RESTART_S) * 2, RESTART_MAX_S)
             log.warning("the daemon ended with %d, starting it again in %.2f s", code, pause)
-
-    def _unmount(self) -> None:
-        """End the session, and with it this process. It may be about to begin."""
-        command = ["umount", str(self._place.fuse)]
-        while subprocess.run(command, capture_output=True, check=False).returncode:
-            if self._ending.wait(RESTART_S):
-                return
 
     def _run(self) -> int:
         command = [sys.executable, "-m", "moorage.gateway.mount.daemon", str(self._place.directory)]

@@ -7,6 +7,7 @@ daemon's: this one may die at any moment, and the mount comes to an end without 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from moorage.gateway.mount import filesystem, system
+from moorage.gateway.mount import filesystem, system, ways
 from moorage.gateway.mount.record import Place, Record, StateDirectory, Status
 from moorage.gateway.mount.unmounting import UNMOUNT_TIMEOUT_S, clean_up, end, unmount
 from moorage.wire.errors import Busy, Invalid, Unavailable, from_wire
 
 POLL_S = 0.01
-FUSE = Path("/dev/fuse")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Mount:
 async def mount(directory: StateDirectory, record: Record) -> Mount:
     """Carry out ``record``. Raises Busy (mounted or held elsewhere), Invalid, NotFound, Denied, or what the
     daemon met; nothing is left behind then."""
-    check(record)
+    record = dataclasses.replace(record, via=check(record).name)
     directory.prepare()
     await clean_up(directory)
     with directory.created(record, lambda: _check_free(directory, record)) as place:
@@ -78,12 +78,10 @@ async def mount(directory: StateDirectory, record: Record) -> Mount:
         return describe(place)
 
 
-def check(record: Record) -> None:
+def check(record: Record) -> ways.Way:
+    """The way to take, where nothing is in the way."""
     system.check_root()
-    if not FUSE.exists():
-        raise Invalid(
-            f"{FUSE} does not exist: load the fuse module (modprobe fuse), or give it to the container"
-        )
+    way = ways.choose()
     target = Path(record.target)
     if not target.exists():
         raise Invalid(f"mount point {target} does not exist: create it (mkdir -p {target})")
@@ -93,8 +91,9 @@ def check(record: Record) -> None:
         raise Invalid(f"file system {record.fs!r} is not supported: use {' or '.join(filesystem.KINDS)}")
     if record.overwrite and record.read_only:
         raise Invalid("--overwrite formats the volume, --read-only does not write: choose one")
-    for name in ("losetup", "blkid", "mount", "umount", *([f"mkfs.{record.fs}"] if record.fs else [])):
+    for name in ("blkid", "mount", "umount", *([f"mkfs.{record.fs}"] if record.fs else [])):
         system.program(name)
+    return way
 
 
 def _check_free(directory: StateDirectory, record: Record) -> None:

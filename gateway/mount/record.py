@@ -64,7 +64,8 @@ class Record:
     io_timeout: float | None = None
     wait: float = 0.0
     phase: str = OPENING
-    device: str = ""  # the loop device, once there is one
+    via: str = ""  # the way to a block device (``ways.py``), chosen when it is first mounted
+    device: str = ""  # the block device, once there is one
     by: str = ""  # who asked, for `moorage mounts`
 
     def validate(self) -> None:

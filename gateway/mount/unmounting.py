@@ -18,6 +18,7 @@ from pathlib import Path
 
 from moorage.gateway.mount import system
 from moorage.gateway.mount.record import Place, StateDirectory
+from moorage.gateway.mount.ways import way_of
 from moorage.wire.errors import Busy, DeadlineExceeded, Invalid, NotFound
 
 log = logging.getLogger(__name__)
@@ -49,20 +50,24 @@ async def unmount(place: Place, *, force: bool = False, timeout: float = UNMOUNT
     not take what is to be written back: ``force`` gives that up (it is lost)."""
     with place.worked_on():
         if force:
-            _signal(_keeper_pid(place), signal.SIGKILL)  # all that waits in the kernel ends with an error
+            _signal(_keeper_pid(place), signal.SIGKILL)
+            await _until(lambda: not place.keeper_lives(), lambda: "its keeper cannot be killed")
         await end(place, timeout)
 
 
 async def end(place: Place, timeout: float = UNMOUNT_TIMEOUT_S) -> None:
     """Take back everything that there is of a mount, then forget it. Its keeper lives or is dead."""
-    loops = system.loops_on(place.device_file)
-    for device in loops:
+    way = way_of(place.load())
+    if not place.keeper_lives():
+        await _end_daemon(place)
+        await way.abandon(place)  # all that waits in the kernel ends with an error
+    devices = way.devices(place)
+    for device in devices:
         for entry in reversed(system.mounts_of(device)):
             await unmount_file_system(entry, timeout)
-        await system.detach_loop(device)
-    await _until(lambda: not system.loops_on(place.device_file), lambda: _who_keeps(loops))
-    if system.mounted_at(str(place.fuse)) is not None:
-        await system.run("umount", str(place.fuse))
+        await way.release(place, device)
+    await _until(lambda: not way.devices(place), lambda: _who_keeps(devices))
+    await way.end_session(place)
     await _end_keeper(place)
     await _end_daemon(place)
     await asyncio.to_thread(shutil.rmtree, place.directory, ignore_errors=True)
@@ -103,10 +108,10 @@ async def unmount_file_system(entry: system.MountEntry, timeout: float) -> None:
         ) from None
 
 
-def _who_keeps(loops: list[str]) -> str:
-    """A mount in another namespace (a container's) keeps a loop device after it was unmounted here."""
-    devices = ", ".join(loops)
-    return f"{devices} is still mounted in another mount namespace, of a container perhaps: end that first"
+def _who_keeps(devices: list[str]) -> str:
+    """A mount in another namespace (a container's) keeps a device after it was unmounted here."""
+    shown = ", ".join(devices)
+    return f"{shown} is still mounted in another mount namespace, of a container perhaps: end that first"
 
 
 async def _until(

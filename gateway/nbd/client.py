@@ -20,7 +20,7 @@ HANDSHAKE_TIMEOUT_S = 20.0
 
 
 class NbdConnection:
-    """``size`` in bytes and ``read_only`` are as the server said when the connection was made."""
+    """``size`` in bytes, ``read_only`` and the other ``flags`` are as the server said in the handshake."""
 
     def __init__(self, path: str, export: str) -> None:
         """Raises ConnectionError, also when nobody listens at the unix socket ``path``."""
@@ -29,12 +29,12 @@ class NbdConnection:
         try:
             self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
             self._socket.connect(path)
-            self.size, flags = self._negotiate(export.encode())
+            self.size, self.flags = self._negotiate(export.encode())
             self._socket.settimeout(None)
         except OSError as error:
             self._socket.close()
             raise ConnectionError(f"no NBD server at {path}: {error}") from error
-        self.read_only = bool(flags & nbd.FLAG_READ_ONLY)
+        self.read_only = bool(self.flags & nbd.FLAG_READ_ONLY)
 
     def read(self, offset: int, length: int) -> bytearray:
         self._send(nbd.CMD_READ, offset, length)
