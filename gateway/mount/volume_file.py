@@ -23,6 +23,7 @@ from moorage.gateway.nbd.client import NbdConnection
 T = TypeVar("T")
 
 RETRY_S = 0.05
+SIZE_TIMEOUT_S = 5.0
 BACKGROUND_MAX = 256  # requests that the kernel may have here at once
 _PUNCH_HOLE, _ZERO_RANGE, _KEEP_SIZE = 2, 16, 1  # of fallocate(2)
 
@@ -35,6 +36,7 @@ class Parking:
         self._idle: list[NbdConnection] = []
         self._connecting = threading.Lock()  # one knocks, the others wait behind it
         self._closed = False
+        self._size: int | None = None
 
     def run(self, request: Callable[[NbdConnection], T]) -> T:
         while True:
@@ -64,14 +66,18 @@ class Parking:
         raise OSError(errno.EIO, "the mount is being ended")
 
     def size(self) -> int:
-        """The volume's size now: told to each new connection."""
-        with self._connecting:
-            while not self._closed:
-                try:
-                    with NbdConnection(self._path, self._export) as connection:
-                        return connection.size
-                except ConnectionError:
+        """The volume's size: told to each new connection. While the daemon does not tell it, what it was:
+        programs that have nothing to do with this mount ask for it (e2fsck asks the files of all loop
+        devices), and must not be parked with it."""
+        while not self._closed:
+            try:
+                with NbdConnection(self._path, self._export, SIZE_TIMEOUT_S) as connection:
+                    self._size = connection.size
+            except ConnectionError:
+                if self._size is None:
                     time.sleep(RETRY_S)
+                    continue
+            return self._size
         raise OSError(errno.EIO, "the mount is being ended")
 
     def close(self) -> None:

@@ -22,12 +22,13 @@ HANDSHAKE_TIMEOUT_S = 20.0
 class NbdConnection:
     """``size`` in bytes, ``read_only`` and the other ``flags`` are as the server said in the handshake."""
 
-    def __init__(self, path: str, export: str) -> None:
-        """Raises ConnectionError, also when nobody listens at the unix socket ``path``."""
+    def __init__(self, path: str, export: str, timeout: float = HANDSHAKE_TIMEOUT_S) -> None:
+        """Raises ConnectionError, also when nobody listens at the unix socket ``path``. ``timeout``: for each
+        step of the handshake, in seconds."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._cookies = itertools.count(1)
         try:
-            self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
+            self._socket.settimeout(timeout)
             self._socket.connect(path)
             self.size, self.flags = self._negotiate(export.encode())
             self._socket.settimeout(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from moorage.gateway.memory import MemoryDevice
+from moorage.gateway.mount import volume_file
 from moorage.gateway.mount.volume_file import Parking
 from moorage.gateway.nbd import NbdServer
 from moorage.gateway.nbd.client import NbdConnection
@@ -81,3 +83,29 @@ async def test_requests_are_parked_while_there_is_no_server(tmp_path: Path) -> N
     parking.close()
     with pytest.raises(OSError, match="being ended"):
         parking.run(lambda connection: connection.flush())
+
+
+async def test_a_size_is_told_while_there_is_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs that have nothing to do with the mount ask for it."""
+    monkeypatch.setattr(volume_file, "SIZE_TIMEOUT_S", 0.1)
+    path = tmp_path / "s"
+    parking = Parking(str(path), "db")
+    parked = threading.Thread(target=lambda: parking.run(lambda connection: connection.flush()))
+    first: list[int] = []
+    asked = threading.Thread(target=lambda: first.append(parking.size()))
+    asked.start()  # nobody told it ever: it has to wait
+    await served(path, asked.join, MemoryDevice(SIZE))
+    assert first == [SIZE]
+    parked.start()
+    assert await asyncio.to_thread(parking.size) == SIZE
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(str(path))
+        frozen.listen()
+        assert await asyncio.to_thread(parking.size) == SIZE
+    path.unlink()
+    await served(path, parked.join, MemoryDevice(SIZE))
+    await served(path, lambda: first.append(parking.size()), MemoryDevice(2 * SIZE))
+    assert first == [SIZE, 2 * SIZE]
+    parking.close()
