@@ -60,6 +60,7 @@ OTHER_CORES = (
     "metadata/requests.py",
     "metadata/state.py",
     "registry/health.py",
+    "registry/mount_table.py",
     "registry/state.py",
 )
 
