@@ -32,6 +32,11 @@ DRILL = {
     "silent-host": "moorage.cli.drill.main:silent_host",
     "zombie": "moorage.cli.drill.main:zombie",
 }
+TABLE = {
+    "apply": "moorage.cli.table:apply",
+    "get": "moorage.cli.table:get",
+    "set": "moorage.cli.table:set_table",
+}
 COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
     "bench": BENCH,
@@ -44,8 +49,10 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "mounts": "moorage.cli.mount:mounts",
     "node": "moorage.cli.services:node",
     "registry": "moorage.cli.services:registry",
+    "resolve": "moorage.cli.resolve:resolve",
     "secret": SECRET,
     "status": "moorage.cli.status:status",
+    "table": TABLE,
     "umount": "moorage.cli.mount:umount",
     "up": "moorage.cli.up:up",
     "volume": "moorage.cli.volume:volume",
@@ -54,6 +61,7 @@ _HELP = {
     "bench": "Measure a volume, or load it and verify what it reads.",
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
     "secret": "Make the files that services and clients prove themselves with.",
+    "table": "Say what is mounted where on all hosts, and make it so on this one.",
 }
 
 
