@@ -5,6 +5,7 @@ Owns the joining of the three: what metadata knows, what the table says, what is
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,11 @@ def _is_here(cluster: Cluster, address: uri.Address) -> bool:
 def _records(directory: StateDirectory) -> list[Record] | None:
     if directory.path.is_dir() and not os.access(directory.path, os.R_OK | os.X_OK):
         return None
-    return [place.load() for place in directory.places()]
+    found = []
+    for place in directory.places():
+        with contextlib.suppress(FileNotFoundError):  # it ends just now
+            found.append(place.load())
+    return found
 
 
 def _of_line(cluster: Cluster, line: Line, volume: VolumeInfo | None, here: list[Record] | None) -> Storage:
