@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := e2fsprogs fio fuse3 iproute2 iptables libnbd-bin mount python3 python3-libnbd python3-venv \
-	qemu-utils strace util-linux xfsprogs
+	qemu-utils s3fs strace util-linux xfsprogs
 export PYTHON
 SEED ?= 0
 SECONDS ?= 60
