@@ -259,10 +259,8 @@ class Cluster:
         from moorage.gateway.mount import mounting
         from moorage.gateway.mount.record import Record, StateDirectory, new_id, state_directory
 
-        address = uri.parse(name)
+        address = uri.parse_volume(name)
         self._check_here(address)
-        if address.path:
-            raise Invalid(f"{address} names a file in a volume: mount moorage:///{address.name}")
         record = Record(
             id=new_id(),
             volume=address.name,

@@ -185,9 +185,7 @@ def _volume(source: str, kind: str, options: _Options) -> str:
     """The URI with the options of the line in it: so they mean what they mean everywhere."""
     if kind not in VOLUME_KINDS:
         raise Invalid(f"{kind!r} is not for a volume: write {', '.join(VOLUME_KINDS)}")
-    address = uri.parse(source)
-    if address.path:
-        raise Invalid(f"{source} names a file in a volume: write moorage:///{address.name}")
+    address = uri.parse_volume(source)
     given = dict(address.options)
     taken = {key: value for key in sorted(uri.OPTIONS) if (value := options.take(key)) is not None}
     if kind != "auto":
@@ -200,9 +198,9 @@ def _volume(source: str, kind: str, options: _Options) -> str:
     if kind != "auto" and given["fs"] != kind:
         raise Invalid(f"fs={given['fs']} contradicts the kind {kind}")
     query = urlencode(given)
-    checked = uri.parse(f"moorage://{address.cluster}/{address.name}" + ("?" + query if query else ""))
-    uri.check_options(checked)
-    return str(checked)
+    return str(
+        uri.parse_volume(f"moorage://{address.cluster}/{address.name}" + ("?" + query if query else ""))
+    )
 
 
 def _check_foreign(source: str, kind: str, options: _Options) -> None:

@@ -100,8 +100,12 @@ def io_timeout(address: Address) -> float:
     return seconds
 
 
-def check_options(address: Address) -> None:
-    """Raises :class:`Invalid` for a value that no volume can have, before anybody acts on it."""
+def parse_volume(text: str) -> Address:
+    """The address of a whole volume, as what mounts it takes it. Raises :class:`Invalid` also for a value
+    that no volume can have, before anybody acts on it."""
+    address = parse(text)
+    if address.path:
+        raise Invalid(f"{text} names a file in a volume: write moorage:///{address.name}")
     options = address.options
     if "size" in options:
         parse_size(options["size"])
@@ -113,6 +117,7 @@ def check_options(address: Address) -> None:
             raise Invalid(f"{key}={options[key]}: write {' or '.join(known)}")
     read_only(address)
     io_timeout(address)
+    return address
 
 
 def _split_authority(text: str, body: str) -> tuple[str, str]:
