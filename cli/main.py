@@ -39,6 +39,7 @@ TABLE = {
 }
 COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
+    "automount": "moorage.cli.automount:automount",
     "bench": BENCH,
     "demo": "moorage.cli.demo.main:demo",
     "drill": DRILL,

@@ -131,6 +131,7 @@ class Agent:
             "PATH": PATH,
         }
         self.services: list[Service] = []
+        self._users: list[subprocess.Popen[str]] = []
 
     def run(self, *command: str, timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """In a session of its own: no process group of a service's."""
@@ -172,14 +173,18 @@ class Agent:
 
     def hold(self, directory: Path) -> subprocess.Popen[str]:
         """A process that stands in a directory."""
+        return self.stay("sh", "-ec", f"cd {directory}; echo there; exec sleep infinity")
+
+    def stay(self, *command: str) -> subprocess.Popen[str]:
+        """A process that says "there" and stays until it is killed, at the latest with the agent."""
         process = subprocess.Popen(
-            [*self._inside, "sh", "-ec", f"cd {directory}; echo there; exec sleep infinity"],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+            [*self._inside, *command], stdout=subprocess.PIPE, text=True, start_new_session=True
         )
-        assert process.stdout is not None and process.stdout.readline() == "there\n"
+        self._users.append(process)
+        assert process.stdout is not None
+        said = process.stdout.readline()
         process.stdout.close()
+        assert said == "there\n"
         return process
 
     def mounts(self) -> dict[str, dict[str, Any]]:
@@ -214,6 +219,9 @@ class Agent:
         ]
 
     def close(self) -> None:
+        for user in self._users:
+            user.kill()
+            user.wait()
         for service in self.services:
             service.end()
         for path in self.state_dir.glob("*/record.json"):
