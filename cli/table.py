@@ -47,7 +47,7 @@ async def get(cluster: Cluster, as_json: bool, version: int | None, history: boo
 
 
 @click.command("set")
-@click.argument("file", type=click.File())
+@click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"))
 @click.option(
     "--version", type=click.IntRange(min=0), help="Which one was changed [default: as its first line says]."
 )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -94,26 +93,25 @@ def parse(text: str) -> tuple[list[Line], list[str]]:
     """The good lines, and what is wrong with the bad ones (``"line 3: ..."``)."""
     lines: list[Line] = []
     problems = []
-    for number, fields in _fields(text):
+    for number, row in enumerate(text.splitlines(), start=1):
         try:
-            line = _line(number, fields)
-            _check_target_is_free(line, lines)
+            if fields := _fields(row):
+                line = _line(number, fields)
+                _check_target_is_free(line, lines)
+                lines.append(line)
         except Invalid as error:
             problems.append(f"line {number}: {error}")
-        else:
-            lines.append(line)
     return lines, problems
 
 
-def _fields(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, row in enumerate(text.splitlines(), start=1):
-        fields = row.split()
-        comment = next((i for i, each in enumerate(fields) if each.startswith("#")), len(fields))
-        if fields[:comment]:
-            yield (
-                number,
-                [_ESCAPE.sub(lambda found: chr(int(found[1], 8)), each) for each in fields[:comment]],
-            )
+def _fields(row: str) -> list[str]:
+    try:
+        row.encode()
+    except UnicodeEncodeError:
+        raise Invalid("it is not UTF-8") from None
+    fields = row.split()
+    comment = next((i for i, each in enumerate(fields) if each.startswith("#")), len(fields))
+    return [_ESCAPE.sub(lambda found: chr(int(found[1], 8)), each) for each in fields[:comment]]
 
 
 def _line(number: int, fields: list[str]) -> Line:

@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+import moorage.sync
+
 TOOLS = ("losetup", "mkfs.ext4", "mkfs.xfs", "mount", "nsenter", "unshare")
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 TIMEOUT_S = 60.0
@@ -97,8 +99,14 @@ class Cluster:
         self.directory = directory
         ready = self._service.answer()
         self.registry, self.secret_file = ready["registry"], ready["secret_file"]
+        self.client = moorage.sync.connect(registry=self.registry, secret_file=self.secret_file)
+
+    def create(self, *names: str) -> None:
+        for name in names:
+            self.client.create_volume(name, "64M", replicas=1)
 
     def close(self) -> None:
+        self.client.close()
         self._service.end()
 
 
@@ -107,6 +115,7 @@ class Agent:
 
     def __init__(self, cluster: Cluster, name: str, directory: Path, clusters: dict[str, Cluster]) -> None:
         self.name = name
+        self.cluster = cluster
         self.directory = directory
         self.state_dir = directory / "st"
         self._holder = subprocess.Popen(
@@ -188,8 +197,11 @@ class Agent:
         return process
 
     def mounts(self) -> dict[str, dict[str, Any]]:
-        """By volume."""
-        return {each["volume"]: each for each in self.moorage("mounts")}
+        """By volume: what is noted of it."""
+        return {
+            json.loads(path.read_text())["volume"]: json.loads(path.with_name("status.json").read_text())
+            for path in self.state_dir.glob("*/record.json")
+        }
 
     def mounted(self) -> dict[str, str]:
         """Target -> options, of what is mounted in this namespace."""

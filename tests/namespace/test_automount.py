@@ -27,17 +27,12 @@ def start(agent: Agent, *arguments: str, idle: str = "1") -> tuple[Service, Path
     return service, root
 
 
-def create(agent: Agent, *names: str) -> None:
-    for name in names:
-        agent.moorage("volume", "create", name, "--size", "64M", "--replicas", "1")
-
-
 def is_there(agent: Agent, path: Path) -> bool:
     return str(path) in agent.mounted()
 
 
 def test_volumes_are_shown_mounted_when_used_and_unmounted_when_idle(agent: Agent) -> None:
-    create(agent, "first", "second")
+    agent.cluster.create("first", "second")
     service, root = start(agent)
     assert {"first", "second"} <= set(agent.sh(f"ls {root}").split())
     agent.sh(f"ls -l --color=always {root}")  # looks at each of them, and goes into none
@@ -49,9 +44,10 @@ def test_volumes_are_shown_mounted_when_used_and_unmounted_when_idle(agent: Agen
     user.wait()
     assert "No such file or directory" in agent.fails(f"ls {root}/nosuch")
     until(lambda: not is_there(agent, root / "first"), "unmounted when idle")
-    assert agent.moorage("volume", "show", "first")["holder"] is None
+    until(lambda: agent.mounts() == {}, "let go")
+    assert agent.cluster.client.show("first").holder is None
     assert agent.sh(f"cat {root}/first/file") == "hello"
-    create(agent, "third")  # not shown yet, perhaps
+    agent.cluster.create("third")  # not shown yet, perhaps
     assert agent.sh(f"ls {root}/third") == "lost+found"
     assert service.end() == 0
     assert str(root) not in agent.mounted() and agent.mounts() == {}
@@ -59,7 +55,7 @@ def test_volumes_are_shown_mounted_when_used_and_unmounted_when_idle(agent: Agen
 
 @pytest.mark.slow
 def test_many_who_come_at_once_wait_for_one_mount(agent: Agent) -> None:
-    create(agent, "crowd")
+    agent.cluster.create("crowd")
     service, root = start(agent, idle="60")
     agent.sh(f"for i in $(seq 20); do echo $i > {root}/crowd/$i & done; wait")
     assert len(agent.sh(f"ls {root}/crowd").split()) == 21
@@ -69,7 +65,7 @@ def test_many_who_come_at_once_wait_for_one_mount(agent: Agent) -> None:
 
 @pytest.mark.slow
 def test_use_keeps_it_mounted(agent: Agent) -> None:
-    create(agent, "used")
+    agent.cluster.create("used")
     _, root = start(agent)
     user = agent.hold(root / "used")
     time.sleep(4)
@@ -83,7 +79,7 @@ def test_use_keeps_it_mounted(agent: Agent) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_next_service_goes_on_with_what_is_in_use(agent: Agent, number: int) -> None:
     held, free, unused = (f"{name}{number}" for name in ("held", "free", "unused"))
-    create(agent, held, free, unused)
+    agent.cluster.create(held, free, unused)
     service, root = start(agent, idle="60")
     user = agent.hold(root / held)
     agent.sh(f"touch {root}/{free}/file {root}/{held}/file")
@@ -105,8 +101,7 @@ def test_a_next_service_goes_on_with_what_is_in_use(agent: Agent, number: int) -
     assert is_there(agent, root / held)
     user.kill()
     user.wait()
-    until(lambda: not is_there(agent, root / held), "unmounted when idle")
-    assert agent.mounts() == {}
+    until(lambda: agent.mounts() == {}, "unmounted when idle")
 
 
 @pytest.mark.slow
@@ -119,7 +114,7 @@ def test_one_service_for_a_directory(agent: Agent) -> None:
 @pytest.mark.slow
 def test_what_another_host_uses_is_busy_and_the_log_says_who(make_agent: MakeAgent) -> None:
     first, second = make_agent("a1"), make_agent("a2")
-    create(first, "shared")
+    first.cluster.create("shared")
     target = first.directory / "data"
     target.mkdir()
     first.moorage("mount", "shared", str(target))
@@ -132,7 +127,7 @@ def test_what_another_host_uses_is_busy_and_the_log_says_who(make_agent: MakeAge
 
 @pytest.mark.slow
 def test_a_volume_that_this_host_has_mounted_is_shown_where_it_is(agent: Agent) -> None:
-    create(agent, "byhand")
+    agent.cluster.create("byhand")
     target = agent.directory / "data"
     target.mkdir()
     agent.moorage("mount", "byhand", str(target))
@@ -145,7 +140,7 @@ def test_a_volume_that_this_host_has_mounted_is_shown_where_it_is(agent: Agent) 
 
 @pytest.mark.slow
 def test_a_hung_volume_hangs_nobody_else(agent: Agent) -> None:
-    create(agent, "hung", "well")
+    agent.cluster.create("hung", "well")
     _, root = start(agent, idle="60")
     agent.sh(f"touch {root}/hung/file")
     frozen = agent.pids("hung")
@@ -166,7 +161,7 @@ def test_a_hung_volume_hangs_nobody_else(agent: Agent) -> None:
 @pytest.mark.slow
 def test_an_access_ends_at_its_timeout_and_the_mount_goes_on(make_agent: MakeAgent) -> None:
     first, second = make_agent("a1"), make_agent("a2")
-    create(first, "late")
+    first.cluster.create("late")
     target = first.directory / "data"
     target.mkdir()
     first.moorage("mount", "late", str(target))
@@ -189,7 +184,7 @@ def test_an_access_ends_at_its_timeout_and_the_mount_goes_on(make_agent: MakeAge
 @pytest.mark.slow
 def test_a_volume_that_was_taken_away_is_let_go_and_mounted_anew(make_agent: MakeAgent) -> None:
     first, second = make_agent("a1"), make_agent("a2")
-    create(first, "taken")
+    first.cluster.create("taken")
     service, root = start(first, idle="2")
     user = first.hold(root / "taken")
     target = second.directory / "data"
@@ -206,7 +201,7 @@ def test_a_volume_that_was_taken_away_is_let_go_and_mounted_anew(make_agent: Mak
 
 @pytest.mark.slow
 def test_a_mount_that_died_is_mounted_anew(agent: Agent) -> None:
-    create(agent, "dying")
+    agent.cluster.create("dying")
     _, root = start(agent, idle="2")
     agent.sh(f"touch {root}/dying/file; sync -f {root}/dying")
     for pid in agent.pids("dying"):
@@ -219,7 +214,7 @@ def test_a_mount_that_died_is_mounted_anew(agent: Agent) -> None:
 @pytest.mark.slow
 def test_a_container_that_has_the_directory_sees_what_comes(agent: Agent) -> None:
     """Its use counts, its copy does not; a bind of a volume in a namespace of its own counts."""
-    create(agent, "inside", "bound")
+    agent.cluster.create("inside", "bound")
     service, root = start(agent, idle="2")
     container = ["unshare", "--mount", "--propagation", "slave", "sh", "-ec"]
     done = agent.run(*container, f"echo hello > {root}/inside/file; cat {root}/inside/file")
@@ -239,7 +234,7 @@ def test_a_container_that_has_the_directory_sees_what_comes(agent: Agent) -> Non
 
 @pytest.mark.slow
 def test_options_of_a_volume_are_those_of_its_uri(agent: Agent) -> None:
-    create(agent, "plain")
+    agent.cluster.create("plain")
     _, root = start(agent, "moorage:///made?size=64M&replicas=1&durability=writeback")
     assert "made" in agent.sh(f"ls {root}").split()
     assert agent.sh(f"ls {root}/made") == "lost+found"

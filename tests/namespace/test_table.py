@@ -20,17 +20,11 @@ MakeAgent = Callable[..., Agent]
 
 
 def set_table(agent: Agent, *lines: str) -> int:
-    file = agent.directory / "table"
-    file.write_text("".join(f"{line}\n" for line in lines))
-    version = agent.moorage("table", "get")["version"]
-    made: int = agent.moorage("table", "set", str(file), "--version", str(version))["version"]
+    client = agent.cluster.client
+    version = client.mount_table().version
+    made = client.set_mount_table("".join(f"{line}\n" for line in lines), version=version)
     assert made == version + 1
     return made
-
-
-def create(agent: Agent, *names: str) -> None:
-    for name in names:
-        agent.moorage("volume", "create", name, "--size", "64M", "--replicas", "1")
 
 
 def apply(agent: Agent, code: int = 0) -> dict[str, tuple[str, str]]:
@@ -82,7 +76,7 @@ def test_a_table_is_changed_by_compare_and_set(agent: Agent) -> None:
 def test_apply_mounts_what_is_missing_and_unmounts_what_left(agent: Agent) -> None:
     data, other = agent.directory / "a" / "data", agent.directory / "other"
     other.mkdir()
-    create(agent, "other")
+    agent.cluster.create("other")
     agent.moorage("mount", "other", str(other))
     line = f"moorage:///kept {data} ext4 size=64M,replicas=1,owner=1000:1001,noatime"
     set_table(
@@ -107,7 +101,7 @@ def test_apply_mounts_what_is_missing_and_unmounts_what_left(agent: Agent) -> No
 @pytest.mark.slow
 def test_keep_follows_the_table_and_goes_on_after_a_kill(agent: Agent) -> None:
     first, second = agent.directory / "first", agent.directory / "second"
-    create(agent, "one", "two")
+    agent.cluster.create("one", "two")
     set_table(agent, f"moorage:///one {first} ext4")
     command = ("table", "apply", "--keep", "--interval", "0.2")
     service = agent.start(*command)
@@ -130,7 +124,7 @@ def test_keep_follows_the_table_and_goes_on_after_a_kill(agent: Agent) -> None:
 @pytest.mark.slow
 def test_what_is_in_use_stays_until_it_is_not(agent: Agent) -> None:
     target = agent.directory / "data"
-    create(agent, "old", "new")
+    agent.cluster.create("old", "new")
     set_table(agent, f"moorage:///old {target} ext4")
     apply(agent)
     user = agent.hold(target)
@@ -147,7 +141,7 @@ def test_what_is_in_use_stays_until_it_is_not(agent: Agent) -> None:
 @pytest.mark.slow
 def test_a_volume_that_is_held_elsewhere_comes_when_its_holder_dies(make_agent: MakeAgent) -> None:
     first, second = make_agent("a1"), make_agent("a2")
-    create(first, "moving")
+    first.cluster.create("moving")
     set_table(first, f"moorage:///moving {first.directory / 'd'} ext4 hosts=a1",
               f"moorage:///moving {second.directory / 'd'} ext4 hosts=a2")  # fmt: skip
     apply(first)
@@ -228,7 +222,7 @@ def far() -> Iterator[Cluster]:
 @pytest.mark.slow
 def test_a_volume_of_another_cluster(make_agent: MakeAgent, far: Cluster) -> None:
     agent = make_agent("a1", far=far)
-    create(agent, "twin")
+    agent.cluster.create("twin")
     here, there = agent.directory / "here", agent.directory / "there"
     set_table(
         agent,
@@ -248,7 +242,7 @@ def test_a_volume_of_another_cluster(make_agent: MakeAgent, far: Cluster) -> Non
 @pytest.mark.slow
 def test_resolve_finds_every_storage_of_the_cluster(make_agent: MakeAgent) -> None:
     first, second = make_agent("a1"), make_agent("a2")
-    create(first, "plain", "tabled")
+    first.cluster.create("bare", "tabled")
     target = first.directory / "tabled"
     set_table(first, f"moorage:///tabled {target} ext4 hosts=a1", "nas:/export /storage/nas nfs4 noauto",
               "s3://media /storage/media s3 name=pictures,noauto")  # fmt: skip
@@ -259,11 +253,11 @@ def test_resolve_finds_every_storage_of_the_cluster(make_agent: MakeAgent) -> No
     assert found["holder"]["host"] == "a1" and found["holder_alive"]
     (seen,) = second.moorage("resolve", "moorage:///tabled")
     assert seen["mounted_at"] == [] and seen["holder"] == found["holder"]
-    (plain,) = second.moorage("resolve", "plain")
-    assert (plain["uri"], plain["line"], plain["holder"]) == ("moorage:///plain", 0, None)
+    (plain,) = second.moorage("resolve", "bare")
+    assert (plain["uri"], plain["line"], plain["holder"]) == ("moorage:///bare", 0, None)
     assert [each["kind"] for each in second.moorage("resolve", "/storage/nas")] == ["nfs4"]
     assert [each["uri"] for each in second.moorage("resolve", "pictures")] == ["s3://media"]
-    assert {"plain", "tabled", "nas", "pictures"} <= {each["name"] for each in second.moorage("resolve")}
+    assert {"bare", "tabled", "nas", "pictures"} <= {each["name"] for each in second.moorage("resolve")}
     said = second.moorage("resolve", "nosuch", code=3)["error"]["message"]
     assert said.startswith("'nosuch' is no volume, and no line of the mount table")
     code = "import moorage.sync as m\nwith m.connect() as c: print(c.resolve('tabled')[0].mounted_at[0])"

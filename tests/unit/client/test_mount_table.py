@@ -107,6 +107,7 @@ BAD = {
     "-ouid=0 /m nfs": "is an option, not a source",
     "//nas/x /m cifs username=a,password=b": "password=... would be shown to everybody",
     "nas:/x /m nfs hosts=": "hosts=: write names or patterns",
+    "# \udcff": "it is not UTF-8",
 }
 
 
