@@ -198,10 +198,12 @@ class Agent:
 
     def mounts(self) -> dict[str, dict[str, Any]]:
         """By volume: what is noted of it."""
-        return {
-            json.loads(path.read_text())["volume"]: json.loads(path.with_name("status.json").read_text())
-            for path in self.state_dir.glob("*/record.json")
-        }
+        found = {}
+        for path in self.state_dir.glob("*/record.json"):
+            with contextlib.suppress(FileNotFoundError):  # it ends just now
+                volume = json.loads(path.read_text())["volume"]
+                found[volume] = json.loads(path.with_name("status.json").read_text())
+        return found
 
     def mounted(self) -> dict[str, str]:
         """Target -> options, of what is mounted in this namespace."""
