@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import moorage.sync
+from moorage.cli.local_cluster import die_with_parent
 
 TOOLS = ("losetup", "mkfs.ext4", "mkfs.xfs", "mount", "nsenter", "unshare")
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -64,7 +65,13 @@ class Service:
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                command, env=env, stdout=subprocess.PIPE, stderr=file, start_new_session=True, text=True
+                command,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
+                text=True,
+                preexec_fn=die_with_parent,
             )
 
     def answer(self) -> dict[str, Any]:
@@ -119,7 +126,9 @@ class Agent:
         self.directory = directory
         self.state_dir = directory / "st"
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sleep", "infinity"], env={"PATH": PATH}
+            ["unshare", "--mount", "--propagation", "private", "sleep", "infinity"],
+            env={"PATH": PATH},
+            preexec_fn=die_with_parent,
         )
         until(
             lambda: os.readlink(f"/proc/{self._holder.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"), name
@@ -187,7 +196,11 @@ class Agent:
     def stay(self, *command: str) -> subprocess.Popen[str]:
         """A process that says "there" and stays until it is killed, at the latest with the agent."""
         process = subprocess.Popen(
-            [*self._inside, *command], stdout=subprocess.PIPE, text=True, start_new_session=True
+            [*self._inside, *command],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
         )
         self._users.append(process)
         assert process.stdout is not None
