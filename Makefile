@@ -1,5 +1,6 @@
 # The few commands one needs. On a fresh Debian 12 machine, as root, each target does its own set-up.
 #   make demo       a three-host cluster, a volume, and what happens when hosts die
+#   make demo-mysql MariaDB, WordPress and PostgreSQL on volumes, and what happens when their host dies
 #   make test       the tests, under 10 minutes         make test-all   the long ones too
 #   make check      format, lint, types, fast tests     make simulate [SEEDS=n] [SEED=first] [MINUTES=m]
 #   make fuzz [SECONDS=n] [TARGET=name]   mutated bytes into every parser, what reaches new code further
@@ -8,13 +9,16 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-SYSTEM_PACKAGES := e2fsprogs fio fuse3 iproute2 iptables libnbd-bin mount python3 python3-libnbd python3-venv \
-	qemu-utils s3fs strace util-linux xfsprogs
+SYSTEM_PACKAGES := binutils busybox-static docker.io e2fsprogs fio fuse3 g++ iproute2 iptables libapr1 \
+	libnbd-bin libsasl2-2 libsvn1 mount python3 python3-libnbd python3-venv qemu-utils s3fs strace util-linux xfsprogs
+# PHP's own web server serves WordPress; webfs only satisfies its package, which wants some, and is small.
+DEMO_PACKAGES := default-mysql-client mariadb-server php php-cli php-mysql postgresql webfs wordpress \
+	wordpress-theme-twentytwentythree
 export PYTHON
 SEED ?= 0
 SECONDS ?= 60
 
-.PHONY: setup demo test test-all fuzz mutants check lint format simulate lock bench clean
+.PHONY: setup demo demo-mysql demo-packages test test-all fuzz mutants check lint format simulate lock bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -31,6 +35,12 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml packages/ensure
 
 demo: setup
 	@$(BIN)/moorage demo
+
+demo-mysql: setup demo-packages
+	@$(BIN)/moorage demo-mysql
+
+demo-packages:
+	@packages/ensure $(DEMO_PACKAGES)
 
 test: setup
 	@$(BIN)/python -m pytest -q -m "not slow and not mutants"

@@ -21,6 +21,7 @@ SECRET = {
 }
 BENCH = {
     "block": "moorage.cli.bench:block",
+    "takeover": "moorage.cli.takeover.main:takeover",
     "verify": "moorage.cli.verify:verify",
 }
 DRILL = {
@@ -32,6 +33,9 @@ DRILL = {
     "silent-host": "moorage.cli.drill.main:silent_host",
     "zombie": "moorage.cli.drill.main:zombie",
 }
+DVDI = {
+    "run": "moorage.cli.dvdi:run_task",
+}
 TABLE = {
     "apply": "moorage.cli.table:apply",
     "get": "moorage.cli.table:get",
@@ -42,7 +46,11 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "automount": "moorage.cli.automount:automount",
     "bench": BENCH,
     "demo": "moorage.cli.demo.main:demo",
+    "demo-mysql": "moorage.cli.demo.databases.main:demo_mysql",
+    "docker": "moorage.cli.docker:docker",
     "drill": DRILL,
+    "dvdcli": "moorage.cli.dvdcli:dvdcli",
+    "dvdi": DVDI,
     "health": "moorage.cli.health:health",
     "host": "moorage.cli.services:host",
     "metadata": "moorage.cli.services:metadata",
@@ -59,8 +67,9 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "volume": "moorage.cli.volume:volume",
 }
 _HELP = {
-    "bench": "Measure a volume, or load it and verify what it reads.",
+    "bench": "Measure a volume, load it and verify what it reads, or measure how it is taken over.",
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
+    "dvdi": "Volumes of a task that names them in its environment.",
     "secret": "Make the files that services and clients prove themselves with.",
     "table": "Say what is mounted where on all hosts, and make it so on this one.",
 }

@@ -66,7 +66,8 @@ class Report:
 
     def print(self) -> None:
         self.console.print()
-        self.console.print(self._phase_table())
+        if self.phases:
+            self.console.print(self._phase_table())
         self.console.print(self._promise_table())
         verdict = "[bold green]Every promise was kept." if self.kept else "[bold red]A promise was broken."
         self.console.print(verdict)

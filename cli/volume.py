@@ -22,13 +22,21 @@ def volume() -> None:
 @click.option("--replicas", type=int, default=3, show_default=True, help="1, 3 or 5, each on another host.")
 @click.option("--groups", type=int, default=0, help="Replica groups to stripe over; 0 chooses.")
 @click.option("--durability", type=click.Choice(["sync", "writeback"]), default="sync", show_default=True)
+@click.option("--fs", type=click.Choice(["ext4", "xfs"]), help="What its first mount makes of it.")
 @cluster_command
 async def create(
-    cluster: Cluster, as_json: bool, name: str, size: int, replicas: int, groups: int, durability: str
+    cluster: Cluster,
+    as_json: bool,
+    name: str,
+    size: int,
+    replicas: int,
+    groups: int,
+    durability: str,
+    fs: str | None,
 ) -> None:
     """Create volume NAME. Its space is taken only as it is written."""
     made = await cluster.create_volume(
-        name, size=size, replicas=replicas, groups=groups, durability=durability
+        name, size=size, replicas=replicas, groups=groups, durability=durability, fs=fs
     )
     if as_json:
         output.emit_json(made.to_json())
@@ -75,6 +83,8 @@ async def show(cluster: Cluster, as_json: bool, name: str) -> None:
         return
     click.echo(f"{name}: {output.size(one['size'])}, {one['durability']}, {one['state']}")
     click.echo(f"held by {holder_text(one.get('holder'))}, epoch {one['epoch']}")
+    if one["fs"]:
+        click.echo(f"file system: {one['fs']['type']}, {one['fs']['state']}")
     rows = [
         (group["group"], group["version"], member["replica"], member["host"], member["device"])
         for group in one["groups"]

@@ -207,7 +207,7 @@ class Cluster:
         when no majority of the members answered within ``timeout`` seconds; it says whom it waited for.
         """
         address = uri.parse(name)
-        self._check_here(address)
+        self.check_here(address)
         read_only = read_only or uri.read_only(address)
         if io_timeout is None:
             io_timeout = uri.io_timeout(address)
@@ -260,7 +260,7 @@ class Cluster:
         from moorage.gateway.mount.record import Record, StateDirectory, new_id, state_directory
 
         address = uri.parse_volume(name)
-        self._check_here(address)
+        self.check_here(address)
         record = Record(
             id=new_id(),
             volume=address.name,
@@ -300,7 +300,8 @@ class Cluster:
                     fs=options.get("fs"),
                 )
 
-    def _check_here(self, address: uri.Address) -> None:
+    def check_here(self, address: uri.Address) -> None:
+        """Raises Invalid when it is of another cluster."""
         if address.cluster not in ("", self.config.name, self.config.registry):
             here = self.config.name or self.config.registry
             raise Invalid(f"{address} is not in {here!r}: connect to {address.cluster!r} for it")

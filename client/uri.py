@@ -88,16 +88,20 @@ def read_only(address: Address) -> bool:
     return mode == "ro"
 
 
-def io_timeout(address: Address) -> float:
-    """Seconds that an operation may wait for a majority, 0 for ever."""
-    text = address.options.get("io_timeout", IO_TIMEOUT)
+def parse_seconds(key: str, text: str) -> float:
+    """The seconds that an option says; 0 is for ever."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise Invalid(f"io_timeout={text!r}: write seconds, or 0 to wait for ever")
+        raise Invalid(f"{key}={text!r}: write seconds, or 0 to wait for ever")
     return seconds
+
+
+def io_timeout(address: Address) -> float:
+    """Seconds that an operation may wait for a majority, 0 for ever."""
+    return parse_seconds("io_timeout", address.options.get("io_timeout", IO_TIMEOUT))
 
 
 def parse_volume(text: str) -> Address:

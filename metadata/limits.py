@@ -80,6 +80,8 @@ TABLE: Final = (
     Limit("Epoch of a volume", "2^63 - 1", "`LimitExceeded`"),
     Limit("Writer id", "1 to 2^63 - 1", "`Invalid`"),
     Limit("Former writers of a volume remembered", f"the last {WRITERS_KEPT}", "an older id is a new writer"),
+    Limit("Former lives that an attach goes on for", f"{SUCCEEDS_MAX}", "`Invalid`"),
+    Limit("File systems of mounts", ", ".join(f"`{name}`" for name in FS_TYPES), "`Invalid`"),
     Limit("Replicas asked for in one `metadata.current_epochs`", f"{REPLICAS_ASKED_MAX}", "`LimitExceeded`"),
     Limit("Request id of a retried command", f"`{REQUEST_PATTERN}`", "`Invalid`"),
     Limit("Finished requests remembered", f"the last {REQUESTS_KEPT}", "an older retry is a new request"),

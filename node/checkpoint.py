@@ -3,11 +3,13 @@
 Owns the environment, its keys and the seal on each value (xxh3 over key and value). Must never be the first
 to open an environment of a former life: ``check`` walks it in a process of its own before (a corrupt page can
 kill whoever maps it), and must never use a writable map (SIGBUS on a full disk).
-Invariant: what ``finish`` wrote is the newest thing that a crash can bring back, and everything that it
-refers to was written by the transactions before it.
+Invariants: what ``finish`` wrote is the newest thing that a crash can bring back, and everything that it
+refers to was written by the transactions before it. Each of those says which group commit was the last
+durable one (``reached``): what it wrote refers to nothing later, so a log that ends before that has lost
+something.
 
-Databases: ``meta`` (one key), ``replicas`` (8 bytes: id), ``pages`` (handle 4 bytes, page number 8 bytes, big
-endian), ``tombstones`` (handle, first chunk). docs/node-store.md has the byte tables.
+Databases: ``meta`` (two keys), ``replicas`` (8 bytes: id), ``pages`` (handle 4 bytes, page number 8 bytes,
+big endian), ``tombstones`` (handle, first chunk). docs/node-store.md has the byte tables.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ VERSION = 1
 _KEY = struct.Struct(">IQ")
 _ID = struct.Struct(">Q")
 _META = b"checkpoint"
+_REACHED = b"reached"
 MAP_SIZE = 1 << 40  # sparse: address space only
 ADVICE = (
     "move this device's directory away and start it empty: its replicas are rebuilt from the other members"
@@ -146,6 +149,12 @@ class IndexStore:
         except VersionMismatch as error:
             raise VersionMismatch(f"{self.path}: {error}") from None
 
+    def reached(self) -> int:
+        """The newest group commit that was durable when something was written here ahead of ``finish``."""
+        with self._env.begin(db=self._meta) as txn:
+            value = txn.get(_REACHED)
+        return 0 if value is None else int(msgpack.unpackb(unseal(_REACHED, value, self.path)))
+
     def replicas(self) -> Iterator[tuple[int, Any]]:
         """(id, what was stored for it); None when that does not match its checksum."""
         with self._env.begin(db=self._replicas) as txn:
@@ -192,10 +201,11 @@ class IndexStore:
     # -- writing ----------------------------------------------------------------------------------------
 
     def write_pages(
-        self, pages: list[tuple[bytes, bytes | None]], tombstones: dict[int, list[Range]]
+        self, pages: list[tuple[bytes, bytes | None]], tombstones: dict[int, list[Range]], reached: int
     ) -> None:
         """One transaction of (key, cells), None deletes, and of all tombstones of some tables."""
         with self._env.begin(write=True, db=self._pages) as txn:
+            self._reach(txn, reached)
             for key, cells in pages:
                 if cells is None:
                     txn.delete(key)
@@ -204,10 +214,14 @@ class IndexStore:
             for handle, ranges in tombstones.items():
                 self._replace_tombstones(txn, handle, ranges)
 
-    def delete_pages(self, handle: int, limit: int) -> list[StoredPage]:
+    def _reach(self, txn: lmdb.Transaction, reached: int) -> None:
+        txn.put(_REACHED, seal(_REACHED, msgpack.packb(reached)), db=self._meta)
+
+    def delete_pages(self, handle: int, limit: int, reached: int) -> list[StoredPage]:
         """Delete up to ``limit`` pages of a handle that nobody uses; what they were."""
         gone: list[StoredPage] = []
         with self._env.begin(write=True, db=self._pages) as txn:
+            self._reach(txn, reached)
             cursor = txn.cursor()
             cursor.set_range(_KEY.pack(handle, 0))
             while (key := cursor.key()) and len(gone) < limit:
@@ -236,8 +250,9 @@ class IndexStore:
                 self._replace_tombstones(txn, handle, ranges)
             txn.put(_META, seal(_META, meta.pack()), db=self._meta)
 
-    def delete_tombstones(self, handle: int) -> None:
+    def delete_tombstones(self, handle: int, reached: int) -> None:
         with self._env.begin(write=True) as txn:
+            self._reach(txn, reached)
             self._replace_tombstones(txn, handle, [])
 
     def _replace_tombstones(self, txn: lmdb.Transaction, handle: int, ranges: list[Range]) -> None:

@@ -74,6 +74,7 @@ class Checkpointer:
             )
             try:
                 await self._store_pages(pages)
+                tombstones = self._not_stored(tombstones)
                 await self._lane.run(partial(self._store.finish, meta, replicas, _ranges(tombstones)))
             except BaseException:
                 self._fold.changed.update(replicas)
@@ -103,6 +104,17 @@ class Checkpointer:
             if self._tombstones.get(table.handle, 0) != table.tombstones.version
         }
 
+    def _not_stored(
+        self, tombstones: dict[int, tuple[int, list[Range]]]
+    ) -> dict[int, tuple[int, list[Range]]]:
+        """Without those of which newer ones were stored with pages meanwhile: older ones in their place would
+        not explain what these pages have lost."""
+        return {
+            handle: found
+            for handle, found in tombstones.items()
+            if found[0] > self._tombstones.get(handle, 0)
+        }
+
     def _tombstones_stored(self, tombstones: dict[int, tuple[int, list[Range]]]) -> None:
         for handle, (version, _) in tombstones.items():
             self._tombstones[handle] = version
@@ -117,17 +129,31 @@ class Checkpointer:
             replica.trim(lsn + 1)
 
     def _unused(self, segment: int) -> set[int]:
+        return self._empty(
+            segment,
+            {
+                location >> OFFSET_BITS
+                for replica in self._fold.replicas.values()
+                for _, location in replica.tail.values()
+            },
+        )
+
+    def _empty(self, segment: int, held: set[int]) -> set[int]:
         live = self._index.live
-        held = {
-            location >> OFFSET_BITS
-            for replica in self._fold.replicas.values()
-            for _, location in replica.tail.values()
-        }
         return {
             number
             for number in self._log.segments
             if number < segment and live.get(number, 0) <= 0 and number not in held
         }
+
+    def would_free(self) -> bool:
+        """Whether a checkpoint would free a segment now: of the tails it keeps what is pending."""
+        pending = {
+            location >> OFFSET_BITS
+            for replica in self._fold.replicas.values()
+            for _, location in replica.pending()
+        }
+        return bool(self._empty(self._log.end()[0], pending))
 
     # -- pages ------------------------------------------------------------------------------------------
 
@@ -142,22 +168,26 @@ class Checkpointer:
             ]
             written = [(key, cells if any(cells[-256:]) else None) for _, _, key, cells in batch]
             tombstones = self._changed_tombstones({page.table for page, _, _, _ in batch})
-            await self._lane.run(partial(self._store.write_pages, written, _ranges(tombstones)))
+            ranges, reached = _ranges(tombstones), self._log.group
+            await self._lane.run(partial(self._store.write_pages, written, ranges, reached))
             self._tombstones_stored(tombstones)
             for page, version, _, _ in batch:
                 self._index.stored(page, version)
 
     async def _sweep_dead(self) -> None:
         """Delete the pages of tables that are gone, and take their blocks off the segments' accounts."""
+        reached = self._log.group  # with it at the latest these tables were given up
         for handle, accounted in list(self._fold.dead.items()):
             while True:
-                gone = await self._lane.run(partial(self._store.delete_pages, handle, PAGES_PER_TRANSACTION))
+                gone = await self._lane.run(
+                    partial(self._store.delete_pages, handle, PAGES_PER_TRANSACTION, reached)
+                )
                 for _, number, cells in gone:
                     if number not in accounted and cells is not None:
                         self._release(cells)
                 if len(gone) < PAGES_PER_TRANSACTION:
                     break
-            await self._lane.run(partial(self._store.delete_tombstones, handle))
+            await self._lane.run(partial(self._store.delete_tombstones, handle, reached))
             self._tombstones.pop(handle, None)
             del self._fold.dead[handle]
 

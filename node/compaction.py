@@ -208,7 +208,8 @@ class Compactor:
         entry.count, entry.records = 1, [record]
         if record.kind == Kind.WRITE:
             extent = self._reader.extent(location, 0, record.count * BLOCK_SIZE)
-            assert extent is not None
+            if extent is None:
+                return 0  # it is not pending any more, and a checkpoint has freed the segment meanwhile
             data = await self._reader.fetch_all([extent], extent.size)
             if first_bad_block(record.sums, data) >= 0:
                 self._corrupt(replica, f"pending record {record.lsn}", extent.segment)

@@ -55,28 +55,27 @@ class Fold:
         elif self.replicas.get(identity) is not replica:
             return
         self.changed.add(identity)
+        if entry.kind == EntryKind.DROP:
+            self._drop(replica)
+            return  # what was to be applied with it would count as live for ever
+        try:
+            self._entry(replica, entry, location)
+        except Corrupt as error:  # a page of the index: what was logged is there
+            self.damage(replica, str(error))
+        if entry.apply:
+            self.apply(replica, entry.apply)
+
+    def _entry(self, replica: Replica, entry: Entry, location: int) -> None:
         match entry.kind:
             case EntryKind.RECORDS:
                 replica.fold_records(entry.records, location)
             case EntryKind.STATE | EntryKind.RESET:
-                self._live_note(replica, entry)
+                self._note(replica, entry.kind, entry.argument, bytes(entry.bodies[0]))
             case EntryKind.BLOCKS:
-                self._blocks(
-                    replica, entry.argument, unpack_runs(memoryview(b"".join(entry.bodies))), location
-                )
+                runs = unpack_runs(memoryview(b"".join(entry.bodies)))
+                self._blocks(replica, entry.argument, runs, location)
             case EntryKind.PENDING:
                 self._moved(replica, entry.records, location)
-            case EntryKind.DROP:
-                self._drop(replica)
-                return  # what was to be applied with it would count as live for ever
-        if entry.apply:
-            self.apply(replica, entry.apply)
-
-    def _live_note(self, replica: Replica, entry: Entry) -> None:
-        try:
-            self._note(replica, entry.kind, entry.argument, bytes(entry.bodies[0]))
-        except Corrupt as error:  # of the index: the records are there
-            self.damage(replica, str(error))
 
     def apply(self, replica: Replica, lsn: int) -> None:
         """Into the index with what is durable up to ``lsn``."""

@@ -15,7 +15,7 @@ from typing import Any
 from moorage.node.replica import Replica
 from moorage.node.space import GRANT_FIRST, GRANT_MAX, GRANT_MIN
 from moorage.node.store import Store
-from moorage.quorum.member import FENCED, STALLED, Member
+from moorage.quorum.member import FENCED, NO_SESSION, STALLED, Member
 from moorage.quorum.orders import Append, Apply, Note, Pull, SealAnswer, Sync
 from moorage.quorum.record import Record
 from moorage.wire.connection import Connection
@@ -252,8 +252,11 @@ class MemberShell:
     # -- the end ----------------------------------------------------------------------------------------
 
     def damage(self, what: str) -> None:
+        """Its writer is told, or a volume that is idle would stay with one replica less."""
         self.core.damage(what)
         self.drain()
+        if self.conn is not None:
+            self.nack(self.conn, self.core.state.epoch, self.core.session, NO_SESSION)
 
     def stalled(self) -> None:
         """The source of the copy fails: the writer has to choose another one."""

@@ -57,7 +57,7 @@ class Opening:
     async def run(self) -> Report:
         store, report = self._store, self._report
         index_store = await store.open_index()
-        meta = await self._lane.run(index_store.load_meta)
+        meta, reached = await self._lane.run(lambda: (index_store.load_meta(), index_store.reached()))
         fresh = report.fresh = meta is None
         if meta is None:
             meta = Meta()
@@ -67,7 +67,7 @@ class Opening:
         store.all_files = dict(found.files)
         report.notes = found.notes
         await self._load_checkpoint(index_store, meta)
-        end = await self._replay(found, meta, fresh)
+        end = await self._replay(found, meta, fresh, reached)
         self._forget_half_made(found)
         await self._begin_life(found, meta, end)
         report.damaged = {
@@ -145,13 +145,13 @@ class Opening:
 
     # -- the log -------------------------------------------------------------------------------------------
 
-    async def _replay(self, found: Catalogue, meta: Meta, fresh: bool) -> Cursor:
+    async def _replay(self, found: Catalogue, meta: Meta, fresh: bool, reached: int) -> Cursor:
         """Walk the log behind the checkpoint; returns its end."""
         at = self._first(found, meta, fresh)
         if at is None:
             self._catch_up()
-            return Cursor(0, FIRST_FRAME, meta.group)
-        replay = Replay(found, at, self._store.layout.segment_size, self._store.config.seed)
+            return Cursor(0, FIRST_FRAME, max(meta.group, reached + 1))
+        replay = Replay(found, at, self._store.layout.segment_size, self._store.config.seed, reached)
         while steps := await self._lane.run(replay.batch):
             for step in steps:
                 with naming(found.names[step.at.segment]):

@@ -3,7 +3,8 @@
 Owns the decision keep / torn tail / damaged / end of a former life (docs/node-store.md has the same table).
 Must never take corruption of acknowledged data for a torn tail, nor read past where a former life
 ended. The argument: group n + 1 is written only after group n is synced, so whatever comes before
-any proof of a later group had been synced, and may have been acknowledged.
+any proof of a later group had been synced, and may have been acknowledged. So it has, too, when something is
+in the index that was written there only after this group was synced.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ class Verdict(Enum):
     LIFE_END = "end of a life"  # go on in the next segment
     TORN_TAIL = "torn tail"  # the end of the log; it was never acknowledged
     DAMAGED_ENTRIES = "damaged entries"  # replay it, and mark the replicas of its bad entries
-    DAMAGED_ALL = "damaged"  # whose records it held cannot be told: mark all, go on at the later one
+    DAMAGED_ALL = "damaged"  # whose records it held cannot be told: mark all, go on at a later one, if any
 
 
 class Place(NamedTuple):
     found: Found
     at_recorded_end: bool  # a later segment's header says that the log of this one ended here
-    later: bool  # proof of a later group: a frame behind, or a later segment that follows
+    later: (
+        bool  # proof that it was synced: a frame behind, a later segment that follows, or the index says so
+    )
 
 
 # Each input matches exactly one row; the first three columns are a Place, None matches both.

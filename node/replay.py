@@ -163,13 +163,15 @@ def _frame_at(file: File, offset: int, segment: int | None, seed: int) -> FrameH
 
 
 class Replay:
-    """``steps`` from ``cursor`` to the end of the log; afterwards ``end`` is where that is."""
+    """``steps`` from ``cursor`` to the end of the log; afterwards ``end`` is where that is. ``reached``: a
+    group commit that is known to have been durable."""
 
-    def __init__(self, found: Catalogue, cursor: Cursor, segment_size: int, seed: int) -> None:
+    def __init__(self, found: Catalogue, cursor: Cursor, segment_size: int, seed: int, reached: int) -> None:
         self._found = found
         self._seed = seed
         self._chain = Chain(found.headers)
         self._size = segment_size
+        self._reached = reached
         self.end = cursor
         self._steps = self._walk(cursor)
 
@@ -190,7 +192,7 @@ class Replay:
             with naming(self._found.names[at.segment]):
                 found, header, entries = self._look(at)
                 later = None if ended or found is Found.WHOLE else self._later(at, header)
-            verdict = judge(Place(found, ended, later is not None))
+            verdict = judge(Place(found, ended, later is not None or at.group <= self._reached))
             self.end = at
             if verdict is Verdict.LIFE_END and follower is not None:
                 at = Cursor(follower.number, self._found.starts[follower.number], at.group)
@@ -199,7 +201,12 @@ class Replay:
             yield Step(at, verdict, entries, at.offset, size)
             if verdict is Verdict.TORN_TAIL:
                 return
-            if verdict is Verdict.DAMAGED_ALL and later is not None:
+            if verdict is Verdict.DAMAGED_ALL:
+                if later is None:
+                    # What is lost keeps its number: should a crash come before this damage is remembered, the
+                    # next start sees the gap.
+                    self.end = at._replace(group=self._reached + 1)
+                    return
                 at = later
             else:
                 at = Cursor(at.segment, at.offset + size, at.group + 1)

@@ -109,7 +109,7 @@ class Sessions:
 
     def _damaged(self, replica: Replica, what: str) -> None:
         member = self.members.get(replica.info.replica)
-        if member is not None and member.replica is replica and not member.core.state.damaged:
+        if member is not None and member.replica is replica:
             member.damage(what)
 
     def end(self, error: MoorageError) -> None:

@@ -431,8 +431,10 @@ class Store:
             self.log.reclaim()
             try:
                 await self.allocate()
-            except OSError as error:
-                log.warning("no segment more could be allocated, will try again: %s", error)
+                if self.log.stalled and self.checkpointer.would_free():
+                    await self.checkpoint()  # compaction, which would make one, may be what waits
+            except (OSError, lmdb.Error) as error:
+                log.warning("no segment more could be made ready, will try again: %s", error)
                 await asyncio.sleep(UPKEEP_RETRY_SECONDS)
 
     async def _keep_up_once(self) -> None:

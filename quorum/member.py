@@ -69,6 +69,7 @@ class Member:
         "_holder",
         "_lease",
         "_lease_until_ms",
+        "_lost",
         "_pull",
         "_quiet_until",
         "_seal",
@@ -104,6 +105,9 @@ class Member:
         self.session = 0
         self.matched = state.commit  # the log equals that of the writer of this epoch up to here
         self.whole = state.copy is None and not state.damaged
+        # Damaged, and no fresh copy was begun since: nothing else helps. One begun in an earlier life may be
+        # older than the damage.
+        self._lost = bool(state.damaged)
         self.charged = 0  # bytes of records accepted in this session
         self.space_limit = 0
         self.full = False
@@ -240,7 +244,7 @@ class Member:
         state = self.state
         if epoch != state.epoch or writer != state.writer:
             return FENCED if epoch <= state.epoch else NO_SESSION
-        if session != self.session or not self._answered or (state.damaged and state.copy is None):
+        if session != self.session or not self._answered or self._lost:
             return NO_SESSION
         if records and records[-1].epoch > epoch:  # epochs do not fall within a message
             raise ProtocolError(f"record {records[-1].lsn} is of epoch {records[-1].epoch}, past {epoch}")
@@ -443,13 +447,16 @@ class Member:
         ``source``. The order for the base that it has already resumes (perhaps with another source). It
         begins a new session: what was acknowledged before is not confused with what comes. ``history``:
         epochs of the log up to the base. ``floor``: position that its new log must reach before it is whole.
-        Raises :class:`Stale` for an old session, or a base that is not ahead, :class:`Invalid` for what no
-        writer of this epoch can mean."""
+        Raises :class:`Stale` for an old session, a base that is not ahead, or a copy that would not repair
+        what is damaged (its writer does not know of it yet), :class:`Invalid` for what no writer of this
+        epoch can mean."""
         state = self.state
         if (epoch, writer) != (state.epoch, state.writer) or not self._answered or session <= self.session:
             raise Stale("the session of this copy is over")
         if wrong := _problem(epoch, base, history, floor):
             raise Invalid(f"an order to copy: {wrong}")
+        if self._lost and not fresh:
+            raise Stale("it is damaged: a fresh copy is needed, seal anew")
         resume = state.copy is not None and not fresh and state.copy.base == base
         if not resume:
             if not fresh and base.lsn <= state.commit:
@@ -478,6 +485,7 @@ class Member:
             attempt = state.copy.attempt + 1
         floor = max(floor, state.vote)
         above = 0 if fresh else above
+        self._lost = self._lost and not fresh
         state.copy = CopyState(base, above, until, state.vote, floor, attempt=attempt)
         known = [(e, first) for e, first in history]
         if epochs.position_at(known, base.lsn) == base:
@@ -495,8 +503,8 @@ class Member:
     def pulled(self, number: int, position: Position) -> bool:
         """A source that had applied ``position`` sent blocks: note it before they are logged. False: this
         pull is over, or the source does not have the base yet; the blocks must be dropped."""
-        copy = self.state.copy
-        if number != self._pull or copy is None or copy.copied or position.lsn < copy.base.lsn:
+        copy = self._pulling(number)
+        if copy is None or position.lsn < copy.base.lsn:
             return False
         if position.lsn > copy.until.lsn:
             copy.until = position
@@ -505,12 +513,17 @@ class Member:
 
     def copied(self, number: int) -> None:
         """Everything above ``above`` was pulled and handed to the store."""
-        copy = self.state.copy
-        if number != self._pull or copy is None or copy.copied:
+        copy = self._pulling(number)
+        if copy is None:
             return
         copy.copied = True
         self._note()
         self._maybe_whole()
+
+    def _pulling(self, number: int) -> CopyState | None:
+        """The copy that this pull is for, unless it is over, or cannot help any more."""
+        copy = self.state.copy
+        return None if number != self._pull or self._lost or copy is None or copy.copied else copy
 
     def _forked(self) -> bool:
         """Whether the index may contain a record that is not in the log: then only a fresh copy helps."""
@@ -543,9 +556,14 @@ class Member:
         return epochs.position_at(state.history, state.commit)
 
     def damage(self, what: str) -> None:
-        """Acknowledged data was found lost: serve nothing and count nowhere until copied anew."""
+        """Acknowledged data was found lost: serve nothing and count nowhere until copied anew. A copy under
+        way is no such copy, fresh or not: what was found lost may be of what it has brought already."""
+        if self._lost:
+            return
+        self._lost = True
         self.state.damaged = what
         self.whole = False
+        self._whole_ticket = 0
         self._note()
 
     # -- checks --------------------------------------------------------------------------------------

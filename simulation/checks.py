@@ -1,6 +1,7 @@
-"""After the storm, when everything has healed: what must hold of the stores, looked at from outside.
+"""What must hold, looked at from outside.
 
-Replicas of a group are identical; an index equals what a replay of its log makes; every block matches its
+While it goes on: who is told that a volume is attached leads all its groups. When everything has healed:
+replicas of a group are identical; an index equals what a replay of its log makes; every block matches its
 checksum; the space of a segment that is counted as live is what the index refers to. Owns the looking: it may
 read what the processes hold, and must never change it.
 """
@@ -10,20 +11,57 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from moorage.client.session import GroupSession
+from moorage.client.volume import Volume
+from moorage.metadata.service import MetadataService
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.service import NodeService
 from moorage.node.store import Store
+from moorage.quorum.counting import Phase
 from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, block_sum
+from moorage.registry.service import RegistryService
 from moorage.simulation.cluster import Host, SimCluster
 
 Contents = dict[tuple[int, int], dict[tuple[int, int], tuple[int, int]]]
 
 
+def check_leads_all(volume: Volume) -> None:
+    """Nothing is served before the barriers of all groups are committed."""
+    for session in volume.groups if volume.failed is None else ():
+        assert isinstance(session, GroupSession)
+        writer = session.writer
+        assert writer.phase is Phase.SERVING and writer.commit >= writer.barrier > 0, (
+            f"volume {volume.name} is served while group {session.index} is {writer.phase.name}"
+        )
+
+
+def _service(host: Host, kind: type[Any]) -> Any:
+    """Of its present life, or None."""
+    shell, process = host.shell, host.process
+    services = shell._services if shell is not None and process is not None and process.alive else []
+    return next((each for each in services if isinstance(each, kind)), None)
+
+
 def store_of(host: Host) -> Store:
-    assert host.shell is not None
-    (node,) = [each for each in host.shell._services if isinstance(each, NodeService)]
-    assert node._store is not None
-    return node._store
+    store: Store | None = _service(host, NodeService)._store
+    assert store is not None
+    return store
+
+
+def leads_metadata(host: Host) -> bool:
+    found = _service(host, MetadataService)
+    return found is not None and bool(found.replicated.is_leader)
+
+
+def leads_registry(host: Host) -> bool:
+    found = _service(host, RegistryService)
+    return found is not None and bool(found.group.is_leader)
+
+
+def serves_blocks(host: Host) -> bool:
+    """Whether the registry has accepted its device in this life."""
+    found = _service(host, NodeService)
+    return found is not None and found._handlers is not None
 
 
 def has_failed(host: Host) -> bool:

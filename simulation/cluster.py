@@ -157,12 +157,15 @@ class Client(Machine):
         self.process.start(self._main, f"main of {self.name}")
 
     async def _main(self) -> None:
-        cluster = self.cluster
-        registry = ",".join(f"{host.address}:{PORT}" for host in cluster.hosts)
-        connected = Cluster(ClusterConfig(registry, cluster.secret_file), cluster.secret, host=self.name)
         assert self.program is not None
-        await self.program(self, connected)
+        await self.program(self, self.connect())
         self.ended = True
+
+    def connect(self, near: str = "", ask: list[Host] | None = None) -> Cluster:
+        """In its process. ``near``: the host that reads prefer; ``ask``: members of the registry to know."""
+        cluster = self.cluster
+        registry = ",".join(f"{host.address}:{PORT}" for host in ask or cluster.hosts)
+        return Cluster(ClusterConfig(registry, cluster.secret_file), cluster.secret, host=near or self.name)
 
 
 class SimCluster:

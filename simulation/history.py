@@ -6,7 +6,8 @@ outcome is not known.
 
 The model of a block: the ids of the operations that wrote each of its sectors, so a torn block, a lost
 write, an old value and an undone one are all the same: no order explains them. In ``writeback`` mode a
-takeover may set the block back to any version since the last flush, and only then.
+takeover may set the block back to any version since the last flush, and only then. What a holder wrote takes
+effect before the attach of the next one returns, or never: also where nobody looked at the moment.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ GARBAGE = -1  # a sector whose bytes no operation has written
 @dataclass(slots=True)
 class Operation:
     """``kind``: write, zero, read, flush, take (an attach that took an epoch), create, delete, show.
-    ``sectors``: first and end, of the volume; ``found``: what a read or a show saw."""
+    ``sectors``: first and end, of the volume; ``found``: what a read or a show saw; ``epoch``: of the
+    attachment that a write or a zero came by; ``since``: of a read-only attachment's read, as of when it may
+    be (None: as of when it began)."""
 
     number: int
     client: str
@@ -45,6 +48,8 @@ class Operation:
     found: Any = None
     gone: bool = False  # it certainly had no effect
     durable: bool = False  # a write with FUA
+    epoch: int = 0
+    since: float | None = None
 
     def __str__(self) -> str:
         where = f" sectors {self.first}..{self.end}" if self.end else ""
@@ -68,6 +73,7 @@ class NotLinearizable(AssertionError):
 class History:
     durability: dict[str, str] = field(default_factory=dict)  # of each volume
     operations: list[Operation] = field(default_factory=list)
+    _fences: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def begin(self, now: float, client: str, kind: str, name: str, first: int = 0, end: int = 0) -> Operation:
         made = Operation(len(self.operations) + 1, client, kind, name, first, end, now)
@@ -78,6 +84,7 @@ class History:
 
     def check(self) -> int:
         """Raises NotLinearizable; returns the number of keys."""
+        self._fences = self._find_fences()
         blocks: dict[tuple[str, int], list[Operation]] = defaultdict(list)
         whole: dict[str, list[Operation]] = defaultdict(list)  # flushes and takeovers touch every block
         names: dict[str, list[Operation]] = defaultdict(list)
@@ -117,6 +124,25 @@ class History:
             if former.found == later.found or (later.returned or FOREVER) < former.invoked:
                 raise NotLinearizable(f"epochs of volume {name}", [former, later])
 
+    def _find_fences(self) -> dict[tuple[str, int], float]:
+        """(volume, epoch) -> when the attach of a later holder had returned."""
+        takes = [each for each in self.operations if each.kind == "take" and each.found]
+        return {
+            (each.name, each.found): min(
+                (
+                    later.returned or FOREVER
+                    for later in takes
+                    if later.name == each.name and later.found > each.found
+                ),
+                default=FOREVER,
+            )
+            for each in takes
+        }
+
+    def _fenced_at(self, each: Operation) -> float:
+        """From when on it has no effect any more."""
+        return self._fences.get((each.name, each.epoch), FOREVER)
+
     def _check_block(self, name: str, block: int, operations: list[Operation], writeback: bool) -> None:
         seen: set[int] = set()
         for each in operations:
@@ -127,19 +153,31 @@ class History:
             # What nobody knows the outcome of, and nobody saw, explains nothing: it may never have been.
             if each.returned is None and each.kind in ("write", "flush") and each.number not in seen:
                 continue
+            fenced = self._fenced_at(each)
+            if each.invoked > fenced:
+                if each.kind == "zero" and each.returned is None:
+                    continue
+                raise NotLinearizable(f"volume {name} block {block}: of a holder fenced before", [each])
             first = max(each.first - block * SECTORS, 0)
             end = min(each.end - block * SECTORS, SECTORS)
             found = each.found[_within(each.first, block)][: end - first] if each.kind == "read" else ()
             at = each.invoked if each.kind == "flush" else FOREVER if each.returned is None else each.returned
-            action = (each.kind, first, end, each.number, tuple(found), each.durable, at)
+            action = (kind_of(each, fenced), first, end, each.number, tuple(found), each.durable, at)
             alike = (each.kind, first, end) if each.kind in ("zero", "take") else None
-            calls.append(Call(each.invoked, each.returned, action, alike))
+            returned = min(FOREVER if each.returned is None else each.returned, fenced)
+            invoked = each.invoked if each.since is None else each.since
+            calls.append(Call(invoked, None if returned == FOREVER else returned, action, alike))
         if writeback:
             fine = is_linearizable(calls, ((EMPTY, 0.0),), _volatile_step)
         else:
             fine = is_linearizable(calls, EMPTY, _block_step)
         if not fine:
             raise NotLinearizable(f"volume {name} block {block}", sorted(operations, key=lambda e: e.invoked))
+
+
+def kind_of(each: Operation, fenced: float) -> str:
+    """Of zeroes nobody can say whose they are: those of a fenced holder that did not return may be there."""
+    return "perhaps zero" if each.kind == "zero" and each.returned is None and fenced < FOREVER else each.kind
 
 
 def _within(first: int, block: int) -> slice:
@@ -155,8 +193,9 @@ def _block_step(state: Any, action: Any) -> Iterable[Hashable]:
     kind, first, end, number, found, *_ = action
     if kind == "read":
         return [state] if state[first:end] == found else []
-    value = 0 if kind == "zero" else number
-    return [(*state[:first], *(value,) * (end - first), *state[end:])]
+    value = number if kind == "write" else 0
+    after = (*state[:first], *(value,) * (end - first), *state[end:])
+    return [after, state] if kind == "perhaps zero" else [after]
 
 
 def _volatile_step(state: Any, action: Any) -> Iterable[Hashable]:
@@ -168,12 +207,12 @@ def _volatile_step(state: Any, action: Any) -> Iterable[Hashable]:
         return [state[kept[-1] :] if kept else state]
     if kind == "take":
         return [state[:count] for count in range(1, len(state) + 1)]
-    (newest,) = _block_step(state[-1][0], action) or (None,)
-    if newest is None:
-        return []
+    after = _block_step(state[-1][0], action)
     if kind == "read":
-        return [state]
-    return [((newest, at),)] if durable and at < FOREVER else [(*state, (newest, at))]
+        return [state for _ in after]
+    if durable and at < FOREVER:
+        return [((newest, at),) for newest in after]
+    return [(*state, (newest, at)) for newest in after]
 
 
 def _name_step(state: Any, action: Any) -> Iterable[Hashable]:

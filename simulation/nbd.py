@@ -112,6 +112,7 @@ class NbdVolume:
         self._listener: Any = None
         self._clients: list[NbdClient] = []
         self.name = volume.name
+        self.epoch = volume.epoch
 
     @property
     def failed(self) -> MoorageError | None:

@@ -8,14 +8,15 @@ loses or changes synced bytes on one device only, the victim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from moorage.simulation.cluster import Client, Host, Machine, SimCluster
+from moorage.simulation.cluster import Host, Machine, SimCluster
 from moorage.simulation.network import Weather
-from moorage.simulation.strand import strand
+from moorage.simulation.strand import PLOTS, strand
 from moorage.simulation.tunables import FAST_DISK_S
+from moorage.simulation.workload import Workload
 
 CLOCKS_APART_S = 1200.0  # wall clocks may differ by less than a capability's life, an hour
 
@@ -39,6 +40,8 @@ WEIGHTS = {
     "full": 1,
 }
 
+BETWEEN_S = 0.1  # from the end of a strand to the beginning of the next one
+
 LOSING = ("rot", "misdirected")  # of what was synced
 
 
@@ -55,18 +58,22 @@ class Fault:
         return f"{self.at_s:.3f} {self.kind} ({self.lasts_s:.2f} s, {self.seed})"
 
 
-def draw_plan(seed: int, storm_s: float) -> list[Fault]:
-    """Most histories are storms; some have an aim."""
+def draw_plan(seed: int, storm_s: float, aim: str = "") -> list[Fault]:
+    """Most histories are storms; some have an aim: to strand somebody, or outages. ``aim``: this one."""
     rng = Random(f"{seed} faults")
-    return rng.choices((draw_storm, draw_strands, draw_outages), (6, 1, 1))[0](rng, storm_s)
+    draws = {"storm": draw_storm, "strands": draw_strands, "outages": draw_outages}
+    drawn = rng.choices(list(draws), (5, 2, 1))[0]
+    return draws[aim or drawn](rng, storm_s)
 
 
-def draw_strands(rng: Random, storm_s: float) -> list[Fault]:
-    """Zombies, one after the other."""
+def draw_strands(rng: Random, storm_s: float, kinds: Sequence[str] = ()) -> list[Fault]:
+    """One after the other, each as long as it needs; those of ``kinds`` in their order, or any."""
     plan, at_s = [], 1.0
-    while at_s < storm_s:
-        plan.append(Fault(at_s, "strand", rng.getrandbits(32), rng.uniform(1.5, 2.0)))
-        at_s += 2.2
+    for kind in kinds or rng.sample(list(PLOTS), len(PLOTS)):
+        lasts_s = PLOTS[kind][1]
+        if at_s < storm_s:
+            plan.append(Fault(at_s, kind, rng.getrandbits(32), lasts_s))
+        at_s += lasts_s + BETWEEN_S
     return plan
 
 
@@ -96,8 +103,9 @@ def draw_storm(rng: Random, storm_s: float) -> list[Fault]:
 
 
 class Nemesis:
-    def __init__(self, cluster: SimCluster, plan: list[Fault], victim: Host) -> None:
+    def __init__(self, cluster: SimCluster, workload: Workload, plan: list[Fault], victim: Host) -> None:
         self._cluster = cluster
+        self._workload = workload
         self._world = cluster.world
         self._victim = victim  # the only one whose device forgets what was synced
         self._healed = False
@@ -112,7 +120,10 @@ class Nemesis:
         rng = Random(fault.seed)
         self._world.loop.note(f"fault: {fault.kind}")
         self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
-        undo = getattr(self, "_" + fault.kind.replace(" ", "_"))(rng)
+        if fault.kind in PLOTS:
+            undo = strand(fault.kind, self, self._workload, rng)
+        else:
+            undo = getattr(self, "_" + fault.kind.replace(" ", "_"))(rng)
         if undo is not None:
             key = fault.seed
             self._undo[key] = undo
@@ -177,12 +188,9 @@ class Nemesis:
         if machine.process is not None:
             machine.process.wall_s = machine.wall_s
 
-    def _strand(self, rng: Random) -> Callable[[], None]:
-        return strand(self, rng)
-
     # -- links ---------------------------------------------------------------------------------------------
 
-    def _set(self, sources: list[Machine], targets: list[Machine], weather: Weather) -> Callable[[], None]:
+    def one_way(self, sources: list[Machine], targets: list[Machine], weather: Weather) -> Callable[[], None]:
         network = self._world.network
         links = [(a.address, b.address) for a in sources for b in targets if a is not b]
         for link in links:
@@ -194,8 +202,8 @@ class Nemesis:
 
         return undo
 
-    def _both(self, some: list[Machine], others: list[Machine], weather: Weather) -> Callable[[], None]:
-        there, back = self._set(some, others, weather), self._set(others, some, weather)
+    def both(self, some: list[Machine], others: list[Machine], weather: Weather) -> Callable[[], None]:
+        there, back = self.one_way(some, others, weather), self.one_way(others, some, weather)
 
         def undo() -> None:
             there()
@@ -206,25 +214,25 @@ class Nemesis:
     def _cut(self, rng: Random) -> Callable[[], None]:
         machines = self._cluster.machines
         some = [machine for machine in machines if rng.random() < 0.5]
-        return self._both(some, [each for each in machines if each not in some], Weather(cut=True))
+        return self.both(some, [each for each in machines if each not in some], Weather(cut=True))
 
     def _one_way(self, rng: Random) -> Callable[[], None]:
         machines = self._cluster.machines
         some = [machine for machine in machines if rng.random() < 0.4]
-        return self._set(some, [each for each in machines if each not in some], Weather(cut=True))
+        return self.one_way(some, [each for each in machines if each not in some], Weather(cut=True))
 
     def _isolate(self, rng: Random) -> Callable[[], None]:
         machine = rng.choice(self._cluster.machines)
-        return self._both([machine], self._cluster.machines, Weather(cut=True))
+        return self.both([machine], self._cluster.machines, Weather(cut=True))
 
     def _slow_link(self, rng: Random) -> Callable[[], None]:
         machine = rng.choice(self._cluster.machines)
         slow = Weather(delay_s=(0.001, rng.choice((0.02, 0.3))), bytes_per_s=rng.choice((2e5, 2e6)))
-        return self._both([machine], self._cluster.machines, slow)
+        return self.both([machine], self._cluster.machines, slow)
 
     def _lossy(self, rng: Random) -> Callable[[], None]:
         machine = rng.choice(self._cluster.machines)
-        return self._both([machine], self._cluster.machines, Weather(loss=rng.choice((0.05, 0.3))))
+        return self.both([machine], self._cluster.machines, Weather(loss=rng.choice((0.05, 0.3))))
 
     def _reset(self, rng: Random) -> None:
         """A middle box forgets the connections of one machine: both ends are told, or one."""
@@ -261,7 +269,3 @@ class Nemesis:
 
     def _misdirected(self, rng: Random) -> None:
         self._victim.device.misdirects_at = rng.randint(1, 20)
-
-
-def clients_of(machines: list[Machine]) -> list[Client]:
-    return [each for each in machines if isinstance(each, Client)]

@@ -57,21 +57,25 @@ class Outcome:
     faults: dict[str, int] = field(default_factory=dict)
 
 
-def run_seed(seed: int, plan: list[Fault] | None = None, storm_s: float = STORM_S) -> Outcome:
-    """One history. ``plan``: faults in place of those that the seed draws. Raises :class:`Failed`."""
-    plan = draw_plan(seed, storm_s) if plan is None else plan
-    found = _run(seed, plan, storm_s)
+def run_seed(seed: int, plan: list[Fault] | None = None, storm_s: float = STORM_S, aim: str = "") -> Outcome:
+    """One history. ``plan``: faults in place of those that the seed draws; ``aim``: of those that it draws.
+    Raises :class:`Failed`."""
+    drawn = draw_plan(seed, storm_s, aim)
+    # In writeback a loss of power may leave one copy alone (the others are being copied anew): then a bit
+    # that rots there is one failure too many. Of what was drawn: a thinner plan changes no volume.
+    rots = any(fault.kind in LOSING for fault in drawn)
+    found = _run(seed, drawn if plan is None else plan, storm_s, "sync" if rots else "writeback")
     bury()
     if isinstance(found, Failed):
         raise found
     return found
 
 
-def _run(seed: int, plan: list[Fault], storm_s: float) -> Outcome | Failed:
+def _run(seed: int, plan: list[Fault], storm_s: float, durability: str) -> Outcome | Failed:
     with world(seed) as made:
         tunables = Tunables.draw(made.rng)
         with staged(made, tunables):
-            history = _Play(made, tunables, seed, plan, storm_s)
+            history = _Play(made, tunables, seed, plan, storm_s, durability)
             try:
                 history.play()
             except Exception as error:
@@ -94,14 +98,20 @@ class _RefusesError(Exception):
 
 
 class _Play:
-    def __init__(self, made: World, tunables: Tunables, seed: int, plan: list[Fault], storm_s: float) -> None:
+    def __init__(
+        self,
+        made: World,
+        tunables: Tunables,
+        seed: int,
+        plan: list[Fault],
+        storm_s: float,
+        durability: str,
+    ) -> None:
         self.world = made
         self.loop = made.loop
         self.cluster = SimCluster(made, tunables, hosts=3, clients=3)
-        # In writeback a loss of power may leave one copy alone (the others are being copied anew): then a bit
-        # that rots there is one failure too many.
-        rots = any(fault.kind in LOSING for fault in draw_plan(seed, storm_s))
-        self.workload = Workload(self.cluster, seed, ("sync", "sync" if rots else "writeback"))
+        self.workload = Workload(self.cluster, seed, ("sync", durability))
+        self.workload.on_attach = checks.check_leads_all
         self.storm_s = storm_s
         self.plan = plan
         self.outcome = Outcome(seed)
@@ -148,7 +158,7 @@ class _Play:
             client.program = self.workload.program
             client.start()
         victim = self.cluster.world.rng.choice(self.cluster.hosts)
-        nemesis = Nemesis(self.cluster, self.plan, victim)
+        nemesis = Nemesis(self.cluster, self.workload, self.plan, victim)
         end = self.loop.now + self.storm_s
         self._until(lambda: self.loop.now >= end, self.storm_s + 1, "the storm ends")
         return nemesis

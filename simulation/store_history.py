@@ -1,10 +1,9 @@
 """Histories of one store: random work on a few replicas, a device on which everything goes wrong, many lives.
 
-Owns the work (what writers, sources of copies and metadata would ask of this device), the faults and the
-checks. The replicas' members are real cores; only the network is missing. After each start all that was
-acknowledged must be there, or, when synced bytes had changed, its replica must say that it is damaged;
-whatever is shown is right, or Corrupt; accounts of space add up. At the end everything heals, and must be
-well again.
+Owns the lives and the work: what writers, sources of copies and metadata would ask of this device. The
+replicas' members are real cores; only the network is missing. After each start all that was acknowledged must
+be there, or, when synced bytes had changed, its replica must say that it is damaged; whatever is shown is
+right, or Corrupt; accounts of space add up. At the end everything heals, and must be well again.
 
 One seed is one history::
 
@@ -14,32 +13,24 @@ One seed is one history::
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 from unittest.mock import patch
 
-from moorage.node import checkpointer as checkpointer_module
-from moorage.node import reader as reader_module
-from moorage.node import replica as replica_module
-from moorage.node import segment as segment_module
-from moorage.node import store as store_module
 from moorage.node.replica import Replica, ReplicaInfo
-from moorage.node.segment import FRAME_MAGIC, OFFSET_BITS, OFFSET_MASK
 from moorage.node.store import Store, StoreConfig
-from moorage.quorum.record import BLOCK_SIZE, block_sum
-from moorage.simulation.disk import SimLane
-from moorage.simulation.loop import Process, SimLoop
+from moorage.simulation.loop import Process
+from moorage.simulation.store_checks import Checks
+from moorage.simulation.store_faults import FREE, Faults
 from moorage.simulation.store_member import Shell
-from moorage.simulation.store_model import CHUNKS, KEYS, Model, Writing, Wrong, contents
+from moorage.simulation.store_model import KEYS, Model, Writing, Wrong
+from moorage.simulation.store_stage import KIB, staged
 from moorage.simulation.world import World, world
 from moorage.wire.errors import Corrupt, DeviceFailed, MoorageError
 
 HOST = "device"
 LIFE_S = 60.0  # of virtual time: more is a hang
-KIB = 1 << 10
-ASTRAY = 128  # group commits that one write can cover
 DEVICE = b"0123456789abcdef"
 
 
@@ -57,33 +48,12 @@ def run_seed(seed: int) -> str:
     """One history; its trace hash. Raises :class:`Failed`."""
     with world(seed) as made:
         history = StoreHistory(made)
-        with history.staged():
+        with staged(made.loop, history.device, history.segment, lambda: history.quiet):
             try:
                 history.play()
             except Exception as error:
                 raise Failed(seed, error, list(made.loop.story)) from error
         return made.loop.trace_hash()
-
-
-class _SlowLane(SimLane):
-    """Reads that take long enough for the store to change meanwhile."""
-
-    def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        loop = self._process.loop
-        delay_s = loop.rng.choice((0.0, 0.01, 0.05))
-        loop.at(delay_s, lambda: super(_SlowLane, self).submit(work, done), process=self._process)
-
-
-class _Story(logging.Handler):
-    """What the store logs is part of the story."""
-
-    def __init__(self, loop: SimLoop) -> None:
-        super().__init__(logging.WARNING)
-        self._loop = loop
-
-    def emit(self, record: logging.LogRecord) -> None:
-        cause = f" [{record.exc_info[1]!r}]" if record.exc_info else ""
-        self._loop.story.append(f"{self._loop.now:.6f} {record.getMessage()}{cause}")
 
 
 class StoreHistory:
@@ -99,8 +69,7 @@ class StoreHistory:
         self.group = 0  # the newest that was durable when somebody was told something
         self.calm = False
         self._identities = 0
-        self._rotted = self._misdirected = False  # in this life
-        self._quiet = False
+        self.quiet = False  # nothing is to be done any more
         # Sizes small enough that each life fills segments, makes checkpoints and compacts.
         self.segment = rng.choice((64, 64, 128, 256)) * KIB
         slots = rng.choice((32, 48))
@@ -116,44 +85,11 @@ class StoreHistory:
             checkpoint_seconds=rng.choice((0.005, 0.02, 0.2, 1e9)),
         )
         self.config.directory.mkdir()
-        self.device.disk.free = 1 << 40
+        self.device.disk.free = FREE
         self.device.latency_s = rng.choice(((20e-6, 200e-6), (50e-6, 2e-3), (500e-6, 8e-3)))
         self.weights = {name: rng.choice(choice) for name, choice in WORK.items()}
-        self.faults = {name: weight for name, weight in FAULTS.items() if rng.random() < 0.6}
-        self.rots = rng.random() < 0.5  # bytes that were synced change
-
-    @contextmanager
-    def staged(self) -> Iterator[None]:
-        rng = self.rng
-        small: list[tuple[Any, str, Any]] = [
-            (store_module, "ENTRY_BYTES_MAX", self.segment // 4),
-            (store_module, "UPKEEP_SECONDS", rng.choice((0.002, 0.01, 0.1))),
-            (store_module, "READY_SEGMENTS", rng.choice((1, 3))),
-            (replica_module, "TAIL_KEPT", rng.choice((0, 16, 1024)) - 60),
-            (segment_module, "DIRECT_BYTES", rng.choice((8, 256)) * KIB),
-            (segment_module, "DIRECT_PIECE", 4 * KIB),
-        ]
-        if rng.random() < 0.3:
-            small.append((reader_module, "Lane", _SlowLane))
-            self.device.disk.cached = False
-        if rng.random() < 0.6:  # compaction is due all the time
-            small.append((Store, "_short_of_space", lambda store: not self._quiet and rng.random() < 0.7))
-        if rng.random() < 0.6:
-            small.append((checkpointer_module, "PAGES_PER_TRANSACTION", rng.choice((1, 2))))
-        logger, handler = logging.getLogger("moorage"), _Story(self.loop)
-        before = logger.level, logger.propagate
-        logger.addHandler(handler)
-        logger.setLevel(logging.WARNING)
-        logger.propagate = False
-        try:
-            with ExitStack() as stack:
-                for target, name, value in small:
-                    stack.enter_context(patch.object(target, name, value))
-                yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(before[0])
-            logger.propagate = before[1]
+        self.faults = Faults(made.loop, self.device)
+        self.checks = Checks(self.device, rng)
 
     # -- lives ----------------------------------------------------------------------------------------
 
@@ -165,15 +101,14 @@ class StoreHistory:
         self._life()
 
     def _heal(self) -> None:
-        self.device.disk.free = 1 << 40
+        self.device.disk.free = FREE
         self.loop.note("all quiet")
 
     def _life(self) -> None:
         """One process on this device, up to its death."""
         loop, rng, device = self.loop, self.rng, self.device
         process = Process(loop, "store", HOST)
-        device.fails_at = device.misdirects_at = 0  # what is to come is for a life
-        self._rotted = False
+        self.faults.begin_life()
         power = rng.random() < 0.5
 
         def die() -> None:
@@ -224,7 +159,8 @@ class StoreHistory:
 
     def _may_not_start(self, error: BaseException) -> None:
         """Nor is it wrong to refuse, when the disk has failed, is full, or has changed."""
-        self.loop.note(f"does not start: {error!r}")
+        self.loop.note(f"does not start: {type(error).__name__}")
+        self.loop.tell(str(error))
         if isinstance(error, Corrupt) and not self.device.damaged:
             raise Wrong(f"a start refused: {error}")
         if self.calm and not self.device.damaged:
@@ -244,21 +180,21 @@ class StoreHistory:
     # -- what a start found ------------------------------------------------------------------------------
 
     async def _look(self, store: Store) -> None:
-        before = self._sure_before()
-        self._misdirected = False
+        before = self.faults.sure_before(self.group)
         for identity in list(self.models):
             model, replica = self.models[identity], store.replicas.get(identity)
             if replica is None:
                 if model.there.sure(before) and not model.leaving and not self.device.damaged:
                     raise Wrong(f"replica {identity} is gone")
-                del self.models[identity]
-            elif model.gone.sure(before) and not replica.damaged:
+                model.gone.tell(self.group, True)
+                continue
+            if model.gone.sure(before) and not replica.damaged:
                 raise Wrong(f"replica {identity} was dropped, and is back")
-            else:
-                await self._look_at(store, model, replica, before)
+            model.gone.begin(False)  # the order to drop it is what was lost
+            await self._look_at(store, model, replica, before)
         for identity in store.replicas.keys() - self.models.keys():
             raise Wrong(f"a replica {identity} that nobody has ordered")
-        self.check_accounts(store)
+        self.checks.accounts(store)
 
     async def _look_at(self, store: Store, model: Model, replica: Replica, before: int | None) -> None:
         replica.validate()
@@ -282,17 +218,15 @@ class StoreHistory:
         model.recovered(state, self.group, before)
         shell = self.shells[model.identity] = Shell(self, store, model, replica)
         if shell.core.whole:
-            self.check_index(store, model, replica)
-            await self.check_all(store, model, replica)
+            self.checks.index(store, model, replica)
+            await self.checks.all(store, model, replica)
 
     # -- work --------------------------------------------------------------------------------------------
 
     async def _work(self, store: Store) -> None:
         rng = self.rng
-        if self.faults and not self.calm and rng.random() < 0.05:
-            names = sorted(self.faults)
-            name = rng.choices(names, [self.faults[each] for each in names])[0]
-            getattr(self, "_fault_" + name)()
+        if self.faults.kinds and not self.calm and rng.random() < 0.05:
+            self.faults.strike(store)
         shells = [shell for shell in self.shells.values() if not shell.model.leaving]
         names = list(self.weights)
         name = rng.choices(names, [self.weights[each] for each in names])[0]
@@ -356,13 +290,13 @@ class StoreHistory:
         shell.commit()
 
     async def _do_copy(self, store: Store, shell: Shell) -> None:
-        shell.order_copy(fresh=bool(shell.core.state.damaged) or self.rng.random() < 0.4)
+        shell.order_copy(fresh=self.rng.random() < 0.4)
 
     async def _do_read(self, store: Store, shell: Shell) -> None:
         rng, replica = self.rng, shell.replica
         if shell.core.whole and not replica.damaged:
             chunk, block = rng.choice(KEYS)
-            read = self.check_read(store, shell.model, replica, chunk, block, rng.randint(1, 8))
+            read = self.checks.read(store, shell.model, replica, chunk, block, rng.randint(1, 8))
             if rng.random() < 0.3:
                 await read
             else:
@@ -377,8 +311,8 @@ class StoreHistory:
 
     async def _do_check(self, store: Store, shell: Shell) -> None:
         if shell.core.whole and not shell.replica.damaged:
-            self.check_index(store, shell.model, shell.replica)
-            await self.check_tail(store, shell.model, shell.replica)
+            self.checks.index(store, shell.model, shell.replica)
+            await self.checks.tail(store, shell.model, shell.replica)
 
     async def _do_flush(self, store: Store, shell: Shell) -> None:
         await store.flushed()
@@ -388,80 +322,11 @@ class StoreHistory:
         self.group = max(self.group, store.log.group)
         return store.log.group
 
-    # -- faults -----------------------------------------------------------------------------------------
-
-    def _fault_fails(self) -> None:
-        self.device.fails_at = self.rng.randint(1, 10)
-
-    def _fault_full(self) -> None:
-        disk = self.device.disk
-        disk.free = 0
-
-        def undo() -> None:
-            disk.free = 1 << 40
-
-        self.loop.at(self.rng.uniform(0.01, 0.3), undo)
-
-    def _fault_rot(self) -> None:
-        """One in a life: several may take the last group commits all at once, and nobody could tell."""
-        if self.rots and not self._rotted:
-            self._rotted = self.device.rot(self.rng)
-
-    def _fault_rot_late(self) -> None:
-        """In the front of one of the last frames, which a replay will meet."""
-        store = self.store
-        current = store.log.current if store is not None else None
-        if not self.rots or self._rotted or current is None:
-            return
-        file = self.device.disk.files[current.name]
-        frames = [at for at in range(512, current.end, 512) if file.synced[at : at + 4] == FRAME_MAGIC]
-        if frames:
-            at = self.rng.choice(frames[-12:]) + self.rng.randrange(200)
-            self._rotted = self.device.damaged = True
-            file.now[at] ^= 1
-            file.synced[at] ^= 1
-            self.loop.note(f"byte {at} of {current.name} rots, in the front of a frame")
-
-    def _fault_rot_alive(self) -> None:
-        """In a block that an index refers to."""
-        store = self.store
-        if not self.rots or self._rotted or store is None:
-            return
-        places = [
-            location
-            for replica in store.replicas.values()
-            for page in replica.table.pages.values()
-            for location in page.cells[:32]
-            if location
-        ]
-        if places:
-            location = self.rng.choice(places)
-            segment = store.log.segments.get(location >> OFFSET_BITS)
-            if segment is None:
-                raise Wrong(f"segment {location >> OFFSET_BITS} is referred to, and gone")
-            file = self.device.disk.files[segment.name]
-            at = (location & OFFSET_MASK) + self.rng.randrange(BLOCK_SIZE)
-            self._rotted = self.device.damaged = True
-            file.now[at] ^= 1
-            file.synced[at] ^= 1
-            self.loop.note(f"byte {at} of {segment.name} rots, in a block that is alive")
-
-    def _fault_misdirected(self) -> None:
-        if self.rots and not self._rotted:
-            self._rotted = self._misdirected = True
-            self.device.misdirects_at = self.rng.randint(1, 5)
-
-    def _sure_before(self) -> int | None:
-        """The group commit before which all is sure. A write gone astray may have come down on several."""
-        if not self.device.damaged:
-            return None
-        return max(0, self.group - ASTRAY) if self._misdirected else self.group
-
     # -- the end ------------------------------------------------------------------------------------------
 
     async def _settle(self, store: Store) -> None:
         """Everything is well: all members become whole, hold all of their logs, and show it."""
-        for _ in range(400):
+        for _ in range(4000):  # 20 s: some stores get a segment every 0.1 s, and compaction takes its share
             staying = [shell for shell in self.shells.values() if not shell.model.leaving]
             if all([shell.bring_up() for shell in staying]):
                 break
@@ -470,10 +335,10 @@ class StoreHistory:
             raise Wrong(f"not well again: {[shell.status() for shell in self.shells.values()]}")
         await store.flushed()
         for shell in staying:
-            self.check_index(store, shell.model, shell.replica)
-            await self.check_all(store, shell.model, shell.replica)
-            await self.check_tail(store, shell.model, shell.replica)
-        self._quiet = True
+            self.checks.index(store, shell.model, shell.replica)
+            await self.checks.all(store, shell.model, shell.replica)
+            await self.checks.tail(store, shell.model, shell.replica)
+        self.quiet = True
         with patch.object(store, "_keep_up_once", _nothing):
             await asyncio.sleep(1.0)  # its last round ends
             await self._account_for_all(store)
@@ -481,122 +346,7 @@ class StoreHistory:
     async def _account_for_all(self, store: Store) -> None:
         await store.checkpoint()
         await store.checkpoint()
-        self.check_accounts(store, whole=True)
-
-    # -- checks ------------------------------------------------------------
-
-    async def check_all(self, store: Store, model: Model, replica: Replica) -> None:
-        for chunk in range(CHUNKS):
-            for first, count in ((0, 6), (30, 6), (63, 2), (1022, 2)):
-                await self.check_read(store, model, replica, chunk, first, count)
-
-    async def check_read(
-        self, store: Store, model: Model, replica: Replica, chunk: int, block: int, count: int
-    ) -> None:
-        count = min(count, 1024 - block)
-        got: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        lsn = replica.state.commit
-        wanted = [model.version((chunk, block + at), lsn)[1] for at in range(count)]
-        store.reader.read(replica, chunk, block, count, got.set_result)
-        found = await got
-        if isinstance(found, MoorageError):
-            if isinstance(found, Corrupt) and not self.device.damaged:
-                raise Wrong(f"a read of {chunk}/{block} of replica {model.identity}: {found}")
-            return
-        sums, data = found
-        for at, number in enumerate(wanted):
-            right = contents(number) if number else bytes(BLOCK_SIZE)
-            check = int.from_bytes(sums[at * 8 : at * 8 + 8], "little")
-            shown = (
-                bytes(data[at * BLOCK_SIZE : (at + 1) * BLOCK_SIZE])
-                if data is not None
-                else bytes(BLOCK_SIZE)
-            )
-            if shown != right or check != (block_sum(right) if number else 0):
-                seen = int.from_bytes(shown[:8], "little")
-                where = f"{chunk}/{block + at} of replica {model.identity} at LSN {lsn}"
-                raise Wrong(f"a read of {where} shows {seen}, not {number}")
-
-    async def check_tail(self, store: Store, model: Model, replica: Replica) -> None:
-        try:
-            records = await store.reader.records(replica, replica.tail_from, replica.state.last, 1 << 30)
-        except Corrupt as error:
-            if not self.device.damaged:
-                raise Wrong(f"the tail of replica {model.identity}: {error}") from error
-            return
-        for record in records:
-            known = model.given[record.position][1]
-            if bytes(record.data) != bytes(known.data) or record.kind != known.kind:
-                raise Wrong(f"record {record!r} of replica {model.identity} is another one")
-
-    def check_index(self, store: Store, model: Model, replica: Replica) -> None:
-        """LSN by LSN, and what somebody who has all up to ``above`` would be sent."""
-        lsn, above = replica.state.commit, self.rng.randint(0, replica.state.commit)
-        try:
-            ranges = list(replica.table.tombstones)
-            sent: dict[tuple[int, int], tuple[int, bool]] = {}
-            for first, end, discard in ranges:
-                for key in KEYS:
-                    if first <= key[0] < end and discard > above:
-                        sent[key] = (discard, False)
-            following: int | None = 0
-            while following is not None:
-                cells, following = store.newer_blocks(replica, above, following, 4)
-                for chunk, block, location, _, at in cells:
-                    if at > sent.get((chunk, block), (0, False))[0]:
-                        sent[chunk, block] = (at, bool(location))
-        except Corrupt as error:
-            if not self.device.damaged:
-                raise Wrong(f"the index of replica {model.identity}: {error}") from error
-            return
-        for key in KEYS:
-            written, number = model.version(key, lsn)
-            if written > above and sent.get(key) != (written, bool(number)):
-                what = f"{key} of replica {model.identity} at LSN {lsn}, above {above}"
-                raise Wrong(f"who copies {what} hears {sent.get(key)}, written {written}")
-            if written <= above and key in sent:
-                raise Wrong(f"{key} of replica {model.identity} has LSN {sent[key][0]}, not {written}")
-
-    def check_accounts(self, store: Store, whole: bool = False) -> None:
-        """What is counted as live is what the indexes refer to; ``whole``: nothing is left over anywhere."""
-        alive: dict[int, int] = {}
-        for replica in store.replicas.values():
-            if not whole:
-                replica.validate()
-            try:
-                for chunk in range(CHUNKS):
-                    for location, _, _ in store.index.find(replica.table, chunk, 0, 1024):
-                        if location:
-                            number = location >> OFFSET_BITS
-                            alive[number] = alive.get(number, 0) + BLOCK_SIZE
-            except Corrupt:
-                if not self.device.damaged:
-                    raise
-                return
-        counted = {number: size for number, size in store.index.live.items() if size}
-        for number, size in alive.items():
-            if counted.get(number, 0) < size:
-                raise Wrong(
-                    f"segment {number} holds {size} bytes alive, counted are {counted.get(number, 0)}"
-                )
-            if number not in store.log.segments and not self.device.damaged:
-                raise Wrong(f"segment {number} is referred to, and gone")
-        if whole:
-            self._check_whole(store, alive, counted)
-
-    def _check_whole(self, store: Store, alive: dict[int, int], counted: dict[int, int]) -> None:
-        log = store.log
-        if counted != alive:
-            raise Wrong(f"live bytes {counted}, referred to are {alive}")
-        known = [each.name for each in (*log.segments.values(), *log.free, *log._leaving)]
-        if sorted(known) != sorted(store.all_files):
-            raise Wrong(f"segment files {sorted(store.all_files)}, accounted for are {sorted(known)}")
-        held = {
-            location >> OFFSET_BITS for each in store.replicas.values() for _, location in each.tail.values()
-        }
-        for number in log.segments:
-            if number < store.checkpointer.segment and number not in alive and number not in held:
-                raise Wrong(f"segment {number} is kept for nothing")
+        self.checks.accounts(store, whole=True)
 
 
 async def _nothing() -> None:
@@ -616,4 +366,3 @@ WORK: dict[str, tuple[int, ...]] = {
     "check": (1,),
     "flush": (0, 2),
 }
-FAULTS = {"fails": 2, "full": 2, "rot": 4, "rot_alive": 4, "rot_late": 6, "misdirected": 2}

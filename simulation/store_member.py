@@ -14,9 +14,9 @@ from moorage.node.segment import Run, RunKind
 from moorage.node.store import Store
 from moorage.quorum import choice
 from moorage.quorum.lease import GrantedLease
-from moorage.quorum.member import FLUSH, GAP, NO_ROOM, OK, WHOLE, Member
+from moorage.quorum.member import FLUSH, GAP, OK, WHOLE, Member
 from moorage.quorum.orders import Append, Apply, Note, Pull, Sync
-from moorage.quorum.record import BLOCK_SIZE, ZERO_POSITION, Kind, block_sum
+from moorage.quorum.record import BLOCK_SIZE, HEAD_SIZE, ZERO_POSITION, Kind, Record, block_sum
 from moorage.simulation.store_model import KEYS, Model, Wrong, contents
 from moorage.wire.errors import DeviceFailed, MoorageError, Stale
 
@@ -54,6 +54,8 @@ class Shell:
         replica.on_persisted = self.persisted
         self.session = 0
         self.next = 0  # LSN to be sent next; 0: not sealed
+        self.over = False  # the member has refused something: its writer has to seal anew
+        self.fresh = False  # it has answered that it is damaged, and was not ordered a fresh copy since
         self._pull: asyncio.Task[None] | None = None
         self._cursor = 0
         self._accounted = 0
@@ -81,9 +83,8 @@ class Shell:
         return f"{model.identity}: {where}, {commit}, copy {core.state.copy}"
 
     def damage(self, what: str) -> None:
-        if not self.core.state.damaged:
-            self.core.damage(what)
-            self.drain()
+        self.core.damage(what)
+        self.drain()
 
     # -- effects and answers -----------------------------------------------------------------------------
 
@@ -121,8 +122,10 @@ class Shell:
                 raise Wrong(
                     f"{model.identity}: a SEAL is answered {answer.vote}, below {model.vote.sure(None)}"
                 )
-            if session == self.session and answer.epoch == model.epoch and not answer.damaged:
-                self.next = 1 + choice.matches_up_to(model.history, len(model.log), answer)
+            if session == self.session and answer.epoch == model.epoch:
+                self.fresh = answer.damaged
+                if not answer.damaged:
+                    self.next = 1 + choice.matches_up_to(model.history, len(model.log), answer)
         ack = self.core.take_ack()
         if ack is not None:
             _, _, durable, _, _, flags = ack
@@ -144,6 +147,7 @@ class Shell:
             model.new_epoch(self.rng)
         self.session += 1
         self.next = 0
+        self.over = False
         model.sealed_epoch = model.epoch
         if core.seal(self.session, model.epoch, model.epoch, 0, GrantedLease(0)):
             self._account(0)
@@ -164,7 +168,7 @@ class Shell:
         if rng.random() < 0.1:  # some again
             self.next = max(min(self.next, core.state.commit + 1), self.next - rng.randint(1, 3))
         self._grant()
-        records = model.log[self.next - 1 : self.next - 1 + most]
+        records = self._fitting(model.log[self.next - 1 : self.next - 1 + most])
         before = model.position(self.next - 1)
         flags = FLUSH if rng.random() < 0.3 else 0
         code = core.append(
@@ -175,11 +179,22 @@ class Shell:
             model.told_commit = max(model.told_commit, model.committed)
         elif code == GAP:
             self.next = core.matched + 1
-        elif code != NO_ROOM:
+        else:
             self.note(f"refuses: {code}")
             self.next = 0
+            self.over = True
         self.drain()
         self.answer()
+
+    def _fitting(self, records: list[Record]) -> list[Record]:
+        """As many of them as there is room for: a writer keeps within what it was granted."""
+        room = self.core.room
+        for at, record in enumerate(records):
+            if record.kind == Kind.WRITE and record.epoch == self.model.epoch:
+                room -= HEAD_SIZE + len(record.sums) + len(record.data)
+            if room < 0:
+                return records[:at]
+        return records
 
     def commit(self) -> None:
         """Others have it as well: more is committed, and this member hears of it now or later."""
@@ -201,7 +216,9 @@ class Shell:
     # -- copies ------------------------------------------------------------
 
     def order_copy(self, fresh: bool) -> None:
+        """``fresh``: also where it need not be, as of one that has forked."""
         model, core, state = self.model, self.core, self.core.state
+        fresh = fresh or self.fresh
         if not core._answered or core._seal is not None or state.epoch != model.epoch:
             return
         first = 1 if fresh else state.commit + 1
@@ -220,9 +237,12 @@ class Shell:
         self.note(f"copies behind {base}, fresh {fresh}, floor {floor}")
         try:
             core.copy(self.session, model.epoch, model.epoch, "", base, fresh, history, floor)
-        except Stale:
+        except Stale as error:
+            self.note(f"refuses: {error}")
             self.session -= 1
+            self.over = True
             return
+        self.fresh = False
         if state.copy is not None and not core.whole:
             model.acked.begin(0)
             model.whole.begin(False)
@@ -294,21 +314,26 @@ class Shell:
     def bring_up(self) -> bool:
         """One more step to where it has all, when nothing goes wrong any more; whether it is there."""
         model, core = self.model, self.core
-        if core.state.epoch != model.epoch or not core._answered:
+        if core.state.epoch != model.epoch or not core._answered or self.over:
             if core._seal is None:
                 self.seal(new=True)
             return False
         model.commit(len(model.log))
-        if core.state.damaged and core.state.copy is None:
-            self.order_copy(fresh=True)
-        elif (
-            core.state.copy is not None
-            and not core.state.copy.copied
-            and (self._pull is None or self._pull.done())
-        ):
+        if self.fresh or self._stuck() or self._blocked():
             self.order_copy(fresh=False)
         if not self.next:
             self.next = core.matched + 1
         self.send(4)
         everything = len(model.log)
         return bool(core.whole) and self.replica.state.commit == everything == model.acked.sure(None)
+
+    def _stuck(self) -> bool:
+        """A copy that nobody pulls."""
+        copy = self.core.state.copy
+        return copy is not None and not copy.copied and (self._pull is None or self._pull.done())
+
+    def _blocked(self) -> bool:
+        """What comes next has no room, since others sit on it: a copy, which is not charged, skips it."""
+        core, copy = self.core, self.core.state.copy
+        rest = self.model.log[core.matched : core.matched + 1]
+        return bool(rest) and (copy is None or copy.copied) and not self._fitting(rest)

@@ -1,99 +1,263 @@
-"""A move of the nemesis with an aim: a holder goes on with a minority while another one takes its volume.
+"""Strands: sequences of faults with an aim, each at something that storms seldom come to.
 
-Owns the scene: one client attaches by force and works; its links, and those of one host, to all others are
-cut; a second client takes the volume by force and works on the same blocks. What the first one still reads
-must not be older than what the second one was acknowledged. Must never look behind the library.
+Owns the plots. A healthy cluster passes them all, at any pace; what they look for is in the history, or said
+by an assertion of their own. Each gives up silently when the cluster is not in the state that it needs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moorage.client.cluster import Cluster
-from moorage.client.config import ClusterConfig
-from moorage.simulation.cluster import PORT, Client, Machine
-from moorage.simulation.network import Weather
-from moorage.simulation.workload import VOLUMES, Workload
+from moorage.client.volume import Volume
+from moorage.simulation import checks
+from moorage.simulation.scene import PACE_S, Player, Plot, Scene
+from moorage.simulation.workload import SIZE
 from moorage.wire.errors import MoorageError
+from moorage.wire.server import connect
 
 if TYPE_CHECKING:
     from moorage.simulation.nemesis import Nemesis
+    from moorage.simulation.workload import Workload
 
-WORKERS = 8
-ATTACH_S = 3.0
+DEPTH = 4
 
 
-def strand(nemesis: Nemesis, rng: Random) -> Callable[[], None]:
-    cluster, loop = nemesis._cluster, nemesis._world.loop
-    name = rng.choice(VOLUMES)
-    zombie, other = rng.sample(cluster.clients, 2)
-    host = rng.choice(cluster.hosts)
-    undone: list[Callable[[], None]] = []
-    subject = f"z{rng.randrange(10**9)}"
-    _start(zombie, name, subject, rng.random(), 2.0, changes=False)
+async def zombie(scene: Scene) -> None:
+    """A holder is left with one host alone, and goes on reading what the next one writes."""
 
-    def cut() -> None:
-        if zombie.process is None or not zombie.process.alive or nemesis._healed:
+    async def holds(player: Player) -> None:
+        volume = await player.attach()
+        if volume is not None:
+            await player.write_all(volume)
+            scene.held = True
+            reads = [player.meanwhile(volume, lambda: False, player.read_all) for _ in range(DEPTH)]
+            await asyncio.gather(*reads)
+            await player.leave(volume)
+
+    async def writes(player: Player) -> None:
+        volume = await _takes(player)
+        if volume is not None:
+            await player.meanwhile(volume, lambda: False, player.write_all)
+            await player.leave(volume)
+
+    scene.play(scene.one, holds)
+    scene.play(scene.other, writes)
+    await scene.until(lambda: scene.held)
+    await scene.sleep(scene.rng.uniform(0.1, 0.6))  # members promise leases
+    scene.cut([scene.one, scene.follower()])
+    scene.parted = True
+
+
+async def late(scene: Scene) -> None:
+    """What a holder sends is held up by the network, and arrives while the next one begins."""
+
+    async def holds(player: Player) -> None:
+        volume = await player.attach()
+        if volume is not None:
+            scene.held = True
+            works = (
+                player.meanwhile(volume, lambda: scene.taken, player.write_all) for _ in range(4 * DEPTH)
+            )
+            await asyncio.gather(*works)
+            await player.leave(volume)
+
+    async def begins(player: Player) -> None:
+        volume = await _takes(player)
+        if volume is not None:  # its log is shorter than what is held up
+            await player.meanwhile(volume, lambda: False, lambda it: player.write(it, scene.blocks[0]))
+            await player.leave(volume)
+
+    scene.play(scene.one, holds)
+    scene.play(scene.other, begins)
+    await scene.until(lambda: scene.held)
+    await scene.sleep(scene.rng.uniform(0.1, 0.4))
+    undo = scene.hold_up(scene.one)
+    scene.parted = True
+    # The next one's SEALs are answered when the last lease is over, a second after the last heartbeat.
+    if scene.rng.random() < 0.5:
+        await scene.sleep(scene.rng.uniform(0.5, 0.9))
+    else:
+        await scene.until(lambda: scene.taken)
+    undo()
+
+
+async def _takes(player: Player) -> Volume | None:
+    """Takes the volume over when it is time."""
+    scene = player.scene
+    await player.show(scene.volume)  # then it knows who leads, and need not try who does not answer
+    await player.until(lambda: scene.parted)
+    volume = await player.attach()
+    if volume is not None:
+        scene.taken = True
+    return volume
+
+
+async def flushed(scene: Scene) -> None:
+    """All hosts, and the holder, lose power just after a flush has returned. Their disks were slow."""
+    if scene.workload.history.durability[scene.volume] != "writeback":
+        return
+
+    async def writes(player: Player) -> None:
+        volume = await player.attach()
+        if volume is not None:
+            await player.write_all(volume)
+            if await player.flush(volume):
+                scene.held = True
+                for disk in scene.cluster.hosts:
+                    disk.device.latency_s = (0.02, 0.06)
+                await player.write_all(volume)
+                scene.done = await player.flush(volume)
+
+    async def looks(player: Player) -> None:
+        volume = await player.attach()
+        if volume is not None:
+            await player.read_all(volume)
+            await player.leave(volume)
+
+    scene.play(scene.one, writes)
+    await scene.until(lambda: scene.done)
+    for machine in (*scene.cluster.hosts, scene.one):
+        machine.lose_power()
+    for host in scene.cluster.hosts:
+        host.device.latency_s = scene.cluster.tunables.disk_s
+    scene.play(scene.other, looks)
+
+
+async def deposed(scene: Scene) -> None:
+    """The leader of metadata sleeps, and another one is chosen; when it wakes up it is asked, cut off from
+    the others, before it can know."""
+    leader = scene.leader()
+    if leader is None:
+        return
+    others = [host for host in scene.cluster.hosts if host is not leader]
+    name = f"d{scene.rng.randrange(10**9)}"
+
+    async def knows(player: Player) -> None:
+        await player.create(name)
+        scene.held = await player.show(name)
+        asks = [asks_on(player) for _ in range(DEPTH)] if scene.held else []
+        await asyncio.gather(*asks)
+
+    async def asks_on(player: Player) -> None:
+        while not scene.over:
+            grown = scene.taken
+            size = (await player.connected.show(name)).size
+            assert size > SIZE or not grown, "metadata answers what was so before the last change"
+            await asyncio.sleep(PACE_S)
+
+    async def grows(player: Player) -> None:
+        await player.connected.resize(name, 2 * SIZE)
+        scene.taken = True
+
+    scene.play(scene.one, knows)
+    process = leader.process
+    await scene.until(lambda: scene.held)
+    if process is None or scene.leader() is not leader:
+        return
+    scene.cut([scene.one, leader])
+    process.pause()
+    scene.undo_later(process.resume)
+    scene.play(scene.other, grows, ask=others)
+    await scene.until(lambda: scene.taken)
+    process.resume()
+
+
+async def laggard(scene: Scene) -> None:
+    """A holder has written past one host, and left; a reader comes, nearest to that host."""
+    host = scene.follower()
+
+    async def writes(player: Player) -> None:
+        volume = await player.attach()
+        if volume is not None:
+            await player.write_all(volume)
+            undo = scene.cut([scene.one], [host])
+            await player.write_all(volume)
+            await player.leave(volume)
+            undo()
+            scene.done = True
+
+    async def reads(player: Player) -> None:
+        for _ in range(2):
+            volume = await player.look()
+            if volume is not None:
+                await player.read_all(volume)
+                await player.leave(volume)
+
+    scene.play(scene.one, writes)
+    await scene.until(lambda: scene.done)
+    scene.play(scene.other, reads, near=host.name)
+
+
+async def forger(scene: Scene) -> None:
+    """Somebody who may only read asks a device to promise an epoch that metadata has given to nobody."""
+
+    async def forges(player: Player) -> None:
+        writer = 1 + player.rng.randrange(1 << 32)
+        who = {"host": player.client.name, "pid": 1, "program": "forger"}
+        asked = {"mode": "ro", "force": False, "writer": writer, "holder": who}
+        attached = await player.connected._call_owner(scene.volume, "metadata.attach", asked)
+        member = player.rng.choice(player.rng.choice(attached["groups"])["members"])
+        promise: dict[str, Any] = {"replica": member["replica"], "writer": writer, "session": 1}
+        promise |= {"epoch": attached["epoch"] + 1, "capability": attached["capability"]}
+        hello, secret = player.connected.hello, scene.cluster.secret
+        conn = await connect(member["address"], hello=hello, secret=secret, timeout=2.0)
+        try:
+            await conn.call("node.seal", promise, timeout=2.0)
+        except MoorageError:
             return
-        minority: list[Machine] = [zombie, host]
-        others = [each for each in cluster.machines if each not in minority]
-        undone.append(nemesis._both(minority, others, Weather(cut=True)))
-        _start(other, name, subject, rng.random(), 1.0, changes=True)
+        finally:
+            conn.close()
+        raise AssertionError("a device promises an epoch to who may only read")
 
-    loop.at(rng.uniform(0.3, 0.8), cut)
-
-    def undo() -> None:
-        for each in undone:
-            each()
-
-    return undo
+    scene.play(scene.one, forges)
 
 
-def _start(client: Client, name: str, subject: str, seed: float, lasts_s: float, changes: bool) -> None:
-    process = client.process
-    if process is not None and process.alive:
-        process.start(
-            lambda: _hold(client, name, subject, Random(seed), lasts_s, changes), f"strand of {name}"
-        )
-
-
-async def _names(
-    workload: Workload, client: Client, cluster: Cluster, name: str, seed: float, changes: bool, end: float
-) -> None:
-    """One side makes and deletes a volume, the other looks whether it is there."""
-    rng, loop = Random(seed), asyncio.get_running_loop()
-    while loop.time() < end and not workload.stopping:
-        if not changes:
-            await workload.show(client, cluster, name)
-        elif rng.random() < 0.5:
-            await workload._create(client, cluster, name)
-        else:
-            await workload.delete(client, cluster, name)
-        await asyncio.sleep(0.01)
-
-
-async def _hold(client: Client, name: str, subject: str, rng: Random, lasts_s: float, changes: bool) -> None:
-    """Attach by force and work, with the workload's own operations."""
-    workload = getattr(client.program, "__self__", None)
-    if not isinstance(workload, Workload) or workload.stopping:
+async def old_copy(scene: Scene) -> None:
+    """A device's directory is replaced by a copy that is older than its last start, as from a backup, and is
+    started: the registry refuses it. Then the right one comes back."""
+    host = scene.rng.choice(scene.cluster.hosts)
+    if not host.ready:
         return
-    cluster = client.cluster
-    registry = ",".join(f"{host.address}:{PORT}" for host in cluster.hosts)
-    connected = Cluster(ClusterConfig(registry, cluster.secret_file), cluster.secret, host=client.name)
-    end = asyncio.get_running_loop().time() + 2 * lasts_s
-    names = asyncio.create_task(
-        _names(workload, client, connected, subject, rng.random(), changes, end), name="names"
-    )
-    volume = await workload.attach(client, connected, name, True, ATTACH_S)
-    if volume is None:
-        await names
-        return
-    end = asyncio.get_running_loop().time() + lasts_s
-    works = [workload._work(client, volume, Random(rng.random()), end) for _ in range(WORKERS)]
-    await asyncio.gather(names, *works)
-    with suppress(MoorageError):
-        await volume.detach(timeout=3.0)
+    directory = scene.cluster.world.directory
+    here, copy, aside = (directory / host.name / each for each in ("node", "copy", "aside"))
+    host.kill()
+    scene.undo_later(lambda: shutil.rmtree(copy, ignore_errors=True))
+    shutil.copytree(here, copy)
+    disk = host.device.disk.crash(None)
+    await scene.until(lambda: host.ready)
+    await scene.sleep(scene.rng.uniform(0.2, 0.6))  # it promises, and accepts
+    host.kill()
+    here.rename(aside)
+    copy.rename(here)
+    right, host.device.disk = host.device.disk, disk
+
+    def put_back() -> None:
+        host.kill()
+        shutil.rmtree(here)
+        aside.rename(here)
+        host.device.disk = right
+
+    scene.undo_later(put_back)
+    await scene.until(lambda: checks.serves_blocks(host))
+    raise AssertionError(f"an old copy of the device of {host.name} is accepted")
+
+
+PLOTS: dict[str, tuple[Plot, float]] = {  # and how long each needs
+    "zombie": (zombie, 2.6),
+    "late": (late, 2.6),
+    "flushed": (flushed, 3.4),
+    "deposed": (deposed, 3.4),
+    "laggard": (laggard, 3.2),
+    "forger": (forger, 0.5),
+    "old copy": (old_copy, 2.6),
+}
+
+
+def strand(kind: str, nemesis: Nemesis, workload: Workload, rng: Random) -> Callable[[], None]:
+    scene = Scene(nemesis, workload, rng, "writeback" if kind == "flushed" else "")
+    scene.begin(PLOTS[kind][0])
+    return scene.end

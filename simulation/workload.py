@@ -2,13 +2,14 @@
 again.
 
 Owns the programs and their choices, from the seed and the number of the life. Every operation goes through
-the public library and into the history. Must never look behind it.
+the public library and into the history. Must never look behind it (``on_attach`` may).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -54,6 +55,9 @@ class Workload:
         self.stopping = False
         self.done = 0  # operations that were answered well
         self.unknown = 0  # those that nobody knows the outcome of
+        self.reserved: dict[str, int] = {}  # volumes that the programs leave to so many strands
+        self.on_attach: Callable[[Volume], None] = lambda volume: None
+        self._as_of: dict[Usable, float] = {}  # read-only attachments: what they read is not older
         self._seed = seed
         rng = Random(f"{seed} blocks")
         blocks = SIZE // BLOCK_SIZE
@@ -67,15 +71,18 @@ class Workload:
     async def program(self, client: Client, cluster: Cluster) -> None:
         rng = Random(f"{self._seed} {client.name} {client.lives}")
         for name, durability in self.history.durability.items():
-            await self._create(client, cluster, name, durability)
+            await self.create(client, cluster, name, durability)
         while not self.stopping:
-            if rng.random() < 0.1:
+            what, free = rng.random(), [each for each in VOLUMES if each not in self.reserved]
+            if what < 0.1 or not free:
                 await self._come_and_go(client, cluster, rng)
+            elif what < 0.18:
+                await self._peek(client, cluster, rng.choice(free), rng)
             else:
-                await self._hold(client, cluster, rng)
+                await self._hold(client, cluster, rng.choice(free), rng)
             await asyncio.sleep(rng.uniform(0.01, 0.4))
 
-    async def _create(self, client: Client, cluster: Cluster, name: str, durability: str = "sync") -> None:
+    async def create(self, client: Client, cluster: Cluster, name: str, durability: str = "sync") -> None:
         operation = self._begin(client, "create", name)
         try:
             await cluster.create_volume(
@@ -93,7 +100,7 @@ class Workload:
         for _ in range(rng.randint(1, 4)):
             what = rng.random()
             if what < 0.3:
-                await self._create(client, cluster, name)
+                await self.create(client, cluster, name)
             elif what < 0.6:
                 await self.delete(client, cluster, name)
             else:
@@ -109,19 +116,52 @@ class Workload:
         except MoorageError as error:
             self._failed(operation, error)
 
-    async def show(self, client: Client, cluster: Cluster, name: str) -> None:
+    async def show(self, client: Client, cluster: Cluster, name: str) -> bool:
+        """Whether it is known to be there."""
         operation = self._begin(client, "show", name)
         try:
             info = await cluster.show(name)
             operation.gone = info.state != "ready"  # neither there nor not
             self._end(operation, True)
+            return not operation.gone
         except NotFound:
             self._end(operation, False)
         except MoorageError as error:
             self._failed(operation, error)
+        return False
 
-    async def _hold(self, client: Client, cluster: Cluster, rng: Random) -> None:
-        name = rng.choice(VOLUMES)
+    async def _peek(self, client: Client, cluster: Cluster, name: str, rng: Random) -> None:
+        volume = await self.attach_to_read(client, cluster, name)
+        if volume is not None:
+            for _ in range(rng.randint(1, 8)):
+                first = rng.choice(self.blocks) * SECTORS
+                await self.read(client, volume, first, first + SECTORS)
+            with contextlib.suppress(MoorageError):
+                await volume.detach()
+
+    async def attach_to_read(self, client: Client, cluster: Cluster, name: str) -> Volume | None:
+        """What it reads may be as old as anything beside a writer. Where nobody held the volume, and nobody
+        came meanwhile, it sees all that had returned before."""
+        began, timeout = self.cluster.world.loop.now, 5.0
+        held = True
+        with contextlib.suppress(MoorageError):
+            held = (await cluster.show(name)).holder is not None
+        operation = self._begin(client, "take", name)  # it may take an epoch to recover, and never says which
+        try:
+            volume = await cluster.attach(name, read_only=True, timeout=timeout, io_timeout=4.0)
+        except MoorageError:
+            self._end(operation)
+            return None
+        self._end(operation)
+        others = (each for each in self.history.operations if each.kind == "take" and each.name == name)
+        alone = all(
+            each.returned is not None and each.returned < began for each in others if each is not operation
+        )
+        in_time = self.cluster.world.loop.now - operation.invoked < timeout - 1  # else it reads what it finds
+        self._as_of[volume] = operation.invoked if alone and in_time and not held else 0.0
+        return volume
+
+    async def _hold(self, client: Client, cluster: Cluster, name: str, rng: Random) -> None:
         volume = await self.attach(client, cluster, name, rng.random() < 0.5, rng.choice((0.5, 3.0, 8.0)))
         if volume is None:
             return
@@ -155,6 +195,7 @@ class Workload:
             self._end(operation, None)  # an epoch may have been taken all the same, but no more after this
             return None
         self._end(operation, volume.epoch)
+        self.on_attach(volume)
         return volume
 
     async def _work(self, client: Client, volume: Usable, rng: Random, end: float) -> None:
@@ -176,19 +217,19 @@ class Workload:
         end = min(first + count, SIZE // SECTOR)
         what = rng.random()
         if what < 0.45:
-            await self._write(client, volume, first, end, rng.random() < 0.1)
+            await self.write(client, volume, first, end, rng.random() < 0.1)
         elif what < 0.80:
             await self.read(client, volume, first, end)
         elif what < 0.88:
-            await self._flush(client, volume)
+            await self.flush(client, volume)
         elif what < 0.96:
             await self._zero(client, volume, first, end, rng.random() < 0.5)
         else:
             await self._fill(client, volume, rng)
 
-    async def _write(self, client: Client, volume: Usable, first: int, end: int, fua: bool) -> None:
+    async def write(self, client: Client, volume: Usable, first: int, end: int, fua: bool) -> None:
         operation = self._begin(client, "write", volume.name, first, end)
-        operation.durable = fua
+        operation.durable, operation.epoch = fua, volume.epoch
         try:
             await volume.write(first * SECTOR, content(operation.number, end - first), fua=fua)
             self._end(operation)
@@ -197,6 +238,7 @@ class Workload:
 
     async def read(self, client: Client, volume: Usable, first: int, end: int) -> bool:
         operation = self._begin(client, "read", volume.name, first, end)
+        operation.since = self._as_of.get(volume)
         try:
             data = await volume.read(first * SECTOR, (end - first) * SECTOR)
         except MoorageError as error:
@@ -205,16 +247,19 @@ class Workload:
         self._end(operation, writers(data))
         return True
 
-    async def _flush(self, client: Client, volume: Usable) -> None:
+    async def flush(self, client: Client, volume: Usable) -> bool:
         operation = self._begin(client, "flush", volume.name)
         try:
             await volume.flush()
-            self._end(operation)
         except MoorageError as error:
             self._failed(operation, error)
+            return False
+        self._end(operation)
+        return True
 
     async def _zero(self, client: Client, volume: Usable, first: int, end: int, discard: bool) -> None:
         operation = self._begin(client, "zero", volume.name, first, end)
+        operation.epoch = volume.epoch
         try:
             at, size = first * SECTOR, (end - first) * SECTOR
             await (volume.discard(at, size) if discard else volume.write_zeroes(at, size))
@@ -228,7 +273,7 @@ class Workload:
         first = rng.randrange(0, SIZE // SECTOR - sectors)
         what = rng.random()
         if what < 0.6:
-            await self._write(client, volume, first, first + sectors, False)
+            await self.write(client, volume, first, first + sectors, False)
         elif what < 0.8:
             await self._zero(client, volume, first, first + sectors, True)
         else:

@@ -31,6 +31,7 @@ from moorage.simulation.disk import Device, SimDisk, SimLane
 from moorage.simulation.loop import SimLoop, current, stable_hash
 from moorage.simulation.network import Network
 
+PID = 4711
 WALL_S = 1_800_000_000.0  # some day in 2027, when no history is running
 
 
@@ -172,6 +173,9 @@ def _patches(made: World) -> list[tuple[Any, str, Any]]:
         (time, "time_ns", lambda: int(wall() * 1e9)),
         (time, "clock_gettime_ns", lambda _: int(monotonic() * 1e9)),
         (random, "Random", SeededRandom),
+        # A holder says both to metadata: their lengths are of the history, as how long a message takes is.
+        (os, "getpid", lambda: PID),
+        (sys, "argv", ["simulated"]),
         (secrets, "token_bytes", lambda count=32: draws.randbytes(count)),
         (secrets, "token_hex", lambda count=32: draws.randbytes(count).hex()),
         (secrets, "randbits", draws.getrandbits),

@@ -55,7 +55,7 @@ def _behind(picture: Picture) -> list[str]:
     last: dict[tuple[int, int], list[int]] = defaultdict(list)
     for rows in picture.replicas.values():
         for row in rows if isinstance(rows, list) else ():
-            last[row["volume"], row["group"]].append(int(row["last"][1]))
+            last[row["volume"], row["group"]].append(int(row["last"]))
     late = {volume for (volume, _), found in last.items() if max(found) - min(found) > BEHIND_MAX}
     names = {volume.id: volume.name for volume in picture.volumes}
     return [f"a replica of volume {names.get(volume, volume)} is far behind" for volume in sorted(late)]

@@ -59,6 +59,7 @@ class MountDaemon:
     async def run(self) -> int:
         """The exit code."""
         self._status.pid = os.getpid()
+        self._place.save_status(self._status)
         await self._listen_to_the_keeper()
         work = asyncio.ensure_future(self._work())
         ending = asyncio.ensure_future(self._ending.wait())
@@ -177,7 +178,7 @@ class MountDaemon:
             async with self._served(volume):
                 self._status.epoch, self._status.size = volume.epoch, volume.size
                 self._status.durability, self._status.clean = volume.durability, False
-                self._place.save_status(self._status)
+                self._enter("attached")
                 try:
                     await self._carry_out(cluster, volume)
                 except BaseException:
@@ -227,17 +228,13 @@ class MountDaemon:
 
     async def _carry_out(self, cluster: Cluster, volume: Volume) -> None:
         """From wherever a former life came to: what was done is noted, or is seen in the system."""
-        record = self._record
-        if not record.device or record.device not in system.loops_on(self._place.device_file):
-            device = await self._loop_device()
-            self._note(device=device)
-        entry = system.mounted_at(record.target)
-        if entry is None or entry.source != record.device:
-            if record.phase == MOUNTED:
-                self._enter("serving")  # it was unmounted by hand: that is no reason to mount it again
-                return
-            await self._mount(cluster, volume)
-        self._note(phase=MOUNTED)
+        if self._record.phase != MOUNTED:  # later it may be unmounted by hand: no reason to do it again
+            self._note(device=await self._loop_device())
+            await system.until_unused(self._record.device)
+            entry = system.mounted_at(self._record.target)
+            if entry is None or entry.source != self._record.device:
+                await self._mount(cluster, volume)
+            self._note(phase=MOUNTED)
         self._enter("serving")
 
     async def _loop_device(self) -> str:

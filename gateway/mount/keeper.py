@@ -2,8 +2,8 @@
 
 Owns the FUSE session that shows the volume as a file, and the daemon's life: it starts the daemon, and starts
 it again when it ends, however often; that is how a daemon is upgraded. It ends when its file system is
-unmounted, or when the daemon says that the mount has failed. It must never need memory from the device that
-it serves (its memory is locked), and never wait for the daemon where the kernel does not wait for it.
+unmounted, or when the daemon gives up before anything was mounted. It must never need memory from the device
+that it serves (its memory is locked), and never wait for the daemon where the kernel does not wait for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
 
 import mfusepy
 
-from moorage.gateway.mount.record import Place
+from moorage.gateway.mount.record import MOUNTED, Place
 from moorage.gateway.mount.volume_file import Parking, VolumeFile
 from moorage.gateway.mount.writeback import become_io_flusher, lock_memory
 
@@ -53,7 +53,6 @@ def main(directory: str) -> None:
             VolumeFile(parking, record.read_only),
             str(place.fuse),
             foreground=True,
-            allow_other=True,
             fsname=f"moorage:{record.volume}",
             subtype="moorage",
             max_threads=THREADS_MAX,
@@ -81,8 +80,8 @@ class Daemon:
             code = self._run()
             if self._ending.is_set():
                 return
-            if code == FAILED:
-                log.info("the mount has failed, see %s", self._place.status_file)
+            if code == FAILED or (code > 0 and self._place.load().phase != MOUNTED):
+                log.info("the mount has failed: the daemon ended with %d", code)
                 self._unmount()
                 return
             lived = time.monotonic() - began

@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -66,6 +67,8 @@ async def mount(directory: StateDirectory, record: Record) -> Mount:
     await clean_up(directory)
     with directory.created(record, lambda: _check_free(directory, record)) as place:
         keeper = _start(place)
+        # Whoever called may live on for months: it must not keep a zombie once this keeper has ended.
+        threading.Thread(target=keeper.wait, name=f"reaper of {keeper.pid}", daemon=True).start()
         try:
             await _until_served(place, keeper)
         except BaseException:
@@ -127,7 +130,7 @@ async def _until_served(place: Place, keeper: subprocess.Popen[bytes]) -> None:
         if status.state == "lost":
             raise Unavailable(f"the volume was lost at once: {status.reason}")
         if keeper.poll() is not None:
-            raise Unavailable(f"the keeper of the mount ended with {keeper.returncode}: {place.last_words()}")
+            raise Unavailable(f"the mount has failed, its last words are: {place.last_words()}")
         await asyncio.sleep(POLL_S)
 
 

@@ -77,7 +77,7 @@ class Status:
     """What the daemon notes of itself. ``writers``: the ids of its lives, which an attach in their place
     names (:class:`moorage.client.attachment.Succession`); ``clean``: all was on stable storage at its end."""
 
-    state: str = "starting"  # starting, attaching, formatting, mounting, serving, lost, failed
+    state: str = "starting"  # starting, attaching, attached, formatting, mounting, serving, lost, failed
     pid: int = 0
     epoch: int = 0
     size: int = 0

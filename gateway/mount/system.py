@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage.wire.errors import DeadlineExceeded, Denied, NotFound, Unavailable
+from moorage.wire.errors import Busy, DeadlineExceeded, Denied, NotFound, Unavailable
 
 PROGRAM_TIMEOUT_S = 60.0
+_PR_SET_PDEATHSIG = 1
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # Debian keeps such tools in sbin
 _ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
 
@@ -32,7 +35,8 @@ def program(name: str) -> str:
 
 
 async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) -> str:
-    """Run a program to its end; what it printed. Raises NotFound, or :class:`ProgramFailed`."""
+    """Run a program to its end; what it printed. It does not outlive this process: who goes on in its place
+    would do the same beside it. Raises NotFound, or :class:`ProgramFailed`."""
     process = await asyncio.create_subprocess_exec(
         program(name),
         *arguments,
@@ -40,6 +44,7 @@ async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) ->
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "LC_ALL": "C"},
+        preexec_fn=_die_with_parent,
     )
     try:
         async with asyncio.timeout(timeout):
@@ -55,6 +60,30 @@ async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) ->
     return text
 
 
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def until_unused(device: str) -> None:
+    """Wait until no program that a former life ran on a device is left: one that waits for the device ends
+    only once that answers. Raises Busy."""
+    end = asyncio.get_running_loop().time() + PROGRAM_TIMEOUT_S
+    while running := _running_on(device):
+        if asyncio.get_running_loop().time() > end:
+            raise Busy(f"{device} is used by {', '.join(running)}: end that first")
+        await asyncio.sleep(0.02)
+
+
+def _running_on(device: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            if device.encode() in arguments:
+                found.append(f"{arguments[0].decode(errors='replace')} (pid {path.parent.name})")
+    return found
+
+
 class ProgramFailed(Unavailable):
     """A program of the system ended with an error; ``details["status"]`` is its exit status."""
 
@@ -65,6 +94,7 @@ class MountEntry:
     target: str
     type: str
     device: tuple[int, int]  # major, minor
+    shared: bool = False  # what is mounted or unmounted below it, is so in copies of this namespace too
 
 
 def mount_table(text: str | None = None) -> list[MountEntry]:
@@ -77,7 +107,8 @@ def _entry(line: str) -> MountEntry:
     before, _, after = line.partition(" - ")
     fields, (kind, source, *_) = before.split(), after.split()
     major, _, minor = fields[2].partition(":")
-    return MountEntry(_unescaped(source), _unescaped(fields[4]), kind, (int(major), int(minor)))
+    shared = any(tag.startswith("shared:") for tag in fields[6:])
+    return MountEntry(_unescaped(source), _unescaped(fields[4]), kind, (int(major), int(minor)), shared)
 
 
 def _unescaped(text: str) -> str:

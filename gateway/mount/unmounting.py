@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 UNMOUNT_TIMEOUT_S = 60.0
 ENDING_TIMEOUT_S = 20.0
+KEEPER_TIMEOUT_S = 5.0  # once its session is unmounted
 POLL_S = 0.01
 
 
@@ -57,14 +58,12 @@ async def end(place: Place, timeout: float = UNMOUNT_TIMEOUT_S) -> None:
     loops = system.loops_on(place.device_file)
     for device in loops:
         for entry in reversed(system.mounts_of(device)):
-            await _unmount_file_system(entry, timeout)
+            await unmount_file_system(entry, timeout)
         await system.detach_loop(device)
     await _until(lambda: not system.loops_on(place.device_file), lambda: _who_keeps(loops))
     if system.mounted_at(str(place.fuse)) is not None:
         await system.run("umount", str(place.fuse))
-    await _until(
-        lambda: not place.keeper_lives(), lambda: f"its keeper (pid {_keeper_pid(place)}) does not end"
-    )
+    await _end_keeper(place)
     await _end_daemon(place)
     await asyncio.to_thread(shutil.rmtree, place.directory, ignore_errors=True)
 
@@ -85,7 +84,8 @@ async def clean_up(directory: StateDirectory) -> list[str]:
     return problems
 
 
-async def _unmount_file_system(entry: system.MountEntry, timeout: float) -> None:
+async def unmount_file_system(entry: system.MountEntry, timeout: float) -> None:
+    """Raises Busy that names who uses it."""
     try:
         await system.run("umount", entry.target, timeout=timeout)
     except system.ProgramFailed as error:
@@ -109,12 +109,24 @@ def _who_keeps(loops: list[str]) -> str:
     return f"{devices} is still mounted in another mount namespace, of a container perhaps: end that first"
 
 
-async def _until(condition: Callable[[], bool], problem: Callable[[], str]) -> None:
-    end = asyncio.get_running_loop().time() + ENDING_TIMEOUT_S
+async def _until(
+    condition: Callable[[], bool], problem: Callable[[], str], timeout: float = ENDING_TIMEOUT_S
+) -> None:
+    end = asyncio.get_running_loop().time() + timeout
     while not condition():
         if asyncio.get_running_loop().time() > end:
             raise Busy(problem())
         await asyncio.sleep(POLL_S)
+
+
+async def _end_keeper(place: Place) -> None:
+    """It ends with its session; that stays where a mount namespace made meanwhile (a container's) has a copy
+    of the FUSE mount. Nothing is left to be written by then, and its daemon ends in order without it."""
+    try:
+        await _until(lambda: not place.keeper_lives(), lambda: "its keeper does not end", KEEPER_TIMEOUT_S)
+    except Busy:
+        _signal(_keeper_pid(place), signal.SIGKILL)
+        await _until(lambda: not place.keeper_lives(), lambda: "its keeper cannot be killed")
 
 
 async def _end_daemon(place: Place) -> None:

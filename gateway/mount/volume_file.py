@@ -77,6 +77,8 @@ class Parking:
     def close(self) -> None:
         """Parked requests fail; so do later ones."""
         self._closed = True
+        while self._idle:
+            self._idle.pop().close()
 
 
 class VolumeFile(mfusepy.Operations):  # type: ignore[misc]

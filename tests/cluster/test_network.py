@@ -21,7 +21,7 @@ import pytest
 from moorage.bench.verify import BLOCK, Pattern, judge, read_journal
 from moorage.cli.clients import ClientProcess
 
-from .netns import NetworkCluster, unusable
+from .netns import FaultyCluster, unusable
 
 BLOCKS = 1024
 CATCH_UP_S = 40.0
@@ -38,8 +38,8 @@ def possible() -> None:
 
 
 @pytest.fixture
-async def net(possible: None, tmp_path: Path) -> AsyncIterator[NetworkCluster]:
-    cluster = NetworkCluster(tmp_path / "cluster")
+async def net(possible: None, tmp_path: Path) -> AsyncIterator[FaultyCluster]:
+    cluster = FaultyCluster(tmp_path / "cluster")
     try:
         await cluster.start()
         await cluster.command("c2", "volume", "create", "data", "--size", "16M")
@@ -48,7 +48,7 @@ async def net(possible: None, tmp_path: Path) -> AsyncIterator[NetworkCluster]:
         await cluster.close()
 
 
-def verifying(net: NetworkCluster, *more: str) -> ClientProcess:
+def verifying(net: FaultyCluster, *more: str) -> ClientProcess:
     size = ("--depth", "16", "--blocks", str(BLOCKS))
     return net.client("c1", "bench", "verify", "data", "--steps", *size, *more)
 
@@ -72,7 +72,7 @@ def healthy(figures: dict[str, Any], gap_ms: float = GAP_MS) -> None:
 class Through:
     """Load before, during and after a fault."""
 
-    net: NetworkCluster
+    net: FaultyCluster
     until: Awaiting
     record_property: Callable[[str, object], None]
 
@@ -99,17 +99,17 @@ class Through:
 
 
 @pytest.fixture
-def through(net: NetworkCluster, until: Awaiting, record_property: Callable[[str, object], None]) -> Through:
+def through(net: FaultyCluster, until: Awaiting, record_property: Callable[[str, object], None]) -> Through:
     return Through(net, until, record_property)
 
 
-async def test_a_host_is_cut_off(net: NetworkCluster, through: Through) -> None:
+async def test_a_host_is_cut_off(net: FaultyCluster, through: Through) -> None:
     """One host and everybody else do not hear each other: the majority goes on."""
     await through(lambda: net.network.cut(["h3"], net.network.others("h3")), 6)
 
 
 @pytest.mark.parametrize("deaf", [True, False], ids=["hears nothing", "is not heard"])
-async def test_one_way(net: NetworkCluster, through: Through, deaf: bool) -> None:
+async def test_one_way(net: FaultyCluster, through: Through, deaf: bool) -> None:
     network = net.network
 
     def fault() -> None:
@@ -120,7 +120,7 @@ async def test_one_way(net: NetworkCluster, through: Through, deaf: bool) -> Non
 
 
 async def test_hosts_do_not_hear_each_other_but_the_client_hears_all(
-    net: NetworkCluster, through: Through
+    net: FaultyCluster, through: Through
 ) -> None:
     """No leader of anything for a while: the holder goes on, since metadata is not on the path of writes."""
     network = net.network
@@ -132,7 +132,7 @@ async def test_hosts_do_not_hear_each_other_but_the_client_hears_all(
     await through(fault, 8)
 
 
-async def test_the_client_is_cut_off_for_a_while(net: NetworkCluster, until: Awaiting) -> None:
+async def test_the_client_is_cut_off_for_a_while(net: FaultyCluster, until: Awaiting) -> None:
     """Operations wait and go on: nothing fails within the io timeout."""
     async with verifying(net) as load:
         await asyncio.sleep(1)
@@ -151,17 +151,17 @@ async def test_the_client_is_cut_off_for_a_while(net: NetworkCluster, until: Awa
         assert figures["verified"] == BLOCKS and figures["mismatches"] == [] and figures["errors"] == 0
 
 
-async def test_a_third_of_all_packets_is_lost(net: NetworkCluster, through: Through) -> None:
+async def test_a_third_of_all_packets_is_lost(net: FaultyCluster, through: Through) -> None:
     during = await through(lambda: net.network.lose(0.3), 12, gap_ms=20_000)
     assert during["errors"] == 0
 
 
 @pytest.mark.parametrize("slow", ["h1", "c1"])
-async def test_a_slow_link(net: NetworkCluster, through: Through, slow: str) -> None:
+async def test_a_slow_link(net: FaultyCluster, through: Through, slow: str) -> None:
     await through(lambda: net.network.slow(slow, "4mbit"), 6)
 
 
-async def test_late_and_stalling_links(net: NetworkCluster, through: Through) -> None:
+async def test_late_and_stalling_links(net: FaultyCluster, through: Through) -> None:
     """One host answers late, and by very different times; connections stall now and then."""
     for name in ("h2", "h3"):
         relay = await net.relayed(name)
@@ -188,7 +188,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_holder_in_the_minority_is_fenced(net: NetworkCluster, tmp_path: Path) -> None:
+async def test_a_holder_in_the_minority_is_fenced(net: FaultyCluster, tmp_path: Path) -> None:
     """Two sides: the holder with one host, another client with two. That one takes over, the other never gets
     another acknowledgement, and hears why when it can."""
     journal, dump = tmp_path / "journal", tmp_path / "dump"
@@ -203,7 +203,7 @@ async def test_a_holder_in_the_minority_is_fenced(net: NetworkCluster, tmp_path:
             TAKE_OVER,
             str(BLOCKS * BLOCK),
             str(dump),
-            env={**_environment(), **net.environment},
+            env={**_environment(), **net.environment("c2")},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -231,9 +231,8 @@ def replay(data: bytes) -> None:
         return
     first = min(found.headers)
     fold = Fold(Index(_no_page, 64))
-    walk = Replay(
-        found, Cursor(first, found.starts[first], found.headers[first].first_group), SEGMENT_SIZE, v.SEED
-    )
+    at = Cursor(first, found.starts[first], found.headers[first].first_group)
+    walk = Replay(found, at, SEGMENT_SIZE, v.SEED, at.group if mode & 4 else 0)
     while steps := walk.batch():
         for step in steps:
             if step.verdict in (Verdict.TORN_TAIL, Verdict.DAMAGED_ALL):

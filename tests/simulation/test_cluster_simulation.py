@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -10,18 +11,21 @@ from moorage.simulation import shrink as shrinking
 from moorage.simulation.many import run_many
 from moorage.simulation.nemesis import WEIGHTS, Fault, draw_plan
 from moorage.simulation.run import Failed, Outcome, run_seed
+from moorage.simulation.strand import PLOTS
 
 SEEDS = int(os.environ.get("MOORAGE_CLUSTER_SEEDS", "3"))
 SLOW_SEEDS = 100
 
 
 @pytest.mark.timeout(300)
-def test_histories_keep_all_promises_and_a_seed_is_one_history() -> None:
+def test_histories_keep_all_promises_and_a_seed_is_one_history(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = [run_seed(seed) for seed in range(SEEDS)]
     assert sum(outcome.answered for outcome in outcomes) > 500, "the workload really works"
     assert sum(outcome.blocks for outcome in outcomes) > 100
     assert not all(outcome.refused for outcome in outcomes)
     assert len({outcome.trace for outcome in outcomes}) == SEEDS
+    monkeypatch.setattr(os, "getpid", lambda: 4_000_000)
+    monkeypatch.setattr(sys, "argv", ["a-program-of-another-name"])
     elsewhere = [bytearray(size) for size in range(20_000)]  # other addresses than before
     assert run_seed(0).trace == outcomes[0].trace
     del elsewhere
@@ -40,7 +44,7 @@ def test_many_histories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_kind_of_fault_is_drawn() -> None:
     drawn = {fault.kind for seed in range(40) for fault in draw_plan(seed, 8.0)}
-    assert drawn == {*WEIGHTS, "strand"}
+    assert drawn == {*WEIGHTS, *PLOTS}
 
 
 def test_a_failure_is_shrunk_to_the_faults_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,58 @@ def in_flight_at_a_flush(story: Story) -> None:
     story.read(*[0] * BLOCK)
 
 
+def by_a_holder(story: Story, kind: str, epoch: int, known: bool = True) -> int:
+    operation = story.add(kind, known=known)
+    operation.epoch = epoch
+    return operation.number
+
+
+def recovered_by_the_next_holder(story: Story) -> None:
+    """What was under way at a takeover may be found by it: zeroes of nobody knows when too."""
+    story.add("take", found=1)
+    number = by_a_holder(story, "write", 1, known=False)
+    by_a_holder(story, "zero", 1, known=False)
+    story.add("take", found=2)
+    story.read(*[number] * BLOCK)
+
+
+def fenced_and_acknowledged(story: Story) -> None:
+    story.add("take", found=1)
+    story.add("take", found=2)
+    by_a_holder(story, "write", 1)
+
+
+def fenced_and_shown_later(story: Story) -> None:
+    story.add("take", found=1)
+    number = by_a_holder(story, "write", 1, known=False)
+    story.add("take", found=2)
+    story.read(*[0] * BLOCK)
+    story.read(*[number] * BLOCK)
+
+
+def zeroed_by_the_fenced(story: Story) -> None:
+    story.add("take", found=1)
+    number = by_a_holder(story, "write", 1)
+    by_a_holder(story, "zero", 1, known=False)
+    story.add("take", found=2)
+    story.read(*[number] * BLOCK)
+    story.read(*[0] * BLOCK)
+
+
+def read_as_of(story: Story, since: float) -> None:
+    old = story.write()
+    story.write()
+    story.add("read", found=[old] * BLOCK).since = since
+
+
+def a_prefix(story: Story) -> None:
+    read_as_of(story, 0.0)
+
+
+def not_all_that_had_returned(story: Story) -> None:
+    read_as_of(story, 3.5)
+
+
 GOOD = [
     (last_write, "sync"),
     (part_of_a_block, "sync"),
@@ -146,6 +198,9 @@ GOOD = [
     (last_write, "writeback"),
     (lost_at_a_takeover, "writeback"),
     (in_flight_at_a_flush, "writeback"),
+    (recovered_by_the_next_holder, "sync"),
+    (recovered_by_the_next_holder, "writeback"),
+    (a_prefix, "sync"),
 ]
 BAD = [
     *(
@@ -158,6 +213,12 @@ BAD = [
     (fua_and_lost, "writeback"),
     (lost_without_a_takeover, "writeback"),
     (a_hole_in_the_log, "writeback"),
+    (fenced_and_acknowledged, "sync"),
+    (fenced_and_shown_later, "sync"),
+    (fenced_and_shown_later, "writeback"),
+    (zeroed_by_the_fenced, "sync"),
+    (zeroed_by_the_fenced, "writeback"),
+    (not_all_that_had_returned, "sync"),
 ]
 
 

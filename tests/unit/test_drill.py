@@ -98,12 +98,12 @@ def test_all_together() -> None:
 def volume(name: str, hosts: str, identity: int = 1, **more: Any) -> VolumeInfo:
     members = [{"host": host, "device": f"d-{host}"} for host in hosts.split()]
     groups = [{"group": 0, "members": members}]
-    fields: dict[str, Any] = {"state": "ready", "holder": None, **more}
+    fields: dict[str, Any] = {"state": "ready", "holder": None, "holder_alive": False, "fs": None, **more}
     return VolumeInfo(identity, name, 1 << 20, len(members), "sync", 1, groups=groups, created_ms=0, **fields)
 
 
 def row(volume: int = 1, last: int = 5, **more: Any) -> dict[str, Any]:
-    fields = {"volume": volume, "group": 0, "last": [1, last], "whole": True, "damaged": "", "offered": True}
+    fields = {"volume": volume, "group": 0, "last": last, "whole": True, "damaged": "", "offered": True}
     return {**fields, **more}
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from moorage.client import nodes
+from moorage.gateway.docker import plugin as docker
 from moorage.gateway.nbd import protocol as nbd
 from moorage.metadata import limits
 from moorage.metadata.limits import Limit, human
@@ -86,6 +87,12 @@ ROWS = {
         Limit("Time for the headers of an HTTP request", f"{http.HEADERS_S:g} s", "the connection ends"),
         Limit("NBD request", human(nbd.PAYLOAD_SIZE_MAX), "EINVAL"),
         Limit("NBD option, handshake", human(nbd.OPTION_SIZE_MAX), "the connection ends"),
+        Limit("Body of a call of the volume driver", human(docker.BODY_MAX), "413"),
+        *(
+            Limit(f"Time for {call} of the volume driver", f"{seconds:g} s", "an error; it is taken back")
+            for call, seconds in docker.DEADLINES.items()
+        ),
+        Limit("Time for its other calls", f"{docker.LOCAL_DEADLINE:g} s", "an error"),
     ),
 }
 

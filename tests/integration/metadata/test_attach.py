@@ -90,6 +90,28 @@ async def test_holder_whose_lease_is_over_goes_on_when_nobody_came(cluster: Any,
         await cluster.attach("db", 8)
 
 
+async def test_a_next_life_waits_for_no_lease_but_comes_too_late_after_another_writer(cluster: Any) -> None:
+    await cluster.create("db")
+    await cluster.attach("db", 7)
+    assert (await cluster.attach("db", 8, succeeds=[7]))["epoch"] == 2
+    with pytest.raises(Fenced, match=r"taken over by fio on h \(pid 8\)"):
+        await cluster.attach("db", 9, succeeds=[7])
+    with pytest.raises(Invalid, match="writer id"):
+        await cluster.attach("db", 9, succeeds=["7"])
+    with pytest.raises(Invalid, match="list of at most 16"):
+        await cluster.attach("db", 9, succeeds=list(range(1, 18)))
+
+
+async def test_the_state_of_the_file_system_is_the_holders_to_note(cluster: Any) -> None:
+    await cluster.create("db", fs={"type": "ext4", "state": "new"})
+    held = await cluster.attach("db", 7)
+    assert held["volume"]["fs"] == {"type": "ext4", "state": "new"}
+    about = {"name": "db", "epoch": held["epoch"], "fs": {"type": "ext4", "state": "ready"}}
+    with pytest.raises(Fenced):
+        await cluster.call("note_fs", writer=8, **about)
+    assert (await cluster.call("note_fs", writer=7, **about))["fs"]["state"] == "ready"
+
+
 async def test_force_takes_over_at_once(cluster: Any) -> None:
     await cluster.create("db")
     held = await cluster.attach("db", 7)

@@ -53,15 +53,17 @@ class AppliedGroup:
         volume: dict[str, Any] = self.apply("ready", volume=self.create(name, **more)["id"])
         return volume
 
-    def attach(self, volume: dict[str, Any], writer: int, epoch: int | None = None) -> dict[str, Any]:
+    def attach(
+        self, volume: dict[str, Any], writer: int, epoch: int | None = None, **more: Any
+    ) -> dict[str, Any]:
         attached: dict[str, Any] = self.apply(
             "attach",
             volume=volume["id"],
             epoch=volume["epoch"] if epoch is None else epoch,
             writer=writer,
             holder={"host": "h1", "pid": writer, "program": "fio"},
-            recovers=False,
             now_ms=2000 + writer,
+            **{"recovers": False, "succeeds": [], **more},
         )
         return attached
 

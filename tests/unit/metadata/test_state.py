@@ -178,6 +178,56 @@ def test_only_the_last_writers_are_remembered(metadata_group: Any) -> None:
     assert writers == list(range(101, 101 + limits.WRITERS_KEPT))
 
 
+def test_a_next_life_goes_on_when_nobody_else_came_to_write(metadata_group: Any) -> None:
+    volume = metadata_group.ready()
+    metadata_group.attach(volume, writer=7)
+    assert metadata_group.attach(volume, writer=8, epoch=1, succeeds=[6, 7])["epoch"] == 2
+    metadata_group.apply("detach", volume=volume["id"], epoch=2, writer=8, now_ms=0)
+    assert metadata_group.attach(volume, writer=9, epoch=2, succeeds=[8])["epoch"] == 3
+    metadata_group.attach(volume, writer=10, epoch=3, recovers=True)  # writes nothing of its own
+    assert metadata_group.attach(volume, writer=11, epoch=4, succeeds=[8, 9])["epoch"] == 5
+
+
+def test_a_next_life_comes_too_late_when_others_may_have_written(metadata_group: Any) -> None:
+    volume = metadata_group.ready()
+    metadata_group.attach(volume, writer=7)
+    metadata_group.attach(volume, writer=8, epoch=1)
+    with pytest.raises(Fenced, match=r"taken over by fio on h1 \(pid 8\)"):
+        metadata_group.attach(volume, writer=9, epoch=2, succeeds=[7])
+    metadata_group.apply("detach", volume=volume["id"], epoch=2, writer=8, now_ms=0)
+    with pytest.raises(Fenced, match="may have been written"):
+        metadata_group.attach(volume, writer=9, epoch=2, succeeds=[7])
+    again = metadata_group.ready("db2")
+    with pytest.raises(Fenced):  # another volume, which never had that writer
+        metadata_group.attach(again, writer=9, succeeds=[7])
+
+
+def test_volumes_of_the_first_builds_have_no_owner(metadata_group: Any) -> None:
+    volume = metadata_group.ready()
+    metadata_group.attach(volume, writer=7)
+    found = records.volume_by_id(metadata_group.kv, volume["id"])
+    del found["owner"]
+    metadata_group.kv.put(records.volume_key(volume["id"]), found)
+    with pytest.raises(Fenced):
+        metadata_group.attach(volume, writer=9, epoch=1, succeeds=[8])
+    assert metadata_group.attach(volume, writer=9, epoch=1, succeeds=[7])["epoch"] == 2
+
+
+def test_only_the_holder_notes_the_file_system(metadata_group: Any) -> None:
+    volume = metadata_group.ready(fs={"type": "xfs", "state": "new"})
+    assert volume["fs"] == {"type": "xfs", "state": "new"}
+    metadata_group.attach(volume, writer=7)
+    about = {"volume": volume["id"], "epoch": 1, "now_ms": 0}
+    noted = metadata_group.apply("note_fs", writer=7, fs={"type": "ext4", "state": "formatting"}, **about)
+    assert noted["fs"] == {"type": "ext4", "state": "formatting"}
+    with pytest.raises(Fenced):
+        metadata_group.apply("note_fs", writer=8, fs={"type": "ext4", "state": "ready"}, **about)
+    for wrong in ({"type": "ntfs", "state": "ready"}, {"type": "ext4"}, "ext4"):
+        with pytest.raises(Invalid, match="is not accepted"):
+            metadata_group.apply("note_fs", writer=7, fs=wrong, **about)
+    assert records.volume_by_id(metadata_group.kv, volume["id"])["fs"]["state"] == "formatting"
+
+
 def test_attach_needs_a_ready_volume(metadata_group: Any) -> None:
     volume = metadata_group.create()
     with pytest.raises(Busy, match="being created"):

@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from moorage.node.index import Page
 from moorage.node.memory_disk import MemoryDisk
 from moorage.node.replica import ReplicaInfo
 from moorage.node.segment import OFFSET_BITS, SegmentHeader, pack_segment_header
@@ -102,3 +103,44 @@ async def test_what_a_copying_replica_had_applied_stays_known(
     await store.open()
     assert store.replica(1).state.newest.lsn == 14
     await store.close()
+
+
+async def test_a_checkpoint_does_not_take_back_a_tombstone_that_it_has_stored(tmp_path: Path) -> None:
+    """A discard comes while it stores pages, and takes a block out of one of them. Stored without it, the
+    block would be gone for no reason, and nobody would know that the discard had been applied."""
+    disk = MemoryDisk()
+    config = StoreConfig(tmp_path, b"0" * 16, CAPACITY, SEGMENT, checkpoint_seconds=1e9)
+    store = Store(config, disk)
+    await store.open()
+    done = asyncio.get_running_loop().create_future()
+    store.create(ReplicaInfo(1, 1, 0, "writeback", 3), done.set_result)
+    await done
+    replica, data = store.replica(1), bytes(4096)
+    discard = Record(1, 1, Kind.ZERO_CHUNKS, 0, 0, 1)
+    write = Record(1, 2, Kind.WRITE, 0, 5, 1, block_sums(data), data)
+    store.append(replica, [discard, write], 1)
+    await store.flushed()
+    store.apply(replica, 2)
+    store_pages = store.checkpointer._store_pages
+
+    async def discarded_meanwhile(pages: list[Page]) -> None:
+        store.append(replica, [Record(1, 3, Kind.ZERO_CHUNKS, 0, 0, 1)], 2)
+        await store.flushed()
+        store.apply(replica, 3)
+        assert list(store.index.find(replica.table, 0, 5, 1)) == [(0, 0, 0)]
+        await store_pages(pages)
+
+    store.checkpointer._store_pages = discarded_meanwhile  # type: ignore[method-assign]
+    store.checkpointer._sweep_tombstones = _nothing  # type: ignore[method-assign]
+    await store.checkpoint()
+    await store.close(checkpoint=False)
+    store = Store(config, disk.crash(Random(1), keep=0.0))
+    await store.open()
+    replica = store.replica(1)
+    assert list(replica.table.tombstones) == [(0, 1, 3)]
+    assert replica.state.commit == 3
+    await store.close()
+
+
+async def _nothing() -> None:
+    pass

@@ -17,9 +17,11 @@ from moorage.node.replica import ReplicaInfo
 from moorage.node.space import GRANT_FIRST
 from moorage.node.store import Store, StoreConfig
 from moorage.quorum.lease import GrantedLease
-from moorage.quorum.member import OK
+from moorage.quorum.member import NO_SESSION, OK
 from moorage.quorum.record import Kind, Record
 from moorage.wire.errors import MoorageError, NoReplica, ShuttingDown
+from moorage.wire.frame import NACK, ONEWAY
+from moorage.wire.log_messages import pack_nack
 
 SEGMENT = 256 << 10
 CAPACITY = (8 << 20) + 200 * SEGMENT
@@ -85,3 +87,20 @@ async def test_a_read_that_waits_for_a_sync_is_answered_when_its_member_ends(
     await store.flushed()
     assert len(answers) == 1
     await store.close()
+
+
+async def test_the_writer_of_an_idle_volume_hears_of_damage(tmp_path: Path) -> None:
+    member = await open_member(tmp_path)
+    sent: list[tuple[Any, ...]] = []
+    conn: Any = SimpleNamespace(closed=False, send=lambda *frame: sent.append(frame))
+    task = asyncio.create_task(member.seal(conn, 1, 1, 7, GrantedLease()))
+    await asyncio.sleep(0)
+    await member.store.flushed()
+    await task
+    sent.clear()
+    member.store.on_damage = lambda _, what: member.damage(what)
+    member.store.fold.damage(member.replica, "a page is gone")
+    assert sent == [(ONEWAY, NACK, 0, pack_nack(1, 1, 1, 0, 1, NO_SESSION))]
+    await member.store.flushed()
+    assert member.replica.damaged
+    await member.store.close()

@@ -262,3 +262,82 @@ async def test_a_damaged_creation_is_a_replica_that_is_not_there(rig: Rig) -> No
     assert rig.offered(1) and rig.offered(2)
     with pytest.raises(NoReplica):
         rig.sessions.find(3)
+
+
+def _interrupt(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a checkpoint writes ahead of its last transaction is there, and that one never is."""
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "the power is gone")
+
+    monkeypatch.setattr(rig.store.index_store, "finish", fail)
+
+
+def _rot_last_group(rig: Rig) -> None:
+    current = rig.store.log.current
+    assert current is not None
+    file = rig.disk.files[current.name]
+    file.now[file.now.rindex(FRAME_MAGIC) + 20] ^= 1
+
+
+async def test_a_last_group_commit_that_the_index_refers_to_is_no_torn_tail(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index would be ahead of the log, and the promise be forgotten."""
+    await rig.promise(1, 7)
+    await rig.write(1)
+    _interrupt(rig, monkeypatch)
+    with pytest.raises(OSError, match="the power is gone"):
+        await rig.store.checkpoint()
+    _rot_last_group(rig)
+    group = rig.store.log.group
+    for start in range(3):  # two of them die before they have made a checkpoint of their own
+        with monkeypatch.context() as patch:
+            if start < 2:
+                patch.setattr(Store, "checkpoint", _nothing)
+            await rig.store.close(checkpoint=False)
+            report = await rig.open()
+        assert sorted(report.damaged) == [1, 2]
+        assert not rig.offered(1) and not rig.offered(2)
+        assert rig.store.log.group == group + start + 1, "no number is given twice"
+    await rig.store.close(checkpoint=False)
+    assert not (await rig.open()).notes
+    await rig.store.close()
+
+
+async def _nothing(store: Store) -> None:
+    pass
+
+
+async def test_a_lost_order_to_drop_whose_table_was_swept_already(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is here again, and all that it held reads as zeroes: so it has to say that it is damaged."""
+    await rig.write(1)
+    await rig.store.checkpoint()
+    dropped = asyncio.get_running_loop().create_future()
+    rig.store.drop(1, dropped.set_result)
+    assert await dropped is None
+    _interrupt(rig, monkeypatch)
+    with pytest.raises(OSError, match="the power is gone"):
+        await rig.store.checkpoint()
+    _rot_last_group(rig)
+    await rig.store.close(checkpoint=False)
+    report = await rig.open()
+    assert sorted(report.damaged) == [1, 2]
+    await rig.store.close()
+
+
+async def test_a_torn_tail_behind_what_the_index_refers_to_is_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.write(1)
+    _interrupt(rig, monkeypatch)
+    with pytest.raises(OSError, match="the power is gone"):
+        await rig.store.checkpoint()
+    await rig.write(1)
+    _rot_last_group(rig)
+    await rig.store.close(checkpoint=False)
+    report = await rig.open()
+    assert not report.damaged and rig.store.replica(1).state.last == 1
+    await rig.store.close()

@@ -92,10 +92,10 @@ def write(replica: int, lsn: int, blocks: int = 1) -> tuple[int, Entry]:
 
 
 class Outcome:
-    def __init__(self, disk: MemoryDisk) -> None:
+    def __init__(self, disk: MemoryDisk, reached: int = 0) -> None:
         self.found = catalogue(disk, DEVICE, SEED, {}, 0)
         first = min(self.found.headers)
-        replay = Replay(self.found, Cursor(first, self.found.starts[first], 1), SIZE, SEED)
+        replay = Replay(self.found, Cursor(first, self.found.starts[first], 1), SIZE, SEED, reached)
         self.fold = Fold(Index(lambda handle, number: None, 64))
         self.all_damaged = False
         self.entries_damaged: set[int] = set()
@@ -174,6 +174,34 @@ def test_every_flipped_byte_of_an_earlier_group_commit_is_reported() -> None:
             assert at >= offset + size - 511 and outcome.last(1) == outcome.last(2) == 3, at
         back()
     assert seen == {"all", "replica 1", "replica 2"}
+
+
+def test_every_flipped_byte_of_a_last_group_commit_that_the_index_refers_to_is_reported() -> None:
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    assert Outcome(disk, reached=4).verdicts == [*[Verdict.KEEP] * 4, Verdict.TORN_TAIL]
+    name, offset, size = writer.frames[3]
+    for at in range(offset, offset + size):
+        back = flipped(disk, name, at)
+        outcome = Outcome(disk, reached=4)
+        if not outcome.all_damaged and not outcome.entries_damaged:
+            assert outcome.last(1) == outcome.last(2) == 3  # padding
+        assert outcome.end.group == 5, "the number of what is lost is not given again"
+        back()
+
+
+def test_a_gap_is_seen_again_by_the_start_after_the_one_that_saw_the_damage() -> None:
+    """That one died before its checkpoint, and has said where the log ended."""
+    disk = MemoryDisk()
+    writer = log_of_four(disk)
+    flipped(disk, *writer.frames[3][:2])
+    end = Outcome(disk, reached=4).end
+    writer.group = end.group - 1
+    writer.segment(4, ended=end.offset)
+    writer.frame()
+    again = Outcome(disk, reached=4)
+    assert again.all_damaged and again.end.group == 6
+    assert Outcome(disk).all_damaged
 
 
 def test_a_flipped_byte_before_a_later_segment_is_reported() -> None:

@@ -612,3 +612,40 @@ async def test_a_sweep_that_fails_is_made_up_for_by_the_next_checkpoint(
     assert calls[2:] == calls[1:2]
     assert rig.store.replica(1).table.tombstones.unswept == []
     assert rig.store.used == 0
+
+
+async def test_a_checkpoint_frees_what_is_empty_while_compaction_waits_for_the_log(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log waits for a free segment, compaction for the log, the next checkpoint for compaction to end."""
+
+    async def waits(store: Store) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Store, "_keep_up_once", waits)
+    await rig.write(0, 0, block(1))
+    async with asyncio.timeout(10):
+        for at in range(3 * rig.store.layout.slots * SEGMENT // (16 * BLOCK_SIZE)):
+            await rig.write(0, 16, block(at, 16))
+    assert (await rig.read(0, 0))[1] == block(1)
+
+
+async def test_a_bad_page_of_the_index_under_what_is_copied_or_moved_costs_its_replica_alone(
+    rig: Rig,
+) -> None:
+    store, replica = rig.store, rig.store.replica(1)
+    await rig.create(2)
+    await rig.write(0, 0, block(1))
+    await store.checkpoint()
+    replica.table.pages.clear()  # let go of, as others are used
+
+    def rotten(handle: int, number: int) -> bytes | None:
+        raise Corrupt(f"page {number} of handle {handle}")
+
+    store.index._load = rotten
+    data = block(2)
+    logged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    store.merge(replica, [Run(RunKind.DATA, 0, 1, (9,), (block_sum(data),))], [data], logged.set_result)
+    assert await logged is None
+    assert replica.damaged and store.failed is None
+    assert not store.replica(2).damaged

@@ -365,6 +365,63 @@ def test_damage(hands: Make) -> None:
     assert one.member.whole and not one.member.state.damaged
 
 
+def _copying(one: Any, *, fresh: bool = False) -> None:
+    one.log([(1, 1)], epoch=1, commit=1)
+    one.member.copy(5, 1, 1, "a", Position(1, 5), fresh)
+    one.sync()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_copy_under_way_does_not_repair_what_is_found_meanwhile(hands: Make, fresh: bool) -> None:
+    one = hands()
+    _copying(one, fresh=fresh)
+    one.member.damage("a page is gone")
+    assert not one.member.pulled(1, Position(1, 6))
+    one.member.copied(1)
+    one.sync()
+    assert not one.member.whole and one.member.state.damaged and one.member.state.copy
+    # Its writer hears of it with whatever it does next, and seals anew.
+    assert one.append((1, 6), epoch=1, session=5) == NO_SESSION
+    with pytest.raises(Stale):
+        one.member.copy(6, 1, 1, "b", Position(1, 5), False)
+    assert one.seal(1, session=7).damaged
+    one.member.copy(8, 1, 1, "a", Position(1, 7), True)
+    one.sync()
+    one.member.copied(2)
+    one.sync()
+    assert one.member.whole and not one.member.state.damaged
+
+
+def test_a_restart_amid_a_copy_needs_a_fresh_one_when_it_finds_damage(hands: Make) -> None:
+    """The store calls a replica damaged whose copy was not fresh: what was there before it may be lost."""
+    one = hands()
+    _copying(one)
+    state = one.member.state.clone()
+    state.damaged = "a group commit cannot be read"
+    again = hands(state=state)
+    assert again.seal(2, session=1, now_ms=LEASE_MS).damaged
+    with pytest.raises(Stale):
+        again.member.copy(2, 2, 1, "a", Position(1, 5), False)
+    with pytest.raises(Stale):
+        again.member.copy(2, 2, 1, "a", Position(1, 9), False)
+    again.member.copy(2, 2, 1, "a", Position(1, 5), True)
+    again.member.copy(3, 2, 1, "b", Position(1, 5), False)  # another source for the fresh one
+    again.sync()
+    again.member.copied(2)
+    again.sync()
+    assert again.member.whole
+
+
+def test_damage_found_as_it_becomes_whole(hands: Make) -> None:
+    one = hands()
+    _copying(one)
+    one.member.copied(1)
+    assert one.member.state.copy is None  # noted, and not durable yet
+    one.member.damage("a page is gone")
+    one.sync()
+    assert not one.member.whole and one.member.may_read(1, 1) == BEHIND
+
+
 def test_no_member_is_made_of_what_may_have_lost_a_promise() -> None:
     with pytest.raises(InvariantViolation):
         Member(MemberState(1, promise_lost=True), sync=True, now_ms=0, tail_from=lambda: 1)

@@ -1,0 +1,1 @@
+"""`moorage bench takeover`: from the death of a whole host to its volume in use on another one."""

@@ -1,0 +1,138 @@
+"""What a store shows, held against what its replicas' writers know: blocks, tails, index, accounts of space.
+
+Owns the comparison. What is shown must be right; where synced bytes have changed it may be ``Corrupt``
+instead. Must never change the store: what it reads may only come into memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+from moorage.node.replica import Replica
+from moorage.node.segment import OFFSET_BITS
+from moorage.node.store import Store
+from moorage.quorum.record import BLOCK_SIZE, block_sum
+from moorage.simulation.disk import Device
+from moorage.simulation.store_model import CHUNKS, KEYS, Model, Wrong, contents
+from moorage.wire.errors import Corrupt, MoorageError
+
+
+class Checks:
+    def __init__(self, device: Device, rng: Random) -> None:
+        self._device = device
+        self._rng = rng
+
+    async def all(self, store: Store, model: Model, replica: Replica) -> None:
+        for chunk in range(CHUNKS):
+            for first, count in ((0, 6), (30, 6), (63, 2), (1022, 2)):
+                await self.read(store, model, replica, chunk, first, count)
+
+    async def read(
+        self, store: Store, model: Model, replica: Replica, chunk: int, block: int, count: int
+    ) -> None:
+        count = min(count, 1024 - block)
+        got: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        lsn = replica.state.commit
+        wanted = [model.version((chunk, block + at), lsn)[1] for at in range(count)]
+        store.reader.read(replica, chunk, block, count, got.set_result)
+        found = await got
+        if isinstance(found, MoorageError):
+            if isinstance(found, Corrupt) and not self._device.damaged:
+                raise Wrong(f"a read of {chunk}/{block} of replica {model.identity}: {found}")
+            return
+        sums, data = found
+        for at, number in enumerate(wanted):
+            right = contents(number) if number else bytes(BLOCK_SIZE)
+            check = int.from_bytes(sums[at * 8 : at * 8 + 8], "little")
+            shown = (
+                bytes(data[at * BLOCK_SIZE : (at + 1) * BLOCK_SIZE])
+                if data is not None
+                else bytes(BLOCK_SIZE)
+            )
+            if shown != right or check != (block_sum(right) if number else 0):
+                seen = int.from_bytes(shown[:8], "little")
+                where = f"{chunk}/{block + at} of replica {model.identity} at LSN {lsn}"
+                raise Wrong(f"a read of {where} shows {seen}, not {number}")
+
+    async def tail(self, store: Store, model: Model, replica: Replica) -> None:
+        try:
+            records = await store.reader.records(replica, replica.tail_from, replica.state.last, 1 << 30)
+        except Corrupt as error:
+            if not self._device.damaged:
+                raise Wrong(f"the tail of replica {model.identity}: {error}") from error
+            return
+        for record in records:
+            known = model.given[record.position][1]
+            if bytes(record.data) != bytes(known.data) or record.kind != known.kind:
+                raise Wrong(f"record {record!r} of replica {model.identity} is another one")
+
+    def index(self, store: Store, model: Model, replica: Replica) -> None:
+        """LSN by LSN, and what somebody who has all up to ``above`` would be sent."""
+        lsn, above = replica.state.commit, self._rng.randint(0, replica.state.commit)
+        try:
+            ranges = list(replica.table.tombstones)
+            sent: dict[tuple[int, int], tuple[int, bool]] = {}
+            for first, end, discard in ranges:
+                for key in KEYS:
+                    if first <= key[0] < end and discard > above:
+                        sent[key] = (discard, False)
+            following: int | None = 0
+            while following is not None:
+                cells, following = store.newer_blocks(replica, above, following, 4)
+                for chunk, block, location, _, at in cells:
+                    if at > sent.get((chunk, block), (0, False))[0]:
+                        sent[chunk, block] = (at, bool(location))
+        except Corrupt as error:
+            if not self._device.damaged:
+                raise Wrong(f"the index of replica {model.identity}: {error}") from error
+            return
+        for key in KEYS:
+            written, number = model.version(key, lsn)
+            if written > above and sent.get(key) != (written, bool(number)):
+                what = f"{key} of replica {model.identity} at LSN {lsn}, above {above}"
+                raise Wrong(f"who copies {what} hears {sent.get(key)}, written {written}")
+            if written <= above and key in sent:
+                raise Wrong(f"{key} of replica {model.identity} has LSN {sent[key][0]}, not {written}")
+
+    def accounts(self, store: Store, whole: bool = False) -> None:
+        """What is counted as live is what the indexes refer to; ``whole``: nothing is left over anywhere."""
+        alive: dict[int, int] = {}
+        for replica in store.replicas.values():
+            if not whole:
+                replica.validate()
+            try:
+                for chunk in range(CHUNKS):
+                    for location, _, _ in store.index.find(replica.table, chunk, 0, 1024):
+                        if location:
+                            number = location >> OFFSET_BITS
+                            alive[number] = alive.get(number, 0) + BLOCK_SIZE
+            except Corrupt:
+                if not self._device.damaged:
+                    raise
+                return
+        counted = {number: size for number, size in store.index.live.items() if size}
+        for number, size in alive.items():
+            if counted.get(number, 0) < size:
+                raise Wrong(
+                    f"segment {number} holds {size} bytes alive, counted are {counted.get(number, 0)}"
+                )
+            if number not in store.log.segments and not self._device.damaged:
+                raise Wrong(f"segment {number} is referred to, and gone")
+        if whole:
+            self._whole(store, alive, counted)
+
+    def _whole(self, store: Store, alive: dict[int, int], counted: dict[int, int]) -> None:
+        log = store.log
+        if counted != alive:
+            raise Wrong(f"live bytes {counted}, referred to are {alive}")
+        known = [each.name for each in (*log.segments.values(), *log.free, *log._leaving)]
+        if sorted(known) != sorted(store.all_files):
+            raise Wrong(f"segment files {sorted(store.all_files)}, accounted for are {sorted(known)}")
+        held = {
+            location >> OFFSET_BITS for each in store.replicas.values() for _, location in each.tail.values()
+        }
+        for number in log.segments:
+            if number < store.checkpointer.segment and number not in alive and number not in held:
+                raise Wrong(f"segment {number} is kept for nothing")

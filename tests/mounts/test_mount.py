@@ -1,0 +1,268 @@
+"""`moorage mount` on a real kernel: format, mount, grow, trim, unmount, and what is in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+import moorage
+import moorage.sync
+from moorage.gateway.mount import system
+
+from .conftest import Host, run_program, spawn
+
+pytestmark = pytest.mark.usefixtures("mount")
+MakeVolume = Callable[..., Awaitable[str]]
+
+
+async def stored(cluster: moorage.Cluster, name: str) -> int:
+    """Bytes of a volume that are stored, as its members' indexes say."""
+    async with await cluster.attach(name, read_only=True) as volume:
+        extents = await volume.block_status(0, volume.size)
+    return sum(length for length, is_hole in extents if not is_hole)
+
+
+async def check_clean(cluster: moorage.Cluster, name: str, directory: Path) -> None:
+    """`fsck -f` on a copy of the volume finds nothing to mend."""
+    image = directory / "image"
+    async with await cluster.attach(name, read_only=True) as volume:
+        with image.open("wb") as file:
+            for offset in range(0, volume.size, 4 << 20):
+                part = await volume.read(offset, min(4 << 20, volume.size - offset))
+                if part.strip(b"\0"):
+                    file.seek(offset)
+                    file.write(part)
+            file.truncate(volume.size)
+    await run_program("/usr/sbin/e2fsck", "-f", "-n", str(image))
+    image.unlink()
+
+
+async def test_a_new_volume_is_formatted_once_and_what_is_written_is_there_again(
+    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    mounted = await host.mount(name, "--owner", "1234:5678")
+    assert (mounted["fs"], mounted["epoch"], mounted["state"]) == ("ext4", 1, "serving")
+    status = host.point().stat()
+    assert (status.st_uid, status.st_gid) == (1234, 5678)
+    (host.point() / "file").write_bytes(b"kept" * 10_000)
+    info = await cluster.show(name)
+    assert info.fs == {"type": "ext4", "state": "ready"}
+    assert info.holder is not None and info.holder["program"] == "moorage mount"
+    await host.unmount(str(host.point()))
+    assert (await cluster.show(name)).holder is None, "others need not wait for a lease"
+    await check_clean(cluster, name, host.directory)
+    again = await other.mount(name, "--owner", "1:1")
+    assert again["epoch"] > 1
+    assert (other.point() / "file").read_bytes() == b"kept" * 10_000
+    assert other.point().stat().st_uid == 1234, "the owner is of a new file system only"
+    await other.unmount(name)
+    assert await host.mounts() == await other.mounts() == []
+    assert list(other.state.path.glob("[0-9a-f]*")) == []
+
+
+async def test_xfs_grows_while_it_is_mounted(
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume("320M")
+    await host.mount(name, "--fs", "xfs")
+    before = os.statvfs(host.point()).f_blocks
+    await cluster.resize(name, "640M")
+    async with asyncio.timeout(20):
+        while os.statvfs(host.point()).f_blocks < 1.8 * before:
+            await asyncio.sleep(0.05)
+    await host.unmount(name)
+    assert (await cluster.show(name)).fs == {"type": "xfs", "state": "ready"}
+
+
+@pytest.mark.slow
+async def test_ext4_has_grown_after_the_next_mount_at_the_latest(
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    await host.mount(name)
+    before = os.statvfs(host.point()).f_blocks
+    await host.unmount(name)
+    await cluster.resize(name, "128M")
+    await host.mount(name)
+    assert os.statvfs(host.point()).f_blocks > 1.8 * before
+    await host.unmount(name)
+    await check_clean(cluster, name, host.directory)
+
+
+@pytest.mark.slow
+async def test_fstrim_gives_space_back(host: Host, cluster: moorage.Cluster, volume: MakeVolume) -> None:
+    name = await volume()
+    await host.mount(name)
+    big = host.point() / "big"
+    big.write_bytes(os.urandom(32 << 20))
+    with big.open("rb") as file:
+        os.fsync(file.fileno())
+    assert await stored(cluster, name) > 32 << 20
+    big.unlink()
+    await run_program(
+        "sync", "--file-system", str(host.point())
+    )  # what was freed is free once that is committed
+    await run_program("/usr/sbin/fstrim", str(host.point()))
+    await host.unmount(name)
+    assert await stored(cluster, name) < 16 << 20
+
+
+async def test_a_volume_that_holds_anything_is_never_formatted(
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    async with await cluster.attach(name) as attached:
+        await attached.write(40 << 20, b"something, far from where file systems begin")
+    code, _, err = await host.run("mount", name, str(host.point()))
+    assert code == 3 and "holds data, but no file system" in err and "--overwrite" in err
+    assert await host.mounts() == []
+    async with await cluster.attach(name) as attached:
+        assert await attached.read(40 << 20, 9) == b"something"
+    assert (await cluster.show(name)).fs is None
+    assert (await host.mount(name, "--overwrite"))["fs"] == "ext4"
+    await host.unmount(name)
+    code, _, err = await host.run("mount", name, str(host.point()), "--fs", "xfs")
+    assert code == 3 and f"volume '{name}' holds ext4, not xfs" in err
+
+
+async def test_a_format_that_was_not_finished_is_begun_anew(
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume(fs="ext4")
+    async with await cluster.attach(name) as attached:
+        await attached.note_fs("ext4", "formatting")
+        await attached.write(0, os.urandom(1 << 20))
+    await host.mount(name)
+    await host.unmount(name)
+    await check_clean(cluster, name, host.directory)
+
+
+async def test_what_is_in_the_way_is_said_in_one_line(
+    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    taken, empty = host.point(), host.point("empty")
+    await host.mount(name, at=taken)
+    second = await volume()
+    cases = [
+        (("mount", second, str(taken)), f"{taken} is the mount point of volume '{name}' already"),
+        (("mount", name, str(empty)), f"volume '{name}' is mounted at {taken} already"),
+        (("mount", second, str(host.directory / "none")), "does not exist: create it (mkdir -p"),
+        (("mount", second, "/proc"), "/proc is a mount point already, of proc"),
+        (("mount", second, "/etc/passwd"), "/etc/passwd is not a directory"),
+        (("mount", "nosuch", str(empty)), "volume 'nosuch' does not exist"),
+        (("mount", f"moorage:///{second}/a/file", str(empty)), "names a file in a volume"),
+        (("mount", second, str(empty), "--overwrite", "--read-only"), "choose one"),
+        (("mount", second, str(empty), "--read-only"), "mount it once without --read-only"),
+        (("mount", second, str(empty), "--owner", "root"), "is not UID:GID"),
+        (("mount", second, str(empty), "-o", "nonsense"), "nonsense"),
+        (("umount", str(empty)), f"{empty} is not mounted by Moorage here: mounted are {taken}"),
+    ]
+    for arguments, message in cases:
+        code, out, err = await host.run(*arguments)
+        assert code != 0 and message in err and "Traceback" not in err, (arguments, out, err)
+        assert len(err.strip().splitlines()) == 1 or "Usage" in err, err
+    assert [mount["target"] for mount in await host.mounts()] == [str(taken)]
+    code, _, err = await other.run("mount", name, str(other.point()), "--wait", "0")
+    assert code != 0 and f"volume '{name}' is held by moorage mount" in err
+
+
+async def test_who_uses_a_mount_is_named(host: Host, volume: MakeVolume) -> None:
+    name = await volume()
+    await host.mount(name)
+    user = spawn("sleep", "60", cwd=host.point())
+    try:
+        code, _, err = await host.run("umount", name)
+        assert code != 0 and f"in use by sleep (pid {user.pid}, {host.point()})" in err
+        (host.point() / "still").write_text("writable")
+    finally:
+        user.kill()
+        user.communicate()
+    await host.unmount(name)
+
+
+@pytest.mark.slow
+async def test_a_mount_kept_by_another_namespace_is_not_pulled_away(host: Host, volume: MakeVolume) -> None:
+    name = await volume()
+    await host.mount(name)
+    container = spawn("unshare", "--mount", "sleep", "60")
+    try:
+        async with asyncio.timeout(10):
+            while Path(f"/proc/{container.pid}/ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink():
+                await asyncio.sleep(0.01)
+        unmounting = host.start("umount", name)
+        async with asyncio.timeout(10):
+            while system.mounts_of((await host.mounts())[0]["device"]):
+                await asyncio.sleep(0.01)
+        inside = f"--mount=/proc/{container.pid}/ns/mnt"
+        await run_program(
+            "nsenter", inside, "tee", str(host.point() / "inside"), said="written by a container"
+        )
+    finally:
+        container.kill()
+        container.communicate()
+    assert await asyncio.to_thread(unmounting.wait, 30) == 0
+    unmounting.communicate()
+    await host.mount(name)
+    assert (host.point() / "inside").read_text() == "written by a container"
+
+
+async def test_not_root_and_no_fuse(host: Host, volume: MakeVolume) -> None:
+    name = await volume()
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    no_fuse = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev && exec "$@"', "sh")
+    check = (
+        "from moorage.gateway.mount import mounting; from moorage.gateway.mount.record import Record\n"
+        f"try: mounting.check(Record('0', {name!r}, '', '', '', '/'))\n"
+        "except Exception as error: print(error)"
+    )
+    for prefix, message in ((nobody, "mounting needs root"), (no_fuse, "/dev/fuse does not exist")):
+        assert message in await run_program(*prefix, sys.executable, "-c", check)
+
+
+@pytest.mark.slow
+async def test_readers_on_two_hosts_at_once(
+    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    await host.mount(name)
+    (host.point() / "file").write_text("for all")
+    code, _, err = await other.run("mount", name, str(other.point()), "--read-only")
+    assert code != 0 and "a file system that changes underneath cannot be read" in err
+    await host.unmount(name)
+    for reader in (host, other):
+        await reader.mount(name, "--read-only")
+        assert (reader.point() / "file").read_text() == "for all"
+        with pytest.raises(OSError, match="Read-only"):
+            (reader.point() / "new").write_text("")
+    await host.unmount(name)
+    await other.unmount(name)
+
+
+async def test_from_python_with_and_without_await(up: dict[str, str], host: Host, volume: MakeVolume) -> None:
+    name = await volume()
+    where = {"registry": up["MOORAGE_REGISTRY"], "secret_file": up["MOORAGE_SECRET_FILE"]}
+    options = {"state_dir": host.state.path}
+    async with await moorage.connect(**where) as cluster:
+        async with await cluster.mount(name, host.point(), **options) as mounted:
+            assert (mounted.volume, mounted.target) == (name, str(host.point()))
+            (host.point() / "file").write_text("async")
+        assert list(host.point().iterdir()) == []
+
+    def synchronous() -> None:
+        uri = f"moorage:///{name}-made?size=64M&fs=ext4"
+        with moorage.sync.connect(**where) as cluster:
+            with cluster.mount(name, host.point(), **options) as mounted:
+                assert mounted.state == "serving"
+                assert (host.point() / "file").read_text() == "async"
+            with cluster.mount(uri, host.point(), **options):
+                assert cluster.show(f"{name}-made").size == 64 << 20
+            cluster.delete(f"{name}-made")
+
+    await asyncio.to_thread(synchronous)

@@ -1,0 +1,271 @@
+"""Mounts whose processes die or freeze, at every step: nothing is lost, left, or written over another's."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moorage
+from moorage.cli.local_cluster import LocalCluster
+from moorage.gateway.mount import system, unmounting
+
+from .conftest import Host, signalled, spawn
+from .test_mount import check_clean
+
+pytestmark = pytest.mark.usefixtures("mount")
+MakeVolume = Callable[..., Awaitable[str]]
+
+
+def write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+async def next_life(host: Host, former: int) -> int:
+    async with asyncio.timeout(20):
+        while True:
+            status = host.place().status()
+            if status.pid != former and status.state in ("serving", "lost"):
+                return status.pid
+            await asyncio.sleep(0.02)
+
+
+async def test_a_dead_holder_is_waited_for_and_fenced(
+    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    await host.mount(name)
+    await asyncio.to_thread(write_through, host.point() / "file", b"synced before the host died")
+    await host.kill()
+    await other.mount(name)
+    assert (other.point() / "file").read_bytes() == b"synced before the host died"
+    await other.unmount(name)
+    await check_clean(cluster, name, other.directory)
+    assert [mount["state"] for mount in await host.mounts()] == ["dead"]
+    assert await unmounting.clean_up(host.state) == []
+    assert await host.mounts() == []
+
+
+async def test_a_frozen_holder_is_fenced_and_says_by_whom(
+    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    await host.mount(name)
+    daemon = host.place().status().pid
+    os.kill(daemon, signal.SIGSTOP)
+    await other.mount(name, "--force")
+    await asyncio.to_thread(write_through, other.point() / "file", b"of the new holder")
+    os.kill(daemon, signal.SIGCONT)
+    with pytest.raises(OSError) as raised:
+        await asyncio.to_thread(write_through, host.point() / "file", b"of the zombie")
+    assert raised.value.errno in (errno.EIO, errno.EROFS)
+    (mount,) = await host.mounts()
+    assert mount["state"] == "lost" and "was taken over by moorage mount" in mount["reason"]
+    os.kill(daemon, signal.SIGKILL)  # a next life must not serve it either
+    assert await next_life(host, daemon) != daemon
+    assert (await host.mounts())[0]["state"] == "lost"
+    await host.unmount(name)
+    await other.unmount(name)
+    await check_clean(cluster, name, other.directory)
+    await other.mount(name)
+    assert (other.point() / "file").read_bytes() == b"of the new holder"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGTERM, id="upgraded", marks=pytest.mark.slow),
+    ],
+)
+async def test_the_daemon_restarts_under_a_verifying_load(
+    number: int, host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume("192M")
+    await host.mount(name)
+    load = ["fio", "--name=x", f"--directory={host.point()}", "--size=64M", "--rw=randwrite", "--bs=4k"]
+    load += ["--ioengine=libaio", "--direct=1", "--iodepth=32", "--verify=crc32c", "--verify_fatal=1"]
+    fio = spawn(*load, "--io_size=24M")
+    former = host.place().status().pid
+    for _ in range(2):
+        signalled(former, number)
+        former = await next_life(host, former)
+        await asyncio.to_thread((host.point() / "between").write_bytes, b"x")
+    said, _ = await asyncio.to_thread(fio.communicate)
+    assert fio.returncode == 0, said
+    await host.unmount(name)
+    await check_clean(cluster, name, host.directory)
+
+
+@pytest.mark.slow
+async def test_writeback_goes_on_after_an_upgrade_but_not_after_a_crash(
+    host: Host, volume: MakeVolume
+) -> None:
+    name = await volume(durability="writeback")
+    await host.mount(name)
+    former = host.place().status().pid
+    os.kill(former, signal.SIGTERM)
+    former = await next_life(host, former)
+    (host.point() / "file").write_text("x")
+    os.kill(former, signal.SIGKILL)
+    await next_life(host, former)
+    (mount,) = await host.mounts()
+    assert mount["state"] == "lost" and "ended without a flush" in mount["reason"]
+    await host.unmount(name)
+
+
+@pytest.mark.slow
+async def test_a_daemon_comes_back_to_a_volume_that_others_held_meanwhile(
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    """The kernel has its caches: what it writes back must not go over another holder's data."""
+    name = await volume()
+    await host.mount(name)
+    pid = host.place().status().pid
+    os.kill(pid, signal.SIGSTOP)
+    async with await cluster.attach(name, force=True) as attached:
+        await attached.write(0, bytes(4096))
+    os.kill(pid, signal.SIGKILL)
+    await next_life(host, pid)
+    (mount,) = await host.mounts()
+    assert mount["state"] == "lost" and "was taken over" in mount["reason"]
+    await host.unmount(
+        name,
+    )
+    async with await cluster.attach(name) as attached:
+        assert await attached.read(0, 4096) == bytes(4096)
+
+
+STEPS = ("attaching", "formatting", "mounting", "serving")
+WHO = ("command", "daemon", "keeper", "all")
+QUICK = (("daemon", "formatting"), ("all", "mounting"))
+
+
+@pytest.mark.parametrize(
+    ("who", "step"),
+    [
+        pytest.param(who, step, marks=() if (who, step) in QUICK else pytest.mark.slow)
+        for who in WHO
+        for step in STEPS
+    ],
+)
+async def test_a_crash_at_any_step_is_put_right(
+    who: str, step: str, host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    command = host.start("mount", name, str(host.point()))
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                places = host.state.places()
+                if places and step in places[0].status().times:
+                    break
+                await asyncio.sleep(0)
+        place = places[0]
+        victims = {
+            "command": command.pid,
+            "daemon": place.status().pid,
+            "keeper": unmounting._keeper_pid(place),
+        }
+        for victim, pid in victims.items():
+            if who in (victim, "all"):
+                signalled(pid, signal.SIGKILL)
+        await asyncio.to_thread(command.communicate, timeout=40)
+    finally:
+        command.kill()
+        command.wait()
+    found = await host.mounts()
+    if who in ("command", "daemon") and found:  # it comes to its end without them
+        async with asyncio.timeout(30):
+            while (found := await host.mounts()) and found[0]["state"] != "serving":
+                await asyncio.sleep(0.05)
+    if found and found[0]["state"] == "serving":
+        (host.point() / "file").write_text("it works")
+        await host.unmount(name)
+    again = await host.mount(name)  # whatever was left is put right by the next one
+    (host.point() / "file").write_text("it works")
+    assert system.mounted_at(str(host.point())) is not None and again["state"] == "serving"
+    await host.unmount(name)
+    assert list(host.state.path.glob("*[0-9a-f]")) == []
+    await check_clean(cluster, name, host.directory)
+
+
+@pytest.mark.slow
+async def test_a_dead_mount_is_not_pulled_from_under_who_stands_in_it(host: Host, volume: MakeVolume) -> None:
+    name = await volume()
+    await host.mount(name)
+    user = spawn("sleep", "60", cwd=host.point())
+    try:
+        await host.kill()
+        (problem,) = await unmounting.clean_up(host.state)
+        assert f"in use by sleep (pid {user.pid}" in problem
+        assert [mount["state"] for mount in await host.mounts()] == ["dead"]
+    finally:
+        user.kill()
+        user.communicate()
+    assert await unmounting.clean_up(host.state) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_without_a_majority_unmount_says_so_and_force_gives_up(
+    tmp_path: Path, make_host: Callable[[dict[str, str]], Host]
+) -> None:
+    local = LocalCluster(tmp_path / "c", options={"MOORAGE_CAPACITY": "512M"})
+    await local.start()
+    environment = {"MOORAGE_REGISTRY": local.registry, "MOORAGE_SECRET_FILE": str(local.secret_file)}
+    host = make_host({**os.environ, **environment})
+    try:
+        async with await moorage.connect(registry=local.registry, secret_file=local.secret_file) as cluster:
+            await cluster.create_volume("db", "64M")
+        await host.mount("db")
+        for dying in local.hosts[:2]:
+            await dying.kill()
+        (host.point() / "file").write_bytes(b"x" * 1_000_000)
+        code, _, err = await host.run("umount", "db", "--timeout", "3")
+        assert code != 0 and "is not unmounted yet" in err and "--force gives up" in err
+        await host.unmount("db", "--force")
+        assert await host.mounts() == []
+    finally:
+        await local.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_fifty_mounts_leave_nothing(host: Host, volume: MakeVolume) -> None:
+    name = await volume()
+
+    def counts() -> Any:
+        processes = [
+            path for path in Path("/proc").glob("[0-9]*/cmdline") if holds(path, str(host.directory))
+        ]
+        return len(processes), len(system.mount_table()), len(list(Path("/sys/block").glob("loop*/loop")))
+
+    def holds(path: Path, text: str) -> bool:
+        try:
+            return text.encode() in path.read_bytes()
+        except OSError:
+            return False
+
+    await host.mount(name)
+    await host.unmount(name)
+    before = counts()
+    for cycle in range(50):
+        await host.mount(name)
+        (host.point() / f"{cycle}").write_text("x")
+        await host.unmount(name)
+    assert counts() == before
+    assert list(host.state.path.iterdir()) == [host.state.path / "lock"]
+    await host.mount(name)
+    assert len(list(host.point().iterdir())) == 51
+    shutil.rmtree(host.point() / "lost+found")
