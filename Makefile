@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := binutils busybox-static docker.io e2fsprogs fio fuse3 g++ iproute2 iptables libapr1 \
-	libnbd-bin libsasl2-2 libsvn1 mount python3 python3-libnbd python3-venv qemu-utils strace util-linux xfsprogs
+	libnbd-bin libsasl2-2 libsvn1 mount python3 python3-libnbd python3-venv qemu-utils s3fs strace util-linux xfsprogs
 # PHP's own web server serves WordPress; webfs only satisfies its package, which wants some, and is small.
 DEMO_PACKAGES := default-mysql-client mariadb-server php php-cli php-mysql postgresql webfs wordpress \
 	wordpress-theme-twentytwentythree

@@ -36,8 +36,14 @@ DRILL = {
 DVDI = {
     "run": "moorage.cli.dvdi:run_task",
 }
+TABLE = {
+    "apply": "moorage.cli.table:apply",
+    "get": "moorage.cli.table:get",
+    "set": "moorage.cli.table:set_table",
+}
 COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
+    "automount": "moorage.cli.automount:automount",
     "bench": BENCH,
     "demo": "moorage.cli.demo.main:demo",
     "demo-mysql": "moorage.cli.demo.databases.main:demo_mysql",
@@ -52,8 +58,10 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "mounts": "moorage.cli.mount:mounts",
     "node": "moorage.cli.services:node",
     "registry": "moorage.cli.services:registry",
+    "resolve": "moorage.cli.resolve:resolve",
     "secret": SECRET,
     "status": "moorage.cli.status:status",
+    "table": TABLE,
     "umount": "moorage.cli.mount:umount",
     "up": "moorage.cli.up:up",
     "volume": "moorage.cli.volume:volume",
@@ -63,6 +71,7 @@ _HELP = {
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
     "dvdi": "Volumes of a task that names them in its environment.",
     "secret": "Make the files that services and clients prove themselves with.",
+    "table": "Say what is mounted where on all hosts, and make it so on this one.",
 }
 
 

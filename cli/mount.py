@@ -20,10 +20,12 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 def _owner(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    uid, _, gid = value.partition(":")
-    if not (uid.isascii() and uid.isdigit() and gid.isascii() and gid.isdigit()):
-        raise click.BadParameter(f"{value!r} is not UID:GID, two numbers such as 1000:1000.")
-    return int(uid), int(gid)
+    from moorage.client.mount_table import parse_owner
+
+    try:
+        return parse_owner(value)
+    except Invalid as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 @click.command()

@@ -26,6 +26,8 @@ import xxhash
 from moorage.client import config as configuration
 from moorage.client import uri
 from moorage.client.attachment import Attachment, Succession, after_the_lease
+from moorage.client.mount_table import MountTable
+from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
 from moorage.client.volume import Volume
 from moorage.wire import discovery
@@ -37,8 +39,10 @@ from moorage.wire.server import connect as connect_to
 
 if TYPE_CHECKING:
     from moorage.gateway.mount.mounting import Mount
+    from moorage.gateway.table.resolving import Storage
 
 CALL_TIMEOUT = 10.0
+NOTE_MAX = 256
 
 
 @dataclass(frozen=True)
@@ -204,9 +208,9 @@ class Cluster:
         """
         address = uri.parse(name)
         self.check_here(address)
-        read_only = read_only or _read_only(address)
+        read_only = read_only or uri.read_only(address)
         if io_timeout is None:
-            io_timeout = uri.parse_seconds("io_timeout", address.options.get("io_timeout", "60"))
+            io_timeout = uri.io_timeout(address)
         opening = functools.partial(
             Attachment.open,
             lambda method, params, wait: self._call_owner(address.name, method, params, timeout=wait),
@@ -255,10 +259,8 @@ class Cluster:
         from moorage.gateway.mount import mounting
         from moorage.gateway.mount.record import Record, StateDirectory, new_id, state_directory
 
-        address = uri.parse(name)
+        address = uri.parse_volume(name)
         self.check_here(address)
-        if address.path:
-            raise Invalid(f"{address} names a file in a volume: mount moorage:///{address.name}")
         record = Record(
             id=new_id(),
             volume=address.name,
@@ -268,11 +270,11 @@ class Cluster:
             target=str(await asyncio.to_thread(Path(path).absolute)),
             fs=fs or address.options.get("fs", ""),
             options=list(options),
-            read_only=read_only or _read_only(address),
+            read_only=read_only or uri.read_only(address),
             force=force,
             overwrite=overwrite,
             owner=owner,
-            io_timeout=uri.parse_seconds("io_timeout", address.options.get("io_timeout", "60")),
+            io_timeout=uri.io_timeout(address),
             wait=wait,
             by=by or f"{Path(sys.argv[0] or 'python').name} (pid {os.getpid()})",
         )
@@ -303,6 +305,39 @@ class Cluster:
         if address.cluster not in ("", self.config.name, self.config.registry):
             here = self.config.name or self.config.registry
             raise Invalid(f"{address} is not in {here!r}: connect to {address.cluster!r} for it")
+
+    # -- the mount table -----------------------------------------------------------------------------
+
+    async def mount_table(self, version: int | None = None) -> MountTable:
+        """The mount table, or an older version of it: NotFound when that is not kept any more."""
+        params = {"version": version}
+        return MountTable(**await self._registry.call("registry.mount_table", params, timeout=CALL_TIMEOUT))
+
+    async def newer_mount_table(self, known: int | None) -> MountTable | None:
+        """The mount table, or None when it is the ``known`` version: cheap to ask again and again."""
+        found = await self._registry.call("registry.mount_table", {"known": known}, timeout=CALL_TIMEOUT)
+        return MountTable(**found) if "text" in found else None
+
+    async def set_mount_table(self, text: str, *, version: int) -> int:
+        """Replace the mount table if it is at ``version`` still (0: there was none); the new version. Raises
+        Invalid that names each bad line by its number, and Stale when somebody else was faster."""
+        check_mount_table(text)
+        params = {
+            "version": version,
+            "text": text,
+            "by": f"{Path(sys.argv[0] or 'python').name} (pid {os.getpid()}) on {self.hello.name}"[:NOTE_MAX],
+            "request": secrets.token_hex(16),
+        }
+        answer = await self._registry.call("registry.set_mount_table", params, timeout=CALL_TIMEOUT)
+        return int(answer["version"])
+
+    async def resolve(self, name: str = "", *, state_dir: str | Path | None = None) -> list[Storage]:
+        """Where a name lives: the volume and the lines of the mount table that are called so (by name, URI or
+        mount point); all there are without a name. NotFound."""
+        from moorage.gateway.mount.record import StateDirectory, state_directory
+        from moorage.gateway.table.resolving import resolve
+
+        return await resolve(self, name, StateDirectory(state_directory(state_dir)))
 
     # -- the cluster ---------------------------------------------------------------------------------
 
@@ -427,10 +462,3 @@ class Cluster:
         self, candidates: Callable[[], Awaitable[Sequence[str]]], service: str
     ) -> LeaderClient:
         return LeaderClient(candidates, service=service, hello=self.hello, secret=self._secret)
-
-
-def _read_only(address: uri.Address) -> bool:
-    mode = address.options.get("mode", "rw")
-    if mode not in ("rw", "ro"):
-        raise Invalid(f"mode={mode!r} in {address}: write mode=rw or mode=ro")
-    return mode == "ro"

@@ -22,12 +22,14 @@ import uvloop
 
 from moorage.client import cluster as asynchronous
 from moorage.client.cluster import VolumeInfo
+from moorage.client.mount_table import MountTable
 from moorage.client.volume import Volume as AsyncVolume
 from moorage.quorum.record import Buffer
 from moorage.wire.errors import ShuttingDown
 
 if TYPE_CHECKING:
     from moorage.gateway.mount.mounting import Mount as AsyncMount
+    from moorage.gateway.table.resolving import Storage
 
 T = TypeVar("T")
 
@@ -137,6 +139,15 @@ class Cluster:
     def mount(self, name: str, path: str | Path, **options: Any) -> Mount:
         """The options are those of :meth:`moorage.Cluster.mount`."""
         return Mount(self._loop.run(self._cluster.mount(name, path, **options)), self._loop)
+
+    def mount_table(self, version: int | None = None) -> MountTable:
+        return self._loop.run(self._cluster.mount_table(version))
+
+    def set_mount_table(self, text: str, *, version: int) -> int:
+        return self._loop.run(self._cluster.set_mount_table(text, version=version))
+
+    def resolve(self, name: str = "", *, state_dir: str | Path | None = None) -> list[Storage]:
+        return self._loop.run(self._cluster.resolve(name, state_dir=state_dir))
 
     def close(self) -> None:
         try:

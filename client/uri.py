@@ -18,6 +18,8 @@ SCHEME = "moorage:"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
 OPTIONS = frozenset({"size", "replicas", "groups", "durability", "mode", "io_timeout", "fs", "iops", "bw"})
+CHOICES = {"durability": ("sync", "writeback"), "fs": ("ext4", "xfs")}
+IO_TIMEOUT = "60"
 SIZE_END = 1 << 63  # no message holds more
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
@@ -78,6 +80,14 @@ def parse_count(key: str, text: str) -> int:
     return int(text)
 
 
+def read_only(address: Address) -> bool:
+    """``mode=ro``."""
+    mode = address.options.get("mode", "rw")
+    if mode not in ("rw", "ro"):
+        raise Invalid(f"mode={mode!r} in {address}: write mode=rw or mode=ro")
+    return mode == "ro"
+
+
 def parse_seconds(key: str, text: str) -> float:
     """The seconds that an option says; 0 is for ever."""
     try:
@@ -87,6 +97,31 @@ def parse_seconds(key: str, text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise Invalid(f"{key}={text!r}: write seconds, or 0 to wait for ever")
     return seconds
+
+
+def io_timeout(address: Address) -> float:
+    """Seconds that an operation may wait for a majority, 0 for ever."""
+    return parse_seconds("io_timeout", address.options.get("io_timeout", IO_TIMEOUT))
+
+
+def parse_volume(text: str) -> Address:
+    """The address of a whole volume, as what mounts it takes it. Raises :class:`Invalid` also for a value
+    that no volume can have, before anybody acts on it."""
+    address = parse(text)
+    if address.path:
+        raise Invalid(f"{text} names a file in a volume: write moorage:///{address.name}")
+    options = address.options
+    if "size" in options:
+        parse_size(options["size"])
+    for key in ("replicas", "groups"):
+        if key in options:
+            parse_count(key, options[key])
+    for key, known in CHOICES.items():
+        if options.get(key, known[0]) not in known:
+            raise Invalid(f"{key}={options[key]}: write {' or '.join(known)}")
+    read_only(address)
+    io_timeout(address)
+    return address
 
 
 def _split_authority(text: str, body: str) -> tuple[str, str]:

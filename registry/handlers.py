@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from moorage.registry import state
+from moorage.registry import mount_table, state
 from moorage.registry.health import HealthBoard, Verdict, host_health
 from moorage.service.replicated import Replicated
 from moorage.wire.connection import Connection
@@ -60,6 +61,8 @@ class RegistryHandlers:
             ("claim", self.claim),
             ("locate", self.locate),
             ("release", self.release),
+            ("mount_table", self.mount_table),
+            ("set_mount_table", self.set_mount_table),
             ("status", self.status),
         ):
             router.method(f"registry.{name}", handler)
@@ -112,6 +115,10 @@ class RegistryHandlers:
 
     async def release(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         return await self._propose("release", params, "name", "group", "id")
+
+    async def set_mount_table(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        stamped = {**params, "at_ms": time.time_ns() // 1_000_000}
+        return await self._propose("set_mount_table", stamped, "version", "text", "by", "at_ms", "request")
 
     async def start_device(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         device, old_token = state.token_of(params, "device"), state.text_of(params, "old_token")
@@ -228,6 +235,14 @@ class RegistryHandlers:
     async def locate(self, _ctx: CallContext, params: dict[str, Any]) -> dict[str, Any]:
         await self._barrier()
         return state.locate(self._group.kv, params.get("name", ""))
+
+    async def mount_table(self, _ctx: CallContext | None, params: dict[str, Any]) -> dict[str, Any]:
+        """With ``known``, a version: nothing but the version when that is the newest one."""
+        version, known = (state.optional_int_of(params, field) for field in ("version", "known"))
+        await self._barrier()
+        if known is not None and mount_table.newest_version(self._group.kv) == known:
+            return {"version": known}
+        return mount_table.get(self._group.kv, version)
 
     async def view(self, _ctx: CallContext | None, _params: dict[str, Any]) -> dict[str, Any]:
         await self._barrier()

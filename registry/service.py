@@ -119,6 +119,7 @@ class RegistryService(EmbeddedService):
         return [
             Route("GET", "registry.describe", lambda params: handlers.describe(None, params)),
             Route("GET", "registry.view", lambda params: handlers.view(None, params)),
+            Route("GET", "registry.mount_table", lambda params: handlers.mount_table(None, {})),
             Route("GET", "registry.status", lambda params: handlers.status(None, params)),
             *self.group.routes(),
         ]

@@ -13,6 +13,7 @@ key                         value
 ``group/GROUP``             uid: which metadata group has this name; others are refused
 ``name/NAME``               group, kind, id: the metadata group that owns a name, and the volume or bucket
 ``count/KIND``              how many hosts, devices, services there are, for their limits
+``mount_table/VERSION``     a version of the mount table (`mount_table.py`)
 =========================== ==========================================================================
 
 A device's identity is its token: each start moves it from the one that the device had to a new one, in
@@ -27,6 +28,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from moorage.registry import mount_table
 from moorage.wire import address
 from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound
 
@@ -65,6 +67,7 @@ class RegistryMachine:
             "refuse_device": _refuse_device,
             "claim": _claim,
             "release": _release,
+            "set_mount_table": mount_table.set_text,
         }
 
     def apply(self, kv: Store, command: dict[str, Any], index: int) -> Any:
@@ -284,6 +287,10 @@ def int_of(command: dict[str, Any], field: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
         raise Invalid(f"bad {field} {_shown(value)}: use a whole number from 0")
     return value
+
+
+def optional_int_of(command: dict[str, Any], field: str) -> int | None:
+    return None if command.get(field) is None else int_of(command, field)
 
 
 def address_of(command: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ daemon's: this one may die at any moment, and the mount comes to an end without 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -160,4 +161,8 @@ def _state(place: Place, status: Status) -> str:
 
 def mounts(directory: StateDirectory) -> list[Mount]:
     """Every mount that is noted here, the dead ones too."""
-    return [describe(place) for place in directory.places()]
+    found = []
+    for place in directory.places():
+        with contextlib.suppress(FileNotFoundError):  # it ends just now
+            found.append(describe(place))
+    return found

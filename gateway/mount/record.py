@@ -199,8 +199,11 @@ class StateDirectory:
         """Those with a record, oldest first."""
         if not self.path.is_dir():
             return []
-        found = [path.parent for path in self.path.glob("[0-9a-f]*/record.json")]
-        return [Place(path) for path in sorted(found, key=lambda path: (path.stat().st_ctime_ns, path.name))]
+        found = []
+        for path in self.path.glob("[0-9a-f]*/record.json"):
+            with contextlib.suppress(FileNotFoundError):  # it ends just now
+                found.append((path.parent.stat().st_ctime_ns, path.parent))
+        return [Place(path) for _, path in sorted(found)]
 
 
 def new_id() -> str:

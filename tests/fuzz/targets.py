@@ -18,13 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moorage.client import reads, uri
+from moorage.client import mount_table, reads, uri
 from moorage.gateway.memory import MemoryDevice
 from moorage.gateway.nbd import Limits
 from moorage.gateway.nbd import protocol as p
 from moorage.gateway.nbd.buffers import BufferPool
 from moorage.gateway.nbd.negotiation import Agreement, Negotiation
 from moorage.gateway.nbd.transmission import Transmission
+from moorage.gateway.table import rendering
 from moorage.node import copying, superblock
 from moorage.node.fold import Fold
 from moorage.node.index import Index
@@ -291,7 +292,7 @@ def identities(data: bytes) -> None:
 def texts(data: bytes) -> None:
     mode, raw = (data[0] if data else 0), data[1:]
     text = raw.decode("utf-8", "surrogateescape" if mode & 16 else "replace")
-    match mode % 5:
+    match mode % 6:
         case 0:
             found = uri.parse(text)
             if not (mode & 16):
@@ -306,6 +307,11 @@ def texts(data: bytes) -> None:
                 _drive(discovery.resolve(text))
         case 4:
             _secret(raw)
+        case 5:
+            lines, _ = mount_table.parse(text)  # a bad line is a problem with a number, never an error
+            for line in lines:
+                rendering.command(line)
+                assert line.address is None or str(line.address) == line.source
 
 
 def _secret(raw: bytes) -> None:
@@ -340,6 +346,8 @@ TEXTS = [
     b"unix:/run/moorage.sock",
     b"h1:1, h2:2,[::]:3",
     v.SECRET_FILE,
+    b"# all\nmoorage:///db?size=1G /data ext4 owner=1:2,replicas=3,ro,hosts=a*:b\ns3://m/x /m s3 region=a",
+    b"nas:/a\\040b /n nfs4 vers=4.2,name=x,noauto # c\nhdfs://n:1 /h hdfs\nx /y tmpfs size=1M",
 ]
 
 
@@ -561,7 +569,7 @@ def core_targets() -> list[Target]:
             OURS,
             _small,
         ),
-        Target("texts", texts, _modes(5, *TEXTS), moorage, OURS, _small),
+        Target("texts", texts, _modes(6, *TEXTS), moorage, OURS, _small),
         Target("nbd-negotiation", negotiation, _modes(8, *_negotiations()), (), (), _small),
         Target(
             "nbd-transmission",

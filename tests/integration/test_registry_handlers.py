@@ -23,6 +23,7 @@ from moorage.wire.errors import (
     NameTaken,
     NotFound,
     NotLeader,
+    Stale,
 )
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Router
@@ -387,3 +388,18 @@ async def test_a_device_whose_count_goes_back_is_refused_for_good(registry: Regi
 async def test_bad_parameters_are_named(registry: Registry, method: str, params: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
         await call(await registry.connect(), method, **params)
+
+
+async def test_the_mount_table_is_asked_for_cheaply(registry: Registry) -> None:
+    conn = await registry.connect()
+    assert await call(conn, "mount_table") == {"version": 0, "text": "", "by": "", "at_ms": 0, "history": []}
+    assert await call(conn, "mount_table", known=0) == {"version": 0}
+    fields = {"text": "lines", "by": "me", "request": "r1"}
+    assert await call(conn, "set_mount_table", version=0, **fields) == {"version": 1}
+    found = await call(conn, "mount_table", known=0)
+    assert (found["version"], found["text"], found["by"]) == (1, "lines", "me") and found["at_ms"] > 0
+    assert await call(conn, "mount_table", known=1) == {"version": 1}
+    with pytest.raises(Stale, match="at version 1, not 0"):
+        await call(conn, "set_mount_table", version=0, **{**fields, "request": "r2"})
+    with pytest.raises(NotFound, match="version 7 of the mount table is not kept"):
+        await call(conn, "mount_table", version=7)

@@ -61,6 +61,7 @@ OTHER_CORES = (
     "metadata/requests.py",
     "metadata/state.py",
     "registry/health.py",
+    "registry/mount_table.py",
     "registry/state.py",
 )
 

@@ -15,6 +15,7 @@ from moorage.metadata import limits
 from moorage.metadata.limits import Limit, human
 from moorage.node import config as node
 from moorage.quorum import record
+from moorage.registry import mount_table
 from moorage.registry import state as registry
 from moorage.service import http, kv
 from moorage.wire import frame, handshake
@@ -38,6 +39,12 @@ ROWS = {
             "Labels of a host",
             f"{registry.LABELS_MAX}, keys and values of {registry.LABEL_SIZE_MAX}",
             "`Invalid`",
+        ),
+        Limit("Mount table", human(mount_table.SIZE_MAX), "`LimitExceeded`"),
+        Limit(
+            "Versions of the mount table",
+            f"the last {mount_table.VERSIONS_KEPT}",
+            "an older one is forgotten",
         ),
         Limit("Text (addresses, reasons)", f"{registry.TEXT_MAX} characters", "`Invalid`"),
         Limit(
