@@ -265,6 +265,9 @@ class MountDaemon:
         await filesystem.mount(kind, device, record.target, record.options, record.read_only)
         if grows and kind == "xfs":
             await filesystem.grow(kind, device, record.target)
+        # In use, it only gets told to go with its last mount: also when that goes with a mount namespace, and
+        # the keeper and its FUSE mount, by which it could be found, with it.
+        await system.detach_loop(device)
 
     async def _format(self, volume: Volume, kind: str) -> None:
         """The state "formatting" is committed before, and "ready" after: a host that dies in between leaves

@@ -59,7 +59,8 @@ async def end(place: Place, timeout: float = UNMOUNT_TIMEOUT_S) -> None:
     for device in loops:
         for entry in reversed(system.mounts_of(device)):
             await unmount_file_system(entry, timeout)
-        await system.detach_loop(device)
+        if device in system.loops_on(place.device_file):  # else it went with its last mount
+            await system.detach_loop(device)
     await _until(lambda: not system.loops_on(place.device_file), lambda: _who_keeps(loops))
     if system.mounted_at(str(place.fuse)) is not None:
         await system.run("umount", str(place.fuse))
