@@ -22,7 +22,7 @@ from moorage.gateway.csi.codes import Refused, precondition
 from moorage.gateway.csi.controller import expand
 from moorage.gateway.csi.notes import Held, Notes, Publication
 from moorage.gateway.csi.pending import Pending
-from moorage.gateway.csi.publishing import Publisher, remove
+from moorage.gateway.csi.publishing import Publisher
 from moorage.gateway.mount.mounting import Mount
 from moorage.wire.errors import MoorageError
 
@@ -61,14 +61,17 @@ class Node:
         return pb.NodeGetCapabilitiesResponse(capabilities=[kind(rpc=kind.RPC(type=each)) for each in found])
 
     async def put_right(self) -> None:
-        """At the start: what is noted and is not there any more is forgotten."""
+        """At the start: what is noted and is not mounted any more is forgotten, with what is left of it: the
+        namespace in which it was mounted may have gone with a container, and its targets not."""
         await self._publisher.put_right()
         for volume in self._notes.volumes():
             held = self._notes.load(volume)
             if held is not None and self._publisher.mount_of(volume) is None:
-                for path in (*held.targets, *([held.at] if held.implicit else [])):
-                    remove(path)
-                self._notes.drop(volume)
+                try:
+                    await self._publisher.let_go(held)
+                    self._notes.drop(volume)
+                except (MoorageError, OSError) as error:
+                    log.warning("volume %s: %s", volume, error)
 
     # -- stage -----------------------------------------------------------------------------------------
 
@@ -86,17 +89,20 @@ class Node:
         if held is None:
             self._notes.save(wish)
             try:
-                await self._publisher.hold(wish, force=force)
+                mount = await self._publisher.hold(wish, force=force)
             except BaseException:
                 self._notes.drop(wish.volume)
                 raise
+            wish.device = mount.device
+            self._notes.save(wish)
             return
         if held.at != wish.at:
             where = f"published at {', '.join(held.targets)}" if held.implicit else f"staged at {held.at}"
             raise precondition(f"volume {wish.volume!r} is {where} already")
         if (held.capability, held.context) != (wish.capability, wish.context):
             raise Refused(StatusCode.ALREADY_EXISTS, f"volume {wish.volume!r} is staged there in another way")
-        await self._publisher.hold(held, force=force)
+        held.device = (await self._publisher.hold(held, force=force)).device
+        self._notes.save(held)
 
     async def node_unstage_volume(self, request: pb.NodeUnstageVolumeRequest) -> pb.NodeUnstageVolumeResponse:
         name = _known(request.volume_id)
@@ -158,6 +164,8 @@ class Node:
         self._notes.save(held)
         try:
             mount = await self._publisher.hold(held, force=force)
+            held.device = mount.device
+            self._notes.save(held)
             await self._publisher.bind(mount, target, wish.read_only)
         except BaseException:
             if began:

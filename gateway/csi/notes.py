@@ -42,13 +42,15 @@ class Publication:
 @dataclass
 class Held:
     """A volume on this node. ``at``: where it is mounted; ``implicit``: by a publish that was not preceded by
-    a stage, and for as long as it is published."""
+    a stage, and for as long as it is published; ``device``: what is mounted there and at its
+    targets, once it is."""
 
     volume: str
     at: str
     implicit: bool
     capability: Capability
     context: Mapping[str, str]
+    device: str = ""
     targets: dict[str, Publication] = dataclasses.field(default_factory=dict)
 
     @classmethod

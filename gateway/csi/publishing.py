@@ -122,13 +122,16 @@ class Publisher:
         return await create(self._cluster, name, size, terms.creation_of(context))
 
     async def let_go(self, held: Held) -> None:
-        """Unmount it, and everything that is bound to it, unless somebody uses it."""
-        found = self.mount_of(held.volume)
+        """Unmount it, and everything that is bound to it, unless somebody uses it. What it was mounted by may
+        have gone before, with a container and its mount namespace, and left mounts here."""
+        for target in held.targets:
+            await self.unbind(held, target)
+        found, entry = self.mount_of(held.volume), system.mounted_at(held.at)
         if found is not None and found.target == held.at:
-            for target in held.targets:
-                await self.unbind(held, target)
             place = Place(Path(found.state_dir) / found.id)
             await unmounting.unmount(place, force=found.state == "lost")
+        elif entry is not None and entry.source == held.device:
+            await unmounting.unmount_file_system(entry, unmounting.UNMOUNT_TIMEOUT_S)
         if held.implicit:
             remove(held.at)
 
@@ -155,10 +158,8 @@ class Publisher:
 
     async def unbind(self, held: Held, target: str) -> None:
         """And remove the directory; something else that is mounted there stays."""
-        found = self.mount_of(held.volume)
         entry = system.mounted_at(target)
-        ours = found is not None and found.target == held.at != target
-        if ours and found is not None and entry is not None and entry.source == found.device:
+        if entry is not None and entry.source == held.device and target != held.at:
             await unmounting.unmount_file_system(entry, unmounting.UNMOUNT_TIMEOUT_S)
         remove(target)
 

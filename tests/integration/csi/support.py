@@ -22,7 +22,7 @@ from moorage.gateway.mount import unmounting
 from moorage.gateway.mount.record import StateDirectory
 
 CALL_TIMEOUT_S = 60.0
-_CLONE_NEWNS = 0x20000
+_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 METHODS = {
     method.name: (f"/csi.v1.{service}/{method.name}", method)
     for service, descriptor in pb.DESCRIPTOR.services_by_name.items()
@@ -76,7 +76,8 @@ def own_mounts() -> Iterator[None]:
             raise OSError(ctypes.get_errno(), "unshare")
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         yield
-        if libc.setns(before, _CLONE_NEWNS):
+        # Threads that were started meanwhile share this one's place in the file system: no way back with it.
+        if libc.unshare(_CLONE_FS) or libc.setns(before, _CLONE_NEWNS):
             raise OSError(ctypes.get_errno(), "setns")
     finally:
         os.close(before)
