@@ -120,14 +120,11 @@ class Controller:
         name = terms.volume_name(request.volume_id)
         if not request.HasField("capacity_range"):
             raise invalid("capacity_range is missing")
-        block = False
         if request.HasField("volume_capability"):
-            capability = terms.capability_of(request.volume_capability)
-            _check_supported([capability])
-            block = capability.block
+            _check_supported([terms.capability_of(request.volume_capability)])
         async with self._pending.on(name):
             size = await expand(self._cluster, name, request.capacity_range)
-        return pb.ControllerExpandVolumeResponse(capacity_bytes=size, node_expansion_required=not block)
+        return pb.ControllerExpandVolumeResponse(capacity_bytes=size, node_expansion_required=True)
 
 
 async def create(cluster: Cluster, name: str, size: int, wanted: Mapping[str, Any]) -> VolumeInfo:

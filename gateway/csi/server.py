@@ -44,7 +44,7 @@ QUIET = ("Probe", "GetPluginInfo", "GetPluginCapabilities", "NodeGetVolumeStats"
 
 def socket_path(endpoint: str) -> Path:
     """Of ``unix:///run/csi.sock``, ``unix:/run/csi.sock`` or just the path."""
-    match = re.fullmatch(r"(?:unix:(?://)?)?(/[^\0]*)", endpoint)
+    match = re.fullmatch(r"(?:unix:(?://)?)?(/(?!/)[^\0]*)", endpoint)
     if match is None:
         raise Invalid(f"endpoint {endpoint!r} is not a unix socket: write unix:///PATH")
     if len(os.fsencode(match[1])) > SOCKET_PATH_MAX:

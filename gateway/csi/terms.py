@@ -60,7 +60,7 @@ class Capability:
 
     def serves(self, other: Capability) -> bool:
         """Whether a volume that is mounted so can be published as ``other`` says."""
-        same = (self.block, self.read_only, self.flags) == (other.block, other.read_only, other.flags)
+        same = (self.read_only, self.flags) == (other.read_only, other.flags)
         return same and other.fs in ("", self.fs)
 
     def unsupported(self) -> str:
@@ -68,6 +68,8 @@ class Capability:
         if self.mode not in READERS | WRITERS:
             name = {number: name for name, number in Mode.Mode.items()}.get(self.mode, self.mode)
             return f"access mode {name} is not supported: a volume has one writer, or any number of readers"
+        if self.block:
+            return "access type block is not supported: use mount, or serve the volume by moorage attach"
         if self.fs and self.fs not in FILE_SYSTEMS:
             return f"file system {self.fs!r} is not supported: use {' or '.join(FILE_SYSTEMS)}"
         return ""

@@ -110,7 +110,7 @@ def of_the_controller() -> list[Row]:
         create("OK", 'volume_id: "c1"', **size(16 * MIB)),
         create("OK", "capacity_bytes: 16777216", **size(16 * MIB)),
         create("OK", **size(8 * MIB, 32 * MIB)),
-        create("OK", "", volume_capabilities=[capability(block=True)]),
+        create("INVALID_ARGUMENT", "block", volume_capabilities=[capability(block=True)]),
         create("OK", parameters={**ONE, "storage.kubernetes.io/pv": "ignored"}),
         create("ALREADY_EXISTS", "has 16777216 bytes", **size(17 * MIB)),
         create("ALREADY_EXISTS", "has 16777216 bytes", **size(MIB, 2 * MIB)),
@@ -167,8 +167,6 @@ def of_the_controller() -> list[Row]:
         row("DeleteVolume", "OK", volume_id="No Such Volume"),
         row("DeleteVolume", "OK", volume_id="c1"),
         row("DeleteVolume", "OK", volume_id="c1"),
-        # not offered
-        row("NodeGetInfo", "OK", "n1"),
     ]
 
 
@@ -211,6 +209,7 @@ def of_the_node(at: Path) -> list[Row]:
         publish("INVALID_ARGUMENT", "absolute", staging_target_path="relative"),
         publish("INVALID_ARGUMENT", "replicas 2", volume_context={"size": "64M", "replicas": "2"}),
         publish("FAILED_PRECONDITION", "one writer", volume_capability=capability("MULTI_NODE_MULTI_WRITER")),
+        publish("FAILED_PRECONDITION", "block", volume_capability=capability(block=True)),
         publish("FAILED_PRECONDITION", "'ntfs'", volume_capability=capability(fs="ntfs")),
         publish("FAILED_PRECONDITION", "not staged", **staged),
         publish("FAILED_PRECONDITION", "does not exist", target="no/such/directory"),
