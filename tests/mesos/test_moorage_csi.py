@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import shlex
-import sys
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -93,6 +93,7 @@ async def agents(local: LocalCluster) -> AsyncIterator[Agents]:
     yield found
     for driver in found.drivers.values():
         await driver.close()
+    shutil.rmtree(found.directory)
 
 
 def asked(mode: str = "RW") -> Json:
@@ -109,8 +110,8 @@ async def start(mesos: MakeMesos, agents: Agents) -> Cluster:
 
 async def lose_the_host_of_a_writer(
     cluster: Cluster, framework: Scheduler, local: LocalCluster, agents: Agents, stopped: bool
-) -> float:
-    """A task writes and syncs; its host dies with all that it ran; the same task elsewhere: seconds until."""
+) -> None:
+    """A task writes and syncs; its host dies with all that it ran; the same task runs elsewhere."""
     ids = {name: {"value": cluster.agent_id(name)} for name in cluster.agents}
     offer = await framework.offer(from_agent(ids["agent1"]))
     writes = "mountpoint -q vol && echo written > vol/f && sync -f vol/f && echo synced && sleep 1000"
@@ -132,7 +133,8 @@ async def lose_the_host_of_a_writer(
     status = await framework.run(offer, "reader", reads, container=asked())
     assert status["state"] == "TASK_FINISHED", status
     assert cluster.sandbox("reader") == "written\n"
-    return time.monotonic() - began
+    took = time.monotonic() - began
+    assert took < 30, "the lease of a dead holder (4 s) is waited for, and no more"
 
 
 async def read_again(framework: Scheduler, cluster: Cluster, agents: Agents) -> None:
@@ -154,9 +156,7 @@ async def test_a_task_finds_what_it_wrote_when_its_host_died(
     await agents.run_already()
     cluster = await start(mesos, agents)
     framework = await scheduler(cluster.master)
-    took = await lose_the_host_of_a_writer(cluster, framework, local, agents, stopped=True)
-    assert took < 30
-    sys.stderr.write(f"read {took:.1f} s after the host was killed\n")
+    await lose_the_host_of_a_writer(cluster, framework, local, agents, stopped=True)
     await read_again(framework, cluster, agents)
 
 
@@ -166,9 +166,7 @@ async def test_the_same_with_drivers_that_the_agents_start(
     agents.are_started_by_the_agents()
     cluster = await start(mesos, agents)
     framework = await scheduler(cluster.master)
-    took = await lose_the_host_of_a_writer(cluster, framework, local, agents, stopped=False)
-    assert took < 30
-    sys.stderr.write(f"read {took:.1f} s after the host was killed\n")
+    await lose_the_host_of_a_writer(cluster, framework, local, agents, stopped=False)
     await read_again(framework, cluster, agents)
 
     # The agent comes back in the same boot, with what its dead driver left.

@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message_factory import GetMessageClass
 
 from moorage.gateway.csi import csi_pb2 as pb
-from moorage.gateway.mount import unmounting
+from moorage.gateway.mount import system, unmounting
 from moorage.gateway.mount.record import StateDirectory
 
 CALL_TIMEOUT_S = 60.0
@@ -68,13 +68,17 @@ class Client:
 @contextlib.contextmanager
 def own_mounts() -> Iterator[None]:
     """A mount namespace for this thread and the processes that it starts. Containers that others start on
-    this machine meanwhile have no copies of what is mounted in here, and keep nothing of it from ending."""
+    this machine meanwhile have no copies of what is mounted in here, and keep nothing of it from ending; nor
+    is a copy kept of what others have mounted."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
     try:
         if libc.unshare(_CLONE_NEWNS):
             raise OSError(ctypes.get_errno(), "unshare")
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        for entry in reversed(system.mount_table()):
+            if entry.source.startswith("/dev/loop") or entry.type == "fuse.moorage":
+                subprocess.run(["umount", "--lazy", entry.target], check=False)
         yield
         # Threads that were started meanwhile share this one's place in the file system: no way back with it.
         if libc.unshare(_CLONE_FS) or libc.setns(before, _CLONE_NEWNS):
@@ -84,7 +88,9 @@ def own_mounts() -> Iterator[None]:
 
 
 def unusable() -> str:
-    """Why nothing can be mounted here, or nothing."""
+    """Why nothing can be mounted here, or nothing. A build machine has to be able to."""
+    if os.environ.get("CI"):
+        return ""
     if os.geteuid() != 0:
         return "mounting needs root"
     if not Path("/dev/fuse").exists() or not Path("/dev/loop-control").exists():
