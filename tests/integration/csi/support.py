@@ -19,7 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from moorage.gateway.csi import csi_pb2 as pb
 from moorage.gateway.mount import system, unmounting
-from moorage.gateway.mount.record import StateDirectory
+from moorage.gateway.mount.record import Place, StateDirectory
 
 CALL_TIMEOUT_S = 60.0
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
@@ -145,12 +145,14 @@ class Driver:
             await self._process.stdout.read()
             return await self._process.wait()
 
+    def mounts(self) -> list[Place]:
+        return StateDirectory(self.state).places()
+
     async def close(self) -> None:
         """And nothing of it is left."""
         if self._process is not None and self._process.returncode is None:
             await self.stop()
-        directory = StateDirectory(self.state)
-        for place in directory.places():
+        for place in self.mounts():
             await unmounting.unmount(place, force=True)
 
     async def kill_host(self) -> None:

@@ -217,3 +217,31 @@ async def test_calls_for_one_volume_at_once(make_driver: MakeDriver, tmp_path: P
     await driver.client.ok("NodePublishVolume", **wish)
     assert (tmp_path / "t").is_mount()
     await unpublish(driver, "busy", tmp_path / "t")
+
+
+@pytest.mark.slow
+async def test_a_driver_that_dies_at_any_moment(make_driver: MakeDriver, tmp_path: Path) -> None:
+    """The same call again ends what was begun; nothing is left once it is taken back."""
+    driver, target = await make_driver(), tmp_path / "t"
+    kept = b""
+    for number, moment in enumerate((0.0, 0.05, 0.2, 0.5, 0.8, 1.2)):
+        wish = publication("killed", target, readonly=number % 2 == 1)
+        going = asyncio.ensure_future(driver.client.call("NodePublishVolume", **wish))
+        await asyncio.sleep(moment)
+        await driver.stop(9)
+        going.cancel()
+        await driver.start()
+        await driver.client.ok("NodePublishVolume", **wish)
+        assert kept == b"" or (target / "f").read_bytes() == kept
+        if not wish["readonly"]:
+            kept = b"%d" % number
+            write_through(target / "f", kept)
+        going = asyncio.ensure_future(
+            driver.client.call("NodeUnpublishVolume", volume_id="killed", target_path=str(target))
+        )
+        await asyncio.sleep(moment / 4)
+        await driver.stop(9)
+        going.cancel()
+        await driver.start()
+        await unpublish(driver, "killed", target)
+        assert driver.mounts() == []
