@@ -4,6 +4,7 @@
 #   make test       the tests, under 10 minutes         make test-all   the long ones too
 #   make check      format, lint, types, fast tests     make simulate [SEEDS=n] [SEED=first] [MINUTES=m]
 #   make fuzz [SECONDS=n] [TARGET=name]   mutated bytes into every parser, what reaches new code further
+#   make proto      what is generated from gateway/csi/csi.proto, after a change of it
 #   make mutants    each planted bug must be caught: prints by what, and how soon; about 20 minutes
 SHELL := /bin/bash
 VENV := .venv
@@ -18,7 +19,7 @@ export PYTHON
 SEED ?= 0
 SECONDS ?= 60
 
-.PHONY: setup demo demo-mysql demo-packages test test-all fuzz mutants check lint format simulate lock bench clean
+.PHONY: setup demo demo-mysql demo-packages test test-all fuzz mutants check lint format simulate proto lock bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -70,6 +71,9 @@ fuzz: setup
 
 bench: setup
 	@$(BIN)/moorage bench block
+
+proto: setup
+	@$(BIN)/python -m grpc_tools.protoc -Igateway/csi --python_out=gateway/csi --pyi_out=gateway/csi csi.proto
 
 lock: setup
 	@$(BIN)/pip install --quiet uv

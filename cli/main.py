@@ -45,6 +45,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
     "automount": "moorage.cli.automount:automount",
     "bench": BENCH,
+    "csi": "moorage.cli.csi:csi",
     "demo": "moorage.cli.demo.main:demo",
     "demo-mysql": "moorage.cli.demo.databases.main:demo_mysql",
     "docker": "moorage.cli.docker:docker",

@@ -265,6 +265,7 @@ class MountDaemon:
         await filesystem.mount(kind, device, record.target, record.options, record.read_only)
         if grows and kind == "xfs":
             await filesystem.grow(kind, device, record.target)
+        await self._way.settle(device)
 
     async def _format(self, volume: Volume, kind: str) -> None:
         """The state "formatting" is committed before, and "ready" after: a host that dies in between leaves
@@ -302,6 +303,8 @@ class MountDaemon:
         self._place.save(self._record)
 
     def _enter(self, state: str, reason: str = "") -> None:
+        if self._status.state == "lost":
+            return  # for good: what else goes on has no device any more
         self._status.state, self._status.reason = state, reason
         self._status.times[state] = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._place.save_status(self._status)

@@ -60,6 +60,9 @@ class NbdWay:
     async def resize(self, place: Place, device: str, size: int) -> None:
         await asyncio.to_thread(_resize, place, size)
 
+    async def settle(self, device: str) -> None:
+        """The driver knows whose it is."""
+
     async def release(self, place: Place, device: str) -> None:
         await asyncio.to_thread(_disconnect, place)
 

@@ -26,6 +26,9 @@ class Way(Protocol):
     async def open(self, place: Place, read_only: bool) -> str:
         """The device of a mount that has none. Called while the daemon serves."""
 
+    async def settle(self, device: str) -> None:
+        """It is mounted: nothing but its last mount needs to keep it."""
+
     async def resize(self, place: Place, device: str, size: int) -> None:
         """Have the kernel know the new size."""
 
