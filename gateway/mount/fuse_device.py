@@ -39,8 +39,8 @@ class FuseWay:
         return await system.attach_loop(place.device_file, read_only)
 
     async def settle(self, device: str) -> None:
-        """In use, it only gets told to go with its last mount: also when that goes with a mount namespace, and
-        the keeper and its FUSE mount, by which it could be found, with it."""
+        """In use, it only gets told to go with its last mount: also when that goes with a mount namespace,
+        and the keeper and its FUSE mount, by which it could be found, with it."""
         await system.detach_loop(device)
 
     async def resize(self, place: Place, device: str, size: int) -> None:
