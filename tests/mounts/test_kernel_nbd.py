@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from moorage.cli.network import Network
+from moorage.cli.network_cluster import NetworkCluster
 from moorage.gateway.mount import system
 
 from ..cluster import netns
-from ..cluster.netns import NetworkCluster
 from . import guest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -27,7 +28,7 @@ GUEST_TIMEOUT_S = 540
 async def net(tmp_path: Path) -> AsyncIterator[NetworkCluster]:
     if reason := guest.unusable() or netns.unusable():
         pytest.skip(reason)
-    cluster = NetworkCluster(tmp_path / "cluster")
+    cluster = NetworkCluster(tmp_path / "cluster", Network(), clients=("c1", "c2"))
     try:
         await cluster.start()
         yield cluster
@@ -41,8 +42,8 @@ async def test_mount_through_the_kernels_nbd(net: NetworkCluster, tmp_path: Path
     said = await guest.run(
         tmp_path,
         [sys.executable, str(Path(__file__).with_name("in_guest.py"))],
-        net.network.prefix("c1"),
-        {**inherited, **net.environment, "PYTHONDONTWRITEBYTECODE": "1"},
+        net.prefix("c1"),
+        {**inherited, **net.environment("c1"), "PYTHONDONTWRITEBYTECODE": "1"},
         timeout=GUEST_TIMEOUT_S,
     )
     assert "GUEST EXIT 0" in said, f"the guest's console:\n{said}"

@@ -233,7 +233,7 @@ async def test_without_a_majority_unmount_says_so_and_force_gives_up(
             await dying.kill()
         (host.point() / "file").write_bytes(b"x" * 1_000_000)
         code, _, err = await host.run("umount", "db", "--timeout", "3")
-        assert code != 0 and "is not unmounted yet" in err and "--force gives up" in err
+        assert code != 0 and "is not unmounted yet" in err and "--force` gives up" in err
         await host.unmount("db", "--force")
         assert await host.mounts() == []
     finally:
