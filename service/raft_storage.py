@@ -310,9 +310,9 @@ class RaftStorage:
 
     def _delete_log(self, txn: lmdb.Transaction, start: int, end: int | None) -> None:
         cursor = txn.cursor(self.log_db)
-        more = cursor.set_range(_INDEX.pack(start))
-        while more and (end is None or _INDEX.unpack(cursor.key())[0] <= end):
-            more = cursor.delete()
+        cursor.set_range(_INDEX.pack(start))
+        while (key := cursor.key()) and (end is None or _INDEX.unpack(key)[0] <= end):
+            cursor.delete()  # it moves on to the next one; behind the last there is no key
 
     def _store_state(self, txn: lmdb.Transaction, batch: Batch, applied: int) -> None:
         for key, value in batch.items():

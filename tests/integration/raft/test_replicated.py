@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moorage.quorum.raft_types import Config, HeartbeatReply, encode
+from moorage.quorum.raft_types import COMMAND, Config, Entry, HardState, HeartbeatReply, Snapshot, encode
 from moorage.service import raft_transport, replicated
 from moorage.service.raft_storage import Life, RaftStorage, Work
 from moorage.wire import errors, frame
@@ -268,6 +268,21 @@ async def test_each_start_begins_a_life_unless_nobody_accepted_the_last_one(tmp_
     assert await start(accepted=True) == first
     second = await start(accepted=True)
     assert (second.number, second.former) == (2, first.token) and second.token != first.token
+
+
+@pytest.mark.parametrize("base", [1, 3, 4])
+async def test_the_log_may_be_compacted_up_to_its_last_entry(tmp_path: Path, base: int) -> None:
+    identity, config = {"cluster": "c", "group": "g", "name": "a"}, Config(())
+    storage = RaftStorage(tmp_path / "a", "g")
+    await storage.open(identity, config)
+    entries = [Entry(1, index, COMMAND, b"x") for index in range(1, 5)]
+    await storage.commit(Work(hard_state=HardState(1, "a"), entries=entries, applied=4))
+    await storage.commit(Work(base=Snapshot(base, 1, config)))
+    await storage.close()
+    storage = RaftStorage(tmp_path / "a", "g")
+    log = (await storage.open(identity, config)).log
+    assert (log.base_index, log.last_index) == (base, 4)
+    await storage.close()
 
 
 async def second_process(group: Any) -> tuple[str, Connection]:
