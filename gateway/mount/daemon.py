@@ -30,7 +30,7 @@ from moorage.client.cluster import Cluster, connect
 from moorage.client.device import BlockDevice, Done
 from moorage.client.volume import Volume
 from moorage.gateway.mount import filesystem, system
-from moorage.gateway.mount.record import MOUNTED, Place, Record
+from moorage.gateway.mount.record import FAILED, MOUNTED, Place, Record
 from moorage.gateway.mount.ways import way_of
 from moorage.gateway.mount.writeback import become_io_flusher
 from moorage.gateway.nbd.server import NbdServer
@@ -39,13 +39,11 @@ from moorage.wire.errors import AttachmentLost, Busy, Fenced, MoorageError, NotF
 
 log = logging.getLogger("moorage.daemon")
 
-FAILED = 3  # exit code: what was asked for cannot be had, do not start another life
 CONNECT_TIMEOUT_S = 30.0
 ATTACH_TIMEOUT_S = 30.0
 AGAIN_S = 0.2
 WATCH_S = 1.0  # a new size of the volume is heard of as often as the lease is renewed
 LOOK_BYTES = 64 << 30
-SUCCESSION_KEPT = 8  # former writers named: all but the last few are of lives that never came to serve
 
 
 class MountDaemon:
@@ -143,9 +141,10 @@ class MountDaemon:
         while True:
             former = tuple(status.writers)
             writer = Succession.new_writer()
-            status.writers = [*former, writer][-SUCCESSION_KEPT:]
-            self._place.save_status(status)
             try:
+                await cluster.show(record.volume)  # while nobody answers, no id is used up
+                status.begin(writer)
+                self._place.save_status(status)
                 return await cluster.attach(
                     record.volume,
                     read_only=record.read_only,
@@ -180,6 +179,7 @@ class MountDaemon:
             async with self._served(volume):
                 self._status.epoch, self._status.size = volume.epoch, volume.size
                 self._status.durability, self._status.clean = volume.durability, False
+                self._status.writers = self._status.writers[-1:]
                 self._enter("attached")
                 try:
                     await self._carry_out(cluster, volume)

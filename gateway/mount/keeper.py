@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from moorage.gateway.mount import ways
-from moorage.gateway.mount.record import MOUNTED, Place
+from moorage.gateway.mount.record import FAILED, MOUNTED, Place
 from moorage.gateway.mount.writeback import become_io_flusher, lock_memory
 
 log = logging.getLogger("moorage.keeper")
@@ -26,7 +26,6 @@ log = logging.getLogger("moorage.keeper")
 RESTART_S, RESTART_MAX_S = 0.05, 2.0
 STEADY_S = 10.0  # a daemon that lived for so long is restarted at once
 STOP_TIMEOUT_S = 15.0
-FAILED = 3  # exit code of a daemon that must not be started again
 
 
 def main(directory: str) -> None:

@@ -38,6 +38,8 @@ SOCKET_PATH_MAX = 107  # bytes of a unix socket's path
 DEVICE = "volume"
 
 OPENING, MOUNTED = "opening", "mounted"
+FAILED = 3  # exit code of a daemon: what was asked for cannot be had, do not start another life
+WRITERS_KEPT = 8
 
 
 def state_directory(given: str | Path | None = None) -> Path:
@@ -88,6 +90,12 @@ class Status:
     reason: str = ""
     error: dict[str, Any] | None = None  # as on the wire, for who asked
     times: dict[str, float] = dataclasses.field(default_factory=dict)  # boot clock, seconds, by state
+
+    def begin(self, writer: int) -> None:
+        """Another attach is tried. The first id is the last one that came to serve: however many tries fail,
+        it stays, since it may be the volume's last writer yet."""
+        tried = [*self.writers[1:], writer]
+        self.writers = [*self.writers[:1], *tried[1 - WRITERS_KEPT :]] if self.writers else [writer]
 
 
 class Place:
