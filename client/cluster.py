@@ -67,6 +67,11 @@ class VolumeInfo:
     def from_wire(cls, value: dict[str, Any]) -> VolumeInfo:
         return cls(**{name: value.get(name) for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
 
+    @property
+    def has_writer(self) -> bool:
+        """Whether a living holder has it to write; who only recovers makes room for everybody."""
+        return self.holder is not None and self.holder_alive and not self.holder["recovers"]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

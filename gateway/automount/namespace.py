@@ -18,7 +18,6 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -27,9 +26,9 @@ from moorage.client.cluster import Cluster
 from moorage.gateway.automount import elsewhere
 from moorage.gateway.automount.autofs import PACKET_MAX, TYPE, Autofs, Request, check, parse
 from moorage.gateway.automount.guard import Guard
-from moorage.gateway.mount import system, unmounting
+from moorage.gateway.mount import system
 from moorage.gateway.mount.mounting import Mount, describe, mounts
-from moorage.gateway.mount.record import Place, StateDirectory
+from moorage.gateway.mount.record import StateDirectory
 from moorage.wire.errors import (
     Busy,
     DeadlineExceeded,
@@ -289,7 +288,7 @@ class Namespace:
             raise
 
     async def _take_down(self, found: Mount) -> None:
-        await unmounting.unmount(Place(Path(found.state_dir) / found.id))
+        await found.unmount()
         with contextlib.suppress(OSError):
             os.rmdir(found.target)
 

@@ -26,7 +26,7 @@ from moorage.gateway.csi.csi_pb2 import CapacityRange
 from moorage.gateway.csi.notes import Held
 from moorage.gateway.mount import filesystem, system, unmounting
 from moorage.gateway.mount.mounting import Mount, mounts
-from moorage.gateway.mount.record import Place, StateDirectory
+from moorage.gateway.mount.record import StateDirectory
 from moorage.wire.errors import Busy, Invalid, NotFound
 
 log = logging.getLogger(__name__)
@@ -128,8 +128,7 @@ class Publisher:
             await self.unbind(held, target)
         found, entry = self.mount_of(held.volume), system.mounted_at(held.at)
         if found is not None and found.target == held.at:
-            place = Place(Path(found.state_dir) / found.id)
-            await unmounting.unmount(place, force=found.state == "lost")
+            await found.unmount(force=found.state == "lost")
         elif entry is not None and entry.source == held.device:
             await unmounting.unmount_file_system(entry, unmounting.UNMOUNT_TIMEOUT_S)
         if held.implicit:

@@ -166,7 +166,7 @@ class MountDaemon:
 
     async def _check_at_rest(self, cluster: Cluster) -> None:
         info = await cluster.show(self._record.volume)
-        if info.holder is not None and info.holder_alive and not info.holder["recovers"]:
+        if info.has_writer and info.holder is not None:
             raise Busy(
                 f"volume {info.name!r} is held by {info.holder['program']} on {info.holder['host']}: a file "
                 "system that changes underneath cannot be read; unmount it there first"

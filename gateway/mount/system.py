@@ -126,6 +126,19 @@ def mounts_of(device: str) -> list[MountEntry]:
     return [entry for entry in mount_table() if entry.source == device]
 
 
+async def unmount(entry: MountEntry, timeout: float = PROGRAM_TIMEOUT_S) -> None:
+    """Raises Busy that names who uses it; DeadlineExceeded."""
+    try:
+        await run("umount", entry.target, timeout=timeout)
+    except ProgramFailed as error:
+        if mounted_at(entry.target) is None:
+            return  # somebody else was faster
+        users = await asyncio.to_thread(users_of, entry.device)
+        if not users:
+            raise
+        raise Busy(f"{entry.target} is in use by {describe_users(users)}: end that first") from error
+
+
 async def attach_loop(file: Path, read_only: bool) -> str:
     """A loop device on a file, with direct I/O: what is written is in no page cache but the file system's."""
     flags = ["--read-only"] if read_only else []

@@ -92,14 +92,7 @@ async def clean_up(directory: StateDirectory) -> list[str]:
 async def unmount_file_system(entry: system.MountEntry, timeout: float) -> None:
     """Raises Busy that names who uses it."""
     try:
-        await system.run("umount", entry.target, timeout=timeout)
-    except system.ProgramFailed as error:
-        if system.mounted_at(entry.target) is None:
-            return  # somebody else was faster
-        users = await asyncio.to_thread(system.users_of, entry.device)
-        if not users:
-            raise
-        raise Busy(f"{entry.target} is in use by {system.describe_users(users)}: end that first") from error
+        await system.unmount(entry, timeout)
     except DeadlineExceeded:
         raise DeadlineExceeded(
             f"{entry.target} is not unmounted yet, its volume does not take what is to be written within "

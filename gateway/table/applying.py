@@ -16,9 +16,9 @@ from pathlib import Path
 
 from moorage.client.cluster import Cluster, connect
 from moorage.client.mount_table import Line
-from moorage.gateway.mount import system, unmounting
+from moorage.gateway.mount import system
 from moorage.gateway.mount.mounting import Mount, mounts
-from moorage.gateway.mount.record import Place, StateDirectory
+from moorage.gateway.mount.record import StateDirectory
 from moorage.gateway.table import rendering
 from moorage.gateway.table.looks import Looks
 from moorage.gateway.table.notes import Note, Notes, note_of
@@ -123,10 +123,11 @@ class Applier:
 
     async def _unmount(self, note: Note) -> None:
         if note.volume:
-            if (place := self._ours(note.target)) is not None:
-                await unmounting.unmount(place)
+            found = self._mount_at(note.target)
+            if found is not None and found.by == BY:
+                await found.unmount()
         elif (entry := system.mounted_at(note.target)) is not None:
-            await _umount(entry)
+            await system.unmount(entry)
 
     # -- what is in the table ------------------------------------------------------------------------
 
@@ -149,7 +150,7 @@ class Applier:
         if found is not None and found.state in GOING and system.mounted_at(line.target) is not None:
             return
         if found is not None and found.by == BY:  # it was lost, or unmounted by hand: take the rest back
-            await unmounting.unmount(Place(Path(found.state_dir) / found.id))
+            await found.unmount()
         cluster = await self._cluster_of(address.cluster)
         await _check_nobody_has_it(cluster, address.name)
         self._prepare(line)
@@ -179,7 +180,7 @@ class Applier:
             if not await self._looks.has_died(line.target):
                 return
             log.warning("what served %s has ended, mounting it again", line.target)
-            await _umount(entry)
+            await system.unmount(entry)
         self._prepare(line)
         program, *arguments = rendering.command(line)
         log.info("mounting %s at %s: %s", line.source, line.target, " ".join((program, *arguments)))
@@ -196,7 +197,7 @@ class Applier:
         died = system.mounted_at(target) is not None and await self._looks.has_died(target)
         entry = system.mounted_at(target)
         if died and entry is not None:
-            await _umount(entry)
+            await system.unmount(entry)
         if died or entry is None:
             raise Unavailable(f"{program} said nothing, but {target} is not mounted: see its log")
 
@@ -211,10 +212,6 @@ class Applier:
 
     def _mount_at(self, target: str) -> Mount | None:
         return next((mount for mount in mounts(self._directory) if mount.target == target), None)
-
-    def _ours(self, target: str) -> Place | None:
-        found = self._mount_at(target)
-        return None if found is None or found.by != BY else Place(Path(found.state_dir) / found.id)
 
 
 async def keep(
@@ -252,18 +249,8 @@ async def _check_nobody_has_it(cluster: Cluster, volume: str) -> None:
     """Asked in every pass where another host has it: without a process for each answer."""
     with contextlib.suppress(NotFound):  # the mount makes it, or says so
         info = await cluster.show(volume)
-        if info.holder is not None and info.holder_alive and not info.holder["recovers"]:
+        if info.has_writer and info.holder is not None:
             raise Busy(
                 f"volume {volume!r} is held by {info.holder['program']} (pid {info.holder['pid']}) on "
                 f"{info.holder['host']}"
             )
-
-
-async def _umount(entry: system.MountEntry) -> None:
-    try:
-        await system.run("umount", entry.target)
-    except system.ProgramFailed as error:
-        users = await asyncio.to_thread(system.users_of, entry.device)
-        if not users:
-            raise
-        raise Busy(f"{entry.target} is in use by {system.describe_users(users)}: end that first") from error
