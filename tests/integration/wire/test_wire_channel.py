@@ -20,6 +20,7 @@ from moorage.wire.errors import (
     AuthenticationFailed,
     ConnectionLost,
     DeadlineExceeded,
+    Denied,
     IdentityConflict,
     Invalid,
     MoorageError,
@@ -291,6 +292,35 @@ async def test_another_service_or_cluster_behind_the_address_is_not_believed(mem
         await client.call("add", {"n": 1})
     await client.close()
     await impostor.stop()
+
+
+@pytest.mark.parametrize("then_asked", [True, False])
+async def test_a_refusal_says_nothing_of_an_attempt_before_it(
+    members: list[Member], then_asked: bool
+) -> None:
+    """The first one was answered by nobody, and may take effect yet; the second one certainly had none."""
+    asked = 0
+
+    async def candidates() -> list[str]:
+        nonlocal asked
+        asked += 1
+        if asked > 1 and not then_asked:
+            raise Denied("nobody may know where they are")
+        return [members[1].address]
+
+    members[1].deaf = True
+    client = client_of(members, addresses=candidates)
+    calling = asyncio.create_task(client.call("add", {"n": 1}, timeout=5))
+    await eventually(lambda: not members[1].deaf)
+    members[1].fail = NameTaken("it is taken")
+    with pytest.raises(NameTaken if then_asked else Denied) as found:
+        await calling
+    assert found.value.outcome == "unknown"
+    with pytest.raises(MoorageError) as again:  # a call for itself
+        members[1].fail = NameTaken("it is taken")
+        await client.call("add", {"n": 1})
+    assert again.value.outcome == "not_done"
+    await client.close()
 
 
 async def test_candidates_may_be_looked_up_anew(members: list[Member]) -> None:
