@@ -14,6 +14,9 @@ key                         value
 ``name/NAME``               group, kind, id: the metadata group that owns a name, and the volume or bucket
 ``count/KIND``              how many hosts, devices, services there are, for their limits
 ``mount_table/VERSION``     a version of the mount table (`mount_table.py`)
+``drain/KIND/NAME``         a host or device that is to be emptied (`drains.py`)
+``event/NUMBER``            what has happened (`events.py`)
+``noted_health/DEVICE``     of which event it was that told of its health last
 =========================== ==========================================================================
 
 A device's identity is its token: each start moves it from the one that the device had to a new one, in
@@ -28,7 +31,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from moorage.registry import mount_table
+from moorage.registry import drains, events, mount_table
 from moorage.wire import address
 from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound
 
@@ -68,6 +71,10 @@ class RegistryMachine:
             "claim": _claim,
             "release": _release,
             "set_mount_table": mount_table.set_text,
+            "set_drain": drains.set_drain,
+            "forget": _forget,
+            "note_events": events.note_events,
+            "note_health": events.note_health,
         }
 
     def apply(self, kv: Store, command: dict[str, Any], index: int) -> Any:
@@ -180,8 +187,7 @@ def check_start(device: str, found: dict[str, Any], wanted: dict[str, Any], old_
 
 
 _NEXT_STEP = (
-    "start with an empty directory, under a new identity; this device's replicas stay lost, nothing repairs"
-    " them yet: see docs/launch.md before its data is deleted"
+    "start with an empty directory, under a new identity: the replicas of this one are placed anew meanwhile"
 )
 
 
@@ -198,6 +204,29 @@ def _refuse_device(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
     found = kv.get(key)
     if found is not None and found["token"] == command["token"] and not found["refused"]:
         kv.put(key, {**found, "refused": text_of(command, "reason")})
+    return {}
+
+
+def _forget(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    """``{kind, name}``: a device that is refused for good, a host without devices, or a member that has left
+    its group (GROUP/NAME of a service). It may be gone already. A device that is forgotten stays refused: it
+    says that it was in a cluster, and this registry knows nothing of it."""
+    kind, name = command.get("kind"), text_of(command, "name")
+    if kind == "device":
+        found = kv.get(f"device/{name}")
+        if found is not None and not found["refused"]:
+            raise Invalid(f"device {name} is in use: drain it and evict it first")
+    elif kind == "host":
+        on_it = [device for device, row in table(kv, "device").items() if row["host"] == name]
+        if on_it:
+            raise Invalid(f"host {name} has devices: {', '.join(on_it[:3])}: evict them first")
+    elif kind != "service":
+        raise Invalid(f"kind {kind!r}: use one of device, host, service")
+    if kv.get(f"{kind}/{name}") is not None:
+        kv.delete(f"{kind}/{name}")
+        kv.put(f"count/{kind}", int(kv.get(f"count/{kind}") or 0) - 1)
+    kv.delete(f"drain/{kind}/{name}")
+    kv.delete(f"noted_health/{name}")
     return {}
 
 
