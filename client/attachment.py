@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moorage.client.membership import MetadataCall
 from moorage.client.nodes import NodePool, boot_clock_ms
 from moorage.client.outcome import fresh
 from moorage.client.readonly import ReadOnlyGroup
@@ -38,14 +39,13 @@ from moorage.wire.errors import (
 
 log = logging.getLogger(__name__)
 
-MetadataCall = Callable[[str, dict[str, Any], float], Awaitable[Any]]
-
 RENEW_S = 1.0
 RENEW_TIMEOUT_S = 3.0
 READER_ROUNDS = 3  # a reader asks every so many RENEW_S, and in the next one when a device is away
 IDLE_TICK_S = 0.5  # hundreds of idle volumes must cost little: 64 groups took 1.3 % of a core at 0.2
 METADATA_S = 10.0
 RECOVERY_POLL_S = 0.05
+LEAD_POLL_S = 0.2
 BUSY_POLL_S = 1.2  # more than RENEW_S: a living holder has renewed in between
 RENEWAL_SEEN_S = 0.3  # by so much a lease ends later than it would have
 
@@ -145,9 +145,7 @@ class Attachment:
         if self._volume is not None:
             self._volume.size = max(self._volume.size, size)
         for ours, group in zip(self._groups, groups, strict=True):
-            addresses = {row["replica"]: row["address"] for row in group["members"]}
-            for member in ours.members:
-                member.link.move(addresses.get(member.replica) or "")
+            ours.heard(group)
 
     async def note_fs(self, fs: dict[str, str]) -> None:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")
@@ -174,6 +172,7 @@ class WriterAttachment(Attachment):
         self._releasing: asyncio.Task[None] | None = None
         self._shared = Shared(
             name=self.name,
+            volume=self.volume_id,
             epoch=self.epoch,
             writer=self.writer,
             capability=attached["capability"],
@@ -184,6 +183,7 @@ class WriterAttachment(Attachment):
             wake=self._wake,
             suspect=self._suspect,
             broken=self._broken,
+            ask=self._call,
             tasks=self._tasks,
         )
         sessions = [GroupSession(self._shared, group, self._repair) for group in attached["groups"]]
@@ -415,6 +415,29 @@ async def _recover(call: MetadataCall, nodes: NodePool, holder: dict[str, Any], 
             if not error.details["holder"]["recovers"] or now() > end:
                 return {}
         await asyncio.sleep(RECOVERY_POLL_S)  # another reader is at it
+
+
+async def lead(
+    call: MetadataCall,
+    nodes: NodePool,
+    holder: dict[str, Any],
+    end: float,
+    done: Callable[[], bool],
+) -> None:
+    """Hold a volume that nobody holds until ``done``, and all members that are connected have all: changes of
+    its members are carried out meanwhile, and who is behind catches up. ``end``: loop time at which to give
+    up attaching."""
+    loop = asyncio.get_running_loop()
+    params = {"mode": "recover", "holder": holder}
+    taken, writer = await _attach(call, params, max(end - loop.time(), 1.0))
+    leading = WriterAttachment(call, taken, writer)
+    async with await leading._serve(nodes, taken, 0, end):
+        while True:
+            await asyncio.sleep(LEAD_POLL_S)
+            if leading.ended is not None:
+                raise fresh(leading.ended)
+            if done() and all(session.in_step for session in leading._sessions):
+                return
 
 
 class ReadOnlyAttachment(Attachment):

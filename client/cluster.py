@@ -26,10 +26,13 @@ import xxhash
 from moorage.client import config as configuration
 from moorage.client import uri
 from moorage.client.attachment import Attachment, Succession, after_the_lease
+from moorage.client.members import REGISTRY, Members
 from moorage.client.mount_table import MountTable
 from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
+from moorage.client.places import Places
 from moorage.client.volume import Volume
+from moorage.client.why import Facts, Finding, about_device, about_host, about_volume
 from moorage.wire import discovery
 from moorage.wire.errors import Invalid, MoorageError, NameTaken, NotFound, Unavailable
 from moorage.wire.handshake import Hello
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 CALL_TIMEOUT = 10.0
 NOTE_MAX = 256
+SILENT_S = 3.0  # a member that takes longer to answer counts as silent
 
 
 @dataclass(frozen=True)
@@ -330,7 +334,7 @@ class Cluster:
         params = {
             "version": version,
             "text": text,
-            "by": f"{Path(sys.argv[0] or 'python').name} (pid {os.getpid()}) on {self.hello.name}"[:NOTE_MAX],
+            "by": self._by,
             "request": secrets.token_hex(16),
         }
         answer = await self._registry.call("registry.set_mount_table", params, timeout=CALL_TIMEOUT)
@@ -345,6 +349,85 @@ class Cluster:
         return await resolve(self, name, StateDirectory(state_directory(state_dir)))
 
     # -- the cluster ---------------------------------------------------------------------------------
+
+    @property
+    def places(self) -> Places:
+        """Hosts and devices, to be emptied or given up."""
+
+        async def registry(method: str, params: dict[str, Any]) -> Any:
+            return await self._registry.call(method, params, timeout=CALL_TIMEOUT)
+
+        return Places(registry, self._call_groups, self._by)
+
+    async def why(self, name: str) -> list[Finding]:
+        """What is not as it should be with a volume, host or device, since when, and what is done about it.
+        NotFound when there is nothing of that name."""
+        view = await self._view()
+        if name in view["devices"]:
+            facts = Facts(view, await self.places.moves([name]))
+            return about_device(name, facts)
+        if name in view["hosts"]:
+            on_it = [device for device, row in view["devices"].items() if row["host"] == name]
+            return about_host(name, Facts(view, await self.places.moves(on_it)))
+        volume = (await self.show(name)).to_json()
+        wished = [group["wish"] for group in volume["groups"] if group["wish"]]
+        members = [member for group in volume["groups"] for member in group["members"]]
+        devices = sorted({each["device"] for each in [*members, *wished]})
+        answers = await asyncio.gather(*map(self._replicas_or_why, devices))
+        rows = {row["replica"]: row for answer in answers if isinstance(answer, list) for row in answer}
+        silent = {
+            each: answer for each, answer in zip(devices, answers, strict=True) if isinstance(answer, str)
+        }
+        return about_volume(volume, Facts(view, await self.places.moves(), rows, silent))
+
+    async def _replicas_or_why(self, device: str) -> list[dict[str, Any]] | str:
+        try:
+            return await self.list_replicas(device, timeout=SILENT_S)
+        except MoorageError as error:
+            return str(error)
+
+    async def events(self, *, after: int = -20, about: str = "") -> tuple[list[dict[str, Any]], int]:
+        """What has happened: ``{number, at_ms, kind, about, text}`` each, behind number ``after`` (negative:
+        the last so many), about a name or all; and where to go on from."""
+        params = {"after": after, "about": about}
+        answer = await self._registry.call("registry.events", params, timeout=CALL_TIMEOUT)
+        return answer["events"], answer["next"]
+
+    @property
+    def members(self) -> Members:
+        """Of the Raft groups: the registry and the metadata groups."""
+
+        async def call(group: str, method: str, params: dict[str, Any]) -> Any:
+            client = self._registry if group == REGISTRY else self._client_of(group)
+            return await client.call(f"raft.{group}.{method}", params, timeout=CALL_TIMEOUT)
+
+        async def groups() -> list[str]:
+            return list((await self._view())["groups"])
+
+        async def trouble(group: str, name: str, address: str) -> str:
+            service = REGISTRY if group == REGISTRY else "metadata"
+            row = {"service": service, "name": name, "address": address}
+            return await self._ask_service(row, SILENT_S)
+
+        async def forget(service: str) -> None:
+            params = {"kind": "service", "name": service}
+            await self._registry.call("registry.forget", params, timeout=CALL_TIMEOUT)
+
+        return Members(call, groups, trouble, forget)
+
+    async def metadata_status(self) -> list[dict[str, Any]]:
+        """What each metadata group says of itself: volumes, tasks under way, replicas still to be dropped."""
+        return await self._call_groups("metadata.status", {})
+
+    async def _call_groups(self, method: str, params: dict[str, Any]) -> list[Any]:
+        names = (await self._view())["groups"]
+        calls = (self._client_of(name).call(method, params, timeout=CALL_TIMEOUT) for name in names)
+        return list(await asyncio.gather(*calls))
+
+    @property
+    def _by(self) -> str:
+        """Who asks, as others are told."""
+        return f"{Path(sys.argv[0] or 'python').name} (pid {os.getpid()}) on {self.hello.name}"[:NOTE_MAX]
 
     async def status(self, *, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
         """The registry's view: hosts and devices with their health and its reasons, services, metadata

@@ -26,12 +26,13 @@ class _Member:
 
     _count = 0
 
-    def __init__(self, nodes: NodePool, replica: int, device: str, host: str, address: str) -> None:
+    def __init__(self, nodes: NodePool, row: dict[str, Any]) -> None:
+        """``row``: as metadata describes the replica."""
         _Member._count -= 1
-        self.key: UserKey = (replica, _Member._count)
-        self.replica = replica
-        self.link = nodes.link(device, host, address)
-        self.target = Target(self.link, replica)
+        self.replica: int = row["replica"]
+        self.key: UserKey = (self.replica, _Member._count)
+        self.link = nodes.link(row["device"], row["host"], row["address"] or "")
+        self.target = Target(self.link, self.replica)
 
     def link_up(self, conn: Connection) -> None:
         self.target.readable = True
@@ -58,12 +59,10 @@ class ReadOnlyGroup:
         self.index: int = group["group"]
         self._nodes = nodes
         self._floor = floor
-        self.members = [
-            _Member(nodes, row["replica"], row["device"], row["host"], row["address"] or "")
-            for row in group["members"]
-        ]
+        self._version: int = group["version"]
+        self.members = [_Member(nodes, row) for row in group["members"]]
         targets = [member.target for member in self.members]
-        reader = GroupReader(
+        self._reader = reader = GroupReader(
             self,
             targets,
             sweep,
@@ -73,6 +72,26 @@ class ReadOnlyGroup:
         self.read, self.look, self.read_from = reader.read, reader.look, reader.read_from
         for member in self.members:
             nodes.join(member, member.link)
+
+    def heard(self, group: dict[str, Any]) -> None:
+        """What metadata says of the group: where its members are, and which they are now. One that is none
+        any more may never hear of a later write, and is about to be dropped."""
+        rows = {row["replica"]: row for row in group["members"]}
+        if group["version"] > self._version:
+            self._version = group["version"]
+            known = {member.replica: member for member in self.members}
+            gone = [member for replica, member in known.items() if replica not in rows]
+            come = [_Member(self._nodes, row) for replica, row in rows.items() if replica not in known]
+            self.members = [*(known[each] for each in known if each in rows), *come]
+            self._reader.set_targets([member.target for member in self.members])
+            for member in come:
+                self._nodes.join(member, member.link)
+            for member in gone:
+                member.target.readable = False
+                self._nodes.leave(member, member.link)
+        for member in self.members:
+            if (row := rows.get(member.replica)) is not None:
+                member.link.move(row["address"] or "")
 
     def write(self, chunk: int, block: int, data: Buffer, done: Done, fua: bool) -> None:
         done(ReadOnly("attached read-only"))
@@ -117,6 +136,7 @@ class ReadOnlyGroup:
                     "host": member.link.host,
                     "device": member.link.device,
                     "replica": member.target.replica,
+                    "learner": False,
                     "state": member.link.trouble() or "current",
                     "behind": 0,
                 }

@@ -123,8 +123,13 @@ class GroupReader:
         self.source = source
         self.sweep = sweep
         self.repair = repair
+        self._rotation = rotation
+        self.set_targets(targets)
+
+    def set_targets(self, targets: Sequence[Target]) -> None:
+        """From now on these may be asked; requests on their way to another one end by themselves."""
         self.targets = list(targets)
-        self.order = preference([target.link.health for target in targets], rotation)
+        self.order = preference([target.link.health for target in targets], self._rotation)
         self.preferred = [self.targets[index] for index in self.order]
 
     def read(self, chunk: int, block: int, into: memoryview, done: Done) -> None:

@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from moorage.client.device import Done
+from moorage.client.membership import Membership, MetadataCall
 from moorage.client.nodes import NodeLink, NodePool, UserKey, boot_clock_ms
 from moorage.client.outcome import callback_failed
 from moorage.client.reads import GroupReader, ReadSweep, Target
@@ -30,7 +31,7 @@ from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
 from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Status, Writer
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Fenced, MoorageError, NoSpace, ProtocolError, Unavailable, violated
+from moorage.wire.errors import Fenced, MoorageError, NoSpace, ProtocolError, Unavailable
 from moorage.wire.frame import APPEND, ONEWAY
 from moorage.wire.log_messages import pack_append
 
@@ -59,6 +60,7 @@ class Shared:
     """What the sessions of one attachment have in common."""
 
     name: str
+    volume: int
     epoch: int
     writer: int
     capability: bytes
@@ -69,6 +71,7 @@ class Shared:
     wake: Callable[[], None]  # something is going on: tick fast
     suspect: Callable[[Fenced], None]  # a member says that there is a higher epoch
     broken: Callable[[Exception], None]  # a mistake of ours: nothing can go on
+    ask: MetadataCall  # about this volume
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -81,15 +84,16 @@ class Shared:
 class Member:
     """One replica of the group, and its device's link. A :class:`~moorage.client.nodes.LinkUser`."""
 
-    def __init__(self, group: GroupSession, replica: int, device: str, host: str, address: str) -> None:
-        self.key: UserKey = (replica, group.epoch)
-        self.replica = replica
-        self.host = host
+    def __init__(self, group: GroupSession, row: dict[str, Any]) -> None:
+        """``row``: as metadata describes the replica."""
+        self.replica: int = row["replica"]
+        self.key: UserKey = (self.replica, group.epoch)
+        self.host: str = row["host"]
         self.group = group
         self.session = 0  # of the SEAL that was answered on the connection that is up now
         self.sealed_ms = 0  # when it was answered
-        self.link: NodeLink = group.shared.pool.link(device, host, address)
-        self.target = Target(self.link, replica)
+        self.link: NodeLink = group.shared.pool.link(row["device"], row["host"], row["address"] or "")
+        self.target = Target(self.link, self.replica)
 
     @property
     def conn(self) -> Connection | None:
@@ -147,10 +151,9 @@ class GroupSession:
         self._queue: deque[_Queued] = deque()
         self._kicked = False
         self._busy = True
-        self.members = [
-            Member(self, row["replica"], row["device"], row["host"], row["address"] or "") for row in rows
-        ]
+        self.members = [Member(self, row) for row in rows]
         self._by_replica = {member.replica: member for member in self.members}
+        self.membership = Membership(self, group)
         self.reader = GroupReader(
             self,
             [member.target for member in self.members],
@@ -165,6 +168,39 @@ class GroupSession:
         for member in self.members:
             self.shared.pool.join(member, member.link)
         self.kick()
+
+    # -- members come and go ---------------------------------------------------------------------------
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A learner, which the core knows already."""
+        member = Member(self, row)
+        self._set_members([*self.members, member])
+        self.shared.pool.join(member, member.link)
+
+    def keep(self, replicas: Collection[int]) -> None:
+        """Let go of all others: the core has."""
+        for member in self.members:
+            if member.replica not in replicas:
+                member.target.readable = False
+                self.shared.pool.leave(member, member.link)
+        self._set_members([member for member in self.members if member.replica in replicas])
+        self.lease_changed()
+        self.kick()
+
+    def heard(self, group: dict[str, Any]) -> None:
+        """What metadata says of the group."""
+        self.membership.heard(group)
+        rows = {
+            row["replica"]: row for row in (*group["members"], *([group["wish"]] if group["wish"] else []))
+        }
+        for member in self.members:
+            if (row := rows.get(member.replica)) is not None:
+                member.link.move(row["address"] or "")
+
+    def _set_members(self, members: list[Member]) -> None:
+        self.members = members
+        self._by_replica = {member.replica: member for member in members}
+        self.reader.set_targets([member.target for member in members])
 
     # -- GroupLog ------------------------------------------------------------------------------------
 
@@ -185,10 +221,15 @@ class GroupSession:
         self.kick()
 
     def waiting_for(self) -> str:
-        troubles = [text for text in map(self._trouble, self.members) if text]
+        counting = [member for member in self.members if self._counts(member)]
+        troubles = [text for text in map(self._trouble, counting) if text]
         if not troubles:
             return ""
-        return f"waiting for {len(troubles)} of {len(self.members)}: {', '.join(troubles)}"
+        return f"waiting for {len(troubles)} of {len(counting)}: {', '.join(troubles)}"
+
+    def _counts(self, member: Member) -> bool:
+        """Whether it is in a configuration that is in force: a learner is waited for by nobody."""
+        return any(member.replica in members for members in self.writer.configurations)
 
     def _trouble(self, member: Member) -> str:
         """What keeps this member from counting, as in "host2 silent for 14 s"; "" when nothing does."""
@@ -202,8 +243,21 @@ class GroupSession:
     @property
     def settled(self) -> bool:
         """Whether a majority has applied all that is committed: it shows that to readers without a writer."""
-        peers = self.writer.peers.values()
-        return is_majority(peer.applied >= self.writer.commit for peer in peers)
+        peers, commit = self.writer.peers, self.writer.commit
+        return all(
+            is_majority(peers[replica].applied >= commit for replica in members)
+            for members in self.writer.configurations
+        )
+
+    @property
+    def in_step(self) -> bool:
+        """Whether every member that is connected has all, and has applied it."""
+        peers, commit = self.writer.peers, self.writer.commit
+        return all(
+            peers[member.replica].status is Status.STREAMING and peers[member.replica].applied >= commit
+            for member in self.members
+            if member.conn is not None
+        )
 
     # -- ReadSource ----------------------------------------------------------------------------------
 
@@ -331,7 +385,7 @@ class GroupSession:
                 member = self._by_replica[replica]
                 self._control(member, session, "node.copy", self._copy(member, order))
             case ConfigurationReady():
-                violated("a membership change that nobody asked for", group=self.index)
+                self.membership.ready()
 
     def _control(self, member: Member, session: int, method: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a control call in a task; its error goes to the core, which asks again later. An answer that
@@ -465,6 +519,7 @@ class GroupSession:
                     "host": member.host,
                     "device": member.link.device,
                     "replica": member.replica,
+                    "learner": not self._counts(member),
                     **self._progress(member),
                 }
                 for member in self.members

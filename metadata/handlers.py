@@ -16,7 +16,8 @@ from typing import Any, Final
 from moorage.metadata import limits, placement, records
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.directory import Directory
-from moorage.metadata.params import check_known, flag_of, remaining_s
+from moorage.metadata.moves import Moves
+from moorage.metadata.params import check_known, flag_of, number_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.replicated import Replicated
@@ -61,6 +62,7 @@ class Handlers:
         self._directory = directory
         self._runner = runner
         self._attachments = attachments
+        self._moves = Moves(replicated, directory, runner, attachments)
 
     def register(self, router: Router) -> None:
         for name, handler in self.methods().items():
@@ -79,6 +81,9 @@ class Handlers:
             "renew": self._attachments.renew,
             "note_fs": self._attachments.note_fs,
             "detach": self._attachments.detach,
+            "reconfigure": self.reconfigure,
+            "moves": self._moves.moves,
+            "check_departure": self._moves.check_departure,
             "current_epochs": self._attachments.current_epochs,
         }
         return {"describe": self.describe} | {name: self._led(handler) for name, handler in leading.items()}
@@ -246,6 +251,24 @@ class Handlers:
         volume = records.volume_by_name(self._replicated.kv, name)
         changed = await self._replicated.propose({"do": "resize", "volume": volume["id"], "size": size})
         return self._attachments.public(changed)
+
+    async def reconfigure(self, context: CallContext | None, params: Params) -> Reply:
+        """The holder of ``epoch``: a record is committed by the old members and by the new ones."""
+        check_known(params, "name", "volume", "group", "epoch", "version", "old", "new")
+        found, group, epoch, version, old, new = (
+            number_of(params, key) for key in ("volume", "group", "epoch", "version", "old", "new")
+        )
+        await self._replicated.read_barrier(remaining_s(context))
+        command = {"do": "reconfigure", "volume": found, "group": group, "epoch": epoch, "version": version}
+        await self._replicated.propose({**command, "replace": {"old": old, "new": new}, "now_ms": wall_ms()})
+        self._runner.start_volume(found)  # the old one is to be dropped
+        volume = records.volume_by_id(self._replicated.kv, found)
+        if volume is None:
+            raise NotFound(f"volume {params.get('name', found)!r} was deleted meanwhile")
+        text = f"volume {volume['name']} group {group}: replica {new:x} has taken the place of {old:x}"
+        self._directory.tell("moved", [volume["name"]], text)
+        changed: Reply = self._attachments.groups(volume)[group]
+        return changed
 
     async def delete_volume(self, context: CallContext | None, params: Params) -> Reply:
         """Returns when the name is free again and every device that answers has dropped its replicas."""

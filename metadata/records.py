@@ -101,6 +101,16 @@ def volumes(kv: KV) -> Iterator[dict[str, Any]]:
         yield volume
 
 
+def wishes(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its groups that are to have another member."""
+    return [group for group in volume["groups"] if group["wish"] is not None]
+
+
+def devices(volume: dict[str, Any]) -> set[str]:
+    """Where its replicas are; not those that are to come."""
+    return {member["device"] for group in volume["groups"] for member in group["members"]}
+
+
 def drops(kv: KV, volume: int) -> list[tuple[int, str, str]]:
     """(replica, device, host) of this volume's replicas that are still to be dropped."""
     prefix = drops_prefix(volume)

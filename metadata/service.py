@@ -27,11 +27,11 @@ from moorage.metadata.directory import Directory
 from moorage.metadata.handlers import Handlers
 from moorage.metadata.orders import NodeOrders
 from moorage.metadata.state import StateMachine
-from moorage.metadata.tasks.context import TaskContext
+from moorage.metadata.tasks.context import Leading, TaskContext
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.embed import EmbeddedService, Route
 from moorage.service.replicated import Replicated
-from moorage.wire.errors import Fatal, Invalid, MoorageError
+from moorage.wire.errors import DeadlineExceeded, Fatal, Invalid, MoorageError
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Router
 from moorage.wire.secret import ClusterSecret
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 LEASE_MS_DEFAULT: Final = 4000
 READ_LEASE_MS: Final = 1000
+REPAIR_AFTER_MS_DEFAULT: Final = 600_000
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class MetadataConfig:
     hello: Hello
     peers: Mapping[str, str]
     lease_ms: int = LEASE_MS_DEFAULT
+    repair_after_ms: int = REPAIR_AFTER_MS_DEFAULT
     create_timeout_s: float = 10.0  # for the replicas of a new volume; then it is rolled back
     join_interval_s: float = 10.0
     view_interval_s: float = 1.0
@@ -73,10 +75,11 @@ class MetadataService(EmbeddedService):
 
     kind: ClassVar[str] = "metadata"
 
-    def __init__(self, config: MetadataConfig) -> None:
+    def __init__(self, config: MetadataConfig, leading: Leading) -> None:
         super().__init__()
         config.validate()
         self.config = config
+        self._leading = leading
         self.directory = Directory(
             config.registry, group=config.group, hello=config.hello, secret=config.secret
         )
@@ -94,7 +97,16 @@ class MetadataService(EmbeddedService):
         )
         orders = NodeOrders(self.directory, group=config.group, hello=config.hello, secret=config.secret)
         self.runner = TaskRunner(
-            TaskContext(self.replicated, self.directory, orders, create_timeout_s=config.create_timeout_s)
+            TaskContext(
+                self.replicated,
+                self.directory,
+                orders,
+                leading,
+                call=lambda name: partial(self._call, name),
+                lapsed_ms=self.attachments.lapsed_ms,
+                create_timeout_s=config.create_timeout_s,
+                repair_after_ms=config.repair_after_ms,
+            )
         )
         self.handlers = Handlers(
             group=config.group,
@@ -156,8 +168,18 @@ class MetadataService(EmbeddedService):
             await asyncio.gather(self._joining, return_exceptions=True)
             self._joining = None
         await self.runner.stop()
+        await self._leading.close()
         await self.replicated.stop()
         await self.directory.close()
+
+    async def _call(self, name: str, method: str, params: dict[str, Any], timeout: float) -> Any:
+        """A call of ours to ourselves, as a client would make it."""
+        handler = self.handlers.methods()[method.removeprefix("metadata.")]
+        try:
+            async with asyncio.timeout(timeout):
+                return await handler(None, {"name": name, **params})
+        except TimeoutError:
+            raise DeadlineExceeded(f"{method} took longer than {timeout:.1f} s") from None
 
     def not_ready(self) -> list[str]:
         if self.replicated.failed is not None:
@@ -172,7 +194,7 @@ class MetadataService(EmbeddedService):
         return reasons
 
     def routes(self) -> list[Route]:
-        reading = ("describe", "status", "list_volumes", "show_volume")
+        reading = ("describe", "status", "list_volumes", "show_volume", "moves")
         writing = ("create_volume", "resize_volume", "delete_volume")
         methods = self.handlers.methods()
         calls = [("GET", name) for name in reading] + [("POST", name) for name in writing]

@@ -12,7 +12,7 @@ task may send again is idempotent.
 
 A volume: ``{id, name, size, replicas, durability, epoch, state, groups, created_ms, holder, writers,
 released, ended_ms, request}`` with ``groups: [{group, version, members: [{replica, device, host}],
-wish}]``, ``wish``: the ``{replica, device, host, replaces}`` of a replacement under way or None,
+wish}]``, ``wish``: ``{replica, device, host, replaces, why, since_ms}`` of a replacement under way or None,
 ``holder``: ``{host, pid, program, recovers, writer, since_ms}`` or None. ``writers`` are the ids of the last
 writers, the newest at the end: a detach sent again is told from a fenced one, and an attach that comes
 late from a new one. ``owner`` is the last of them that came to write, not only to recover (0: none yet).
@@ -254,9 +254,8 @@ class StateMachine:
     # -- configurations --------------------------------------------------------------------------------
 
     def _plan_replacement(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
-        """``{volume, group, version, old, device, host}`` -> the wish: a learner that may replace ``old``
-        later.
-        """
+        """``{volume, group, version, old, device, host, why, now_ms}`` -> the wish: a learner that may
+        replace ``old`` later."""
         volume, group = self._group(kv, command)
         wish = group["wish"]
         asked = (command["old"], command["device"], command["host"])
@@ -281,6 +280,8 @@ class StateMachine:
             "device": command["device"],
             "host": command["host"],
             "replaces": command["old"],
+            "why": command.get("why", ""),
+            "since_ms": command.get("now_ms", 0),
         }
         group["wish"] = wish
         self._load_device(kv, wish["device"], self._share(volume), +1)

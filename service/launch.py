@@ -47,6 +47,7 @@ class Settings:
     down_ms: int
     lease_ms: int
     read_lease_ms: int
+    repair_after_s: int
     drain_s: int
     log_level: str
 

@@ -419,6 +419,9 @@ class Replicated:
         ]
 
     async def _rpc_status(self, context: CallContext | None, params: dict[str, Any]) -> Any:
+        """``leader`` true: the leader's word, not that of any member."""
+        if params.get("leader") is True and not self.is_leader:
+            raise self._not_leader()
         return self.status()
 
     async def _rpc_add(self, context: CallContext | None, params: dict[str, Any]) -> Any:

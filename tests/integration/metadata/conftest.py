@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from moorage.client.repairer import Repairer
 from moorage.metadata import records
 from moorage.metadata import service as service_module
 from moorage.metadata.invariants import validate
@@ -331,7 +332,7 @@ class Cluster:
             create_timeout_s=self.create_timeout_s,
             view_interval_s=0.05,
         )
-        self.services[name] = MetadataService(config)
+        self.services[name] = MetadataService(config, Repairer(config.hello, SECRET))
         await self.services[name].start(self._routers[name])
 
     async def stop_member(self, name: str) -> None:

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from moorage.client.repairer import Repairer
 from moorage.metadata.service import MetadataConfig, MetadataService
 from moorage.service.http import HttpServer
 from moorage.wire.errors import (
@@ -158,5 +159,5 @@ def test_configuration_is_checked_before_anything_is_touched(
         "peers": {},
     }
     with pytest.raises(Invalid, match=says):
-        MetadataService(MetadataConfig(**{**fields, **change}))
+        MetadataService(MetadataConfig(**{**fields, **change}), Repairer(fields["hello"], secret))
     assert not (tmp_path / "d").exists()

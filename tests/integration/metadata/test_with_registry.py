@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from moorage.client.repairer import Repairer
 from moorage.metadata.service import MetadataConfig, MetadataService
 from moorage.registry.health import Timings
 from moorage.registry.service import RegistryConfig, RegistryService
@@ -77,7 +78,8 @@ class Host:
                 lease_ms=2000,
                 view_interval_s=0.1,
                 **common,
-            )
+            ),
+            Repairer(self.hello, SECRET),
         )
         await self.registry.start(self.router)
         await self.metadata.start(self.router)
