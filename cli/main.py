@@ -48,12 +48,15 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "csi": "moorage.cli.csi:csi",
     "demo": "moorage.cli.demo.main:demo",
     "demo-mysql": "moorage.cli.demo.databases.main:demo_mysql",
+    "device": "moorage.cli.places:device",
     "docker": "moorage.cli.docker:docker",
     "drill": DRILL,
     "dvdcli": "moorage.cli.dvdcli:dvdcli",
     "dvdi": DVDI,
+    "events": "moorage.cli.why:events",
     "health": "moorage.cli.health:health",
     "host": "moorage.cli.services:host",
+    "member": "moorage.cli.member:member",
     "metadata": "moorage.cli.services:metadata",
     "mount": "moorage.cli.mount:mount",
     "mounts": "moorage.cli.mount:mounts",
@@ -66,6 +69,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "umount": "moorage.cli.mount:umount",
     "up": "moorage.cli.up:up",
     "volume": "moorage.cli.volume:volume",
+    "why": "moorage.cli.why:why",
 }
 _HELP = {
     "bench": "Measure a volume, load it and verify what it reads, or measure how it is taken over.",
