@@ -13,6 +13,7 @@ from typing import Any
 
 from moorage.client.session import GroupSession
 from moorage.client.volume import Volume
+from moorage.metadata import records
 from moorage.metadata.service import MetadataService
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.service import NodeService
@@ -94,6 +95,22 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
                 )
                 blocks[chunk, block] = (lsn, total)
     return found
+
+
+def check_placed(cluster: SimCluster) -> None:
+    """Each device holds the replicas that metadata has placed there, and no others."""
+    leaders = [each for host in cluster.masters if (each := _service(host, MetadataService)) is not None]
+    (kv,) = [each.replicated.kv for each in leaders if each.replicated.is_leader]
+    placed: dict[str, set[int]] = defaultdict(set)
+    for volume in records.volumes(kv):
+        for group in volume["groups"]:
+            assert len({member["host"] for member in group["members"]}) == volume["replicas"]
+            for member in group["members"]:
+                placed[member["device"]].add(member["replica"])
+    for host in cluster.hosts:
+        store = store_of(host)
+        held, wanted = set(store.replicas), placed[store.config.device.hex()]
+        assert held == wanted, f"{host.name} holds {held}, metadata has placed {wanted} there"
 
 
 def check_identical(cluster: SimCluster, chunks: int) -> int:

@@ -133,7 +133,7 @@ async def deposed(scene: Scene) -> None:
     leader = scene.leader()
     if leader is None:
         return
-    others = [host for host in scene.cluster.hosts if host is not leader]
+    others = [host for host in scene.cluster.masters if host is not leader]
     name = f"d{scene.rng.randrange(10**9)}"
 
     async def knows(player: Player) -> None:
@@ -219,7 +219,7 @@ async def forger(scene: Scene) -> None:
 async def old_copy(scene: Scene) -> None:
     """A device's directory is replaced by a copy that is older than its last start, as from a backup, and is
     started: the registry refuses it. Then the right one comes back."""
-    host = scene.rng.choice(scene.cluster.hosts)
+    host = scene.rng.choice(scene.cluster.masters)
     if not host.ready:
         return
     directory = scene.cluster.world.directory

@@ -13,6 +13,7 @@ from typing import Any
 
 MIB = 1 << 20
 FAST_DISK_S = (50e-6, 1e-3)
+IMPATIENT = {"heartbeat_ms": "300", "suspect_ms": "700", "down_ms": "1000", "repair_after_s": "1"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Tunables:
     piece_bytes: int  # of a client's record or read
     copy_bytes: int  # of a pull
     groups: int  # of each volume
+    spares: int  # hosts that run nothing but a node: replicas can move
+    patience: dict[str, str]  # options of the services: how soon a silent device is down, and left
     disk_s: tuple[float, float]  # how long a write or a sync takes
 
     @classmethod
@@ -48,6 +51,8 @@ class Tunables:
             piece_bytes=rng.choice((16 << 10, MIB)),
             copy_bytes=rng.choice((64 << 10, MIB)),
             groups=rng.choice((1, 1, 2)),
+            spares=(spares := rng.choice((0, 0, 1, 2))),
+            patience=rng.choice((IMPATIENT, {})) if spares else {},
             disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
         )
 

@@ -82,6 +82,18 @@ class Workload:
                 await self._hold(client, cluster, rng.choice(free), rng)
             await asyncio.sleep(rng.uniform(0.01, 0.4))
 
+    async def operate(self, client: Client, cluster: Cluster) -> None:
+        """An operator, who empties one host after the other."""
+        rng = Random(f"{self._seed} {client.name} {client.lives}")
+        while not self.stopping:
+            await asyncio.sleep(rng.uniform(0.1, 1.5))
+            host = rng.choice(self.cluster.hosts).name
+            with contextlib.suppress(MoorageError):
+                if rng.random() < 0.6:
+                    await cluster.places.drain("host", host, force=rng.random() < 0.1)
+                else:
+                    await cluster.places.undrain("host", host)
+
     async def create(self, client: Client, cluster: Cluster, name: str, durability: str = "sync") -> None:
         operation = self._begin(client, "create", name)
         try:
