@@ -29,7 +29,9 @@ DRILL = {
     "bit-rot": "moorage.cli.drill.main:bit_rot",
     "full-disk": "moorage.cli.drill.main:full_disk",
     "host-loss": "moorage.cli.drill.main:host_loss",
+    "move": "moorage.cli.drill.main:move",
     "partition": "moorage.cli.drill.main:partition",
+    "repair": "moorage.cli.drill.main:repair",
     "silent-host": "moorage.cli.drill.main:silent_host",
     "zombie": "moorage.cli.drill.main:zombie",
 }

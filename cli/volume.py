@@ -9,6 +9,7 @@ import click
 from moorage.cli import output
 from moorage.cli.options import SIZE, cluster_command
 from moorage.client.cluster import Cluster
+from moorage.wire.errors import NotFound
 
 
 @click.group()
@@ -105,6 +106,30 @@ async def resize(cluster: Cluster, as_json: bool, name: str, size: int) -> None:
         output.emit_json({"name": name, "size": size})
     else:
         click.echo(f"{name} is {output.size(size)} now")
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--from", "off", required=True, metavar="HOST|DEVICE", help="Where it should leave.")
+@click.option("--to", default="", metavar="DEVICE", help="Where it should go; default: as placement says.")
+@cluster_command
+async def move(cluster: Cluster, as_json: bool, name: str, off: str, to: str) -> None:
+    """Move what volume NAME has on one host or device, also while it is written. It goes on by itself;
+    `moorage volume show NAME` says where it is, `moorage why NAME` how far."""
+    devices = await _devices_called(cluster, off)
+    on_it = {member["device"] for group in (await cluster.show(name)).groups for member in group["members"]}
+    moving = sum([await cluster.move(name, device, to=to) for device in devices if device in on_it])
+    if not moving:
+        raise NotFound(f"volume {name!r} has no replica on {off}: `moorage volume show {name}` says where")
+    if as_json:
+        output.emit_json({"name": name, "moving": moving})
+    else:
+        click.echo(f"{moving} replicas of {name} leave {off}")
+
+
+async def _devices_called(cluster: Cluster, name: str) -> list[str]:
+    view = await cluster.status()
+    return [name] if name in view["devices"] else await cluster.places.devices("host", name)
 
 
 @volume.command()

@@ -187,6 +187,12 @@ class Cluster:
         params = {"size": uri.parse_size(size)}
         return VolumeInfo.from_wire(await self._call_owner(name, "metadata.resize_volume", params))
 
+    async def move(self, name: str, device: str, *, to: str = "") -> int:
+        """Move what a volume has on a device to device ``to``, or to where placement says; how many replicas
+        are on their way. :meth:`show` tells when they are there. Raises NotFound, NotEnoughHosts."""
+        params = {"device": device, "to": to}
+        return int((await self._call_owner(name, "metadata.move_replica", params))["moves"])
+
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a volume and its data. Busy while somebody holds it, unless ``force``."""
         name = uri.parse(name).name

@@ -84,6 +84,7 @@ class Handlers:
             "reconfigure": self.reconfigure,
             "moves": self._moves.moves,
             "check_departure": self._moves.check_departure,
+            "move_replica": self._moves.move_replica,
             "current_epochs": self._attachments.current_epochs,
         }
         return {"describe": self.describe} | {name: self._led(handler) for name, handler in leading.items()}

@@ -14,7 +14,7 @@ until the new one does, whatever is decided here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from moorage.metadata import placement
@@ -28,6 +28,7 @@ FLAPPING_MS: Final = 3_600_000
 
 TURN: Final = "waits for its turn"
 DRAIN: Final = "drain"
+ASKED: Final = "asked"  # somebody wants this one replica elsewhere
 LOST: Final = "lost"  # refused for good, or its disk failed
 DOWN: Final = "down"
 
@@ -190,6 +191,41 @@ def decide(
     return made
 
 
+def move_off(
+    view: Mapping[str, Any],
+    volume: Mapping[str, Any],
+    provisioned: Mapping[str, int],
+    device: str,
+    to: str,
+) -> Decisions:
+    """Of one volume, replace what is on ``device``, by replicas on ``to`` where that may be, or anywhere."""
+    made = Decisions()
+    cluster = placement.cluster_from_view(view, provisioned)
+    for _, group in _groups([volume]):
+        for member in group["members"]:
+            if member["device"] != device or group["wish"] is not None:
+                continue
+            try:
+                place = _place(view, cluster, volume, group, member, Leaving(ASKED, "", to), apart=device)
+            except MoorageError as error:
+                made.blocked.append(_blocked(volume, group, member, error.message))
+                continue
+            made.moves.append(
+                Move(
+                    volume=volume["id"],
+                    name=volume["name"],
+                    group=group["group"],
+                    version=group["version"],
+                    old=member["replica"],
+                    off=member["host"],
+                    where=place,
+                    why=ASKED,
+                    text="that was asked for",
+                )
+            )
+    return made
+
+
 def out_of_step(
     volume: Mapping[str, Any], view: Mapping[str, Any], replicas: Mapping[int, Mapping[str, Any]]
 ) -> str:
@@ -284,9 +320,12 @@ def _place(
     group: Mapping[str, Any],
     member: Mapping[str, Any],
     why: Leaving,
+    apart: str = "",
 ) -> Choice:
-    """Where the new replica goes. Raises NotEnoughHosts or NoSpace. Of the other members, those that are lost
-    too are replaced later: their hosts stay taken until then."""
+    """Where the new replica goes, not to the device ``apart``. Raises NotEnoughHosts or NoSpace. Of the other
+    members, those that are lost too are replaced later: their hosts stay taken until then."""
+    if apart:
+        cluster = replace(cluster, devices=[each for each in cluster.devices if each.id != apart])
     others = [each["host"] for each in group["members"] if each["replica"] != member["replica"]]
     only = why.to if why.to and view["devices"].get(why.to, {}).get("host") not in others else ""
     return placement.place_replacement(

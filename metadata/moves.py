@@ -1,7 +1,6 @@
-"""What operators ask about replicas that move: what is under way, what is left on a device, what would be
-lost with it.
+"""What operators ask about replicas that move, and of one volume that they do.
 
-Owns the calls ``metadata.moves`` and ``metadata.check_departure``. It changes nothing.
+Owns the calls ``metadata.moves``, ``metadata.check_departure`` and ``metadata.move_replica``.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from moorage.metadata import healing, records
+from moorage.metadata import healing, limits, records
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.directory import Directory
 from moorage.metadata.params import check_known, flag_of, remaining_s
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.replicated import Replicated
-from moorage.wire.errors import Invalid
+from moorage.wire.errors import Invalid, NotEnoughHosts, NotFound
 from moorage.wire.rpc import CallContext
 
 Params = dict[str, Any]
@@ -75,6 +74,33 @@ class Moves:
             "why": wish.get("why", ""),
             "since_ms": wish.get("since_ms", 0),
             "led_by": led_by,
+        }
+
+    async def move_replica(self, context: CallContext | None, params: Params) -> Reply:
+        """What volume ``name`` has on ``device`` is to be elsewhere: on device ``to``, or where placement
+        says. May be repeated. Raises NotEnoughHosts or so when nothing of it can be placed."""
+        check_known(params, "name", "device", "to")
+        name = limits.check_name(params.get("name"))
+        (device,), to = _devices_of({"devices": [params.get("device")]}), params.get("to", "")
+        if not isinstance(to, str):
+            raise Invalid("to: give the id of a device")
+        await self._replicated.read_barrier(remaining_s(context))
+        volume = records.volume_by_name(self._replicated.kv, name)
+        records.check_ready(volume)
+        under_way = [
+            group
+            for group in records.wishes(volume)
+            for member in group["members"]
+            if (member["replica"], member["device"]) == (group["wish"]["replaces"], device)
+        ]
+        if not under_way and device not in records.devices(volume):
+            raise NotFound(f"volume {name!r} has no replica on device {device}")
+        made = await self._runner.healer.move(volume, device, to)
+        if made.blocked and not made.moves:
+            raise NotEnoughHosts(f"volume {name!r} cannot leave device {device}: {made.blocked[0].text}")
+        return {
+            "moves": len(made.moves) + len(under_way),
+            "blocked": [asdict(each) for each in made.blocked],
         }
 
     async def check_departure(self, context: CallContext | None, params: Params) -> Reply:

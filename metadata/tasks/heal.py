@@ -61,6 +61,15 @@ class Healer:
             except MoorageError as error:  # the registry or a majority is away: the next round will tell
                 log.info("nothing is moved for now: %s", error)
 
+    async def move(self, volume: dict[str, Any], device: str, to: str) -> healing.Decisions:
+        """Begin to move what the volume has on a device; what could not be placed is in the answer."""
+        context = self._context
+        view = await context.directory.fetch_view()
+        made = healing.move_off(view, volume, records.provisioned(context.replicated.kv), device, to)
+        for move in made.moves:
+            await self._begin(move)
+        return made
+
     async def _round(self) -> None:
         context = self._context
         self._flapping.look(context.directory.view, int(time.monotonic() * 1000))
