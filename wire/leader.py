@@ -3,7 +3,8 @@
 Owns one connection per candidate that it talked to. A call goes to the leader known last, then to where a
 NotLeader hint points, then round the candidates, until one answers or the deadline is over; then the error
 says whom it waited for, and why each did not answer. Must never: believe a peer that is another service, or
-try a call again whose outcome is unknown unless the caller said that this is harmless.
+try a call again whose outcome is unknown unless the caller said that this is harmless; say that a call had no
+effect when one of its attempts may have had one.
 """
 
 from __future__ import annotations
@@ -71,13 +72,21 @@ class LeaderClient:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         pause = PAUSE_FIRST_S
+        perhaps_done = False  # by an attempt whose outcome nobody knows
         while True:
             refused: MoorageError | None = None  # by everybody in this round: it will not get better
             others = False
-            for address in await self._order(end):
+            try:
+                order = await self._order(end)
+            except MoorageError as exc:
+                if perhaps_done:
+                    raise self._gave_up(method, timeout) from exc
+                raise
+            for address in order:
                 try:
                     return await self._follow(address, method, params, end)
                 except MoorageError as exc:
+                    perhaps_done |= exc.outcome == "unknown"
                     if isinstance(exc, ProtocolError | AuthenticationFailed):
                         refused = exc
                     elif _try_again(exc, idempotent):
@@ -86,7 +95,7 @@ class LeaderClient:
                         raise
                 if loop.time() >= end:
                     break
-            if refused is not None and not others:
+            if refused is not None and not others and not perhaps_done:
                 raise refused
             if loop.time() + pause >= end:
                 raise self._gave_up(method, timeout)
