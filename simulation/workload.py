@@ -22,9 +22,8 @@ from moorage.simulation.nbd import NbdVolume
 from moorage.wire.errors import ConnectionLost, MoorageError, NameTaken, NotFound
 
 MIB = 1 << 20
-CHUNK = 4 * MIB
 VOLUMES = ("v0", "v1")
-SIZE = 8 * MIB
+SIZE = 8 * MIB  # two chunks of the largest size
 SCRATCH = ("s0", "s1")  # names that come and go
 
 
@@ -60,9 +59,9 @@ class Workload:
         self._as_of: dict[Usable, float] = {}  # read-only attachments: what they read is not older
         self._seed = seed
         rng = Random(f"{seed} blocks")
-        blocks = SIZE // BLOCK_SIZE
+        blocks, chunk = SIZE // BLOCK_SIZE, cluster.tunables.chunk_size // BLOCK_SIZE
         # Some side by side, some at the edges of chunks and of the volume.
-        edges = [0, 1, CHUNK // BLOCK_SIZE - 1, CHUNK // BLOCK_SIZE, blocks - 1]
+        edges = [0, 1, chunk - 1, chunk, blocks // 2 - 1, blocks // 2, blocks - 1]
         start = rng.randrange(8, blocks - 20)
         self.blocks = sorted({*edges, *range(start, start + 5), rng.randrange(blocks), rng.randrange(blocks)})
 
@@ -277,8 +276,10 @@ class Workload:
         elif what < 0.8:
             await self._zero(client, volume, first, first + sectors, True)
         else:
-            first = rng.randrange(SIZE // CHUNK) * (CHUNK // SECTOR)
-            await self._zero(client, volume, first, first + CHUNK // SECTOR, True)
+            chunk = self.cluster.tunables.chunk_size // SECTOR
+            first = rng.randrange(SIZE // SECTOR // chunk) * chunk
+            end = min(first + rng.choice((1, 1, 2, 5)) * chunk, SIZE // SECTOR)
+            await self._zero(client, volume, first, end, True)
 
     # -- the record ------------------------------------------------------------------------------------------
 
