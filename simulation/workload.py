@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -139,8 +140,9 @@ class Workload:
                 await volume.detach()
 
     async def attach_to_read(self, client: Client, cluster: Cluster, name: str) -> Volume | None:
-        """What it reads may be as old as anything beside a writer. Where nobody held the volume, and nobody
-        came meanwhile, it sees all that had returned before."""
+        """Beside a writer it reads a prefix of that one's log: nothing older than what the last attach that
+        had returned found, and nothing that this one has lost. Where nobody held the volume, and nobody came
+        meanwhile, it sees all that had returned before."""
         began, timeout = self.cluster.world.loop.now, 5.0
         held = True
         with contextlib.suppress(MoorageError):
@@ -152,12 +154,13 @@ class Workload:
             self._end(operation)
             return None
         self._end(operation)
-        others = (each for each in self.history.operations if each.kind == "take" and each.name == name)
-        alone = all(
-            each.returned is not None and each.returned < began for each in others if each is not operation
-        )
+        takes = [each for each in self.history.operations if each.kind == "take" and each.name == name]
+        before = [each for each in takes if each.returned is not None and each.returned < began]
+        alone = len(before) == len(takes) - 1
         in_time = self.cluster.world.loop.now - operation.invoked < timeout - 1  # else it reads what it finds
-        self._as_of[volume] = operation.invoked if alone and in_time and not held else 0.0
+        begun = max((each.returned or 0.0 for each in before if each.found), default=0.0)
+        after = math.nextafter(begun, math.inf)  # at the same time would be beside it
+        self._as_of[volume] = operation.invoked if alone and in_time and not held else after
         return volume
 
     async def _hold(self, client: Client, cluster: Cluster, name: str, rng: Random) -> None:
