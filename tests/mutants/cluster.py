@@ -202,7 +202,7 @@ def any_copy_of_a_device_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_state, "check_start", lambda *args: None)
 
 
-@planted("cluster", "5 (read-only)", rare=True)
+@planted("cluster", "23", rare=True)
 def reader_recovers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only attachment of a volume that nobody holds reads what it finds."""
 
