@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -77,6 +78,7 @@ def _names(target: ast.expr) -> list[str]:
     return [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
+@cache
 def _modules() -> list[_Module]:
     return [_Module(path) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
