@@ -50,7 +50,7 @@ test-all: setup lint
 	@$(BIN)/python -m pytest -q -m "not mutants"
 
 mutants: setup
-	@$(BIN)/python -m tests.mutants --jobs 2 $(MUTANTS)
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.mutants --jobs 2 $(MUTANTS)
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet .

@@ -25,6 +25,7 @@ from moorage.client.readonly import ReadOnlyGroup
 from moorage.client.reads import ReadSweep
 from moorage.client.session import GroupSession, Shared
 from moorage.client.volume import Volume
+from moorage.quorum.record import Position
 from moorage.quorum.writer import TICK_MS, Phase
 from moorage.wire.errors import (
     Busy,
@@ -452,11 +453,12 @@ class ReadOnlyAttachment(Attachment):
         floors: dict[int, int],
     ) -> Volume:
         """``params``: what metadata was asked, and is asked again; ``floors``: the LSN of a group that its
-        reads must see."""
+        reads must see. They see what the writer of the epoch that metadata tells began with, in any case."""
+        self._nodes = nodes
         self._params = params
         self._sweep = ReadSweep(io_timeout)
         self._readers = [
-            ReadOnlyGroup(nodes, self._sweep, group, floors.get(group["group"], 0))
+            ReadOnlyGroup(nodes, self._sweep, group, Position(self.epoch, floors.get(group["group"], 0)))
             for group in attached["groups"]
         ]
         self._groups = self._readers
@@ -483,6 +485,13 @@ class ReadOnlyAttachment(Attachment):
         if attached["volume"]["id"] != self.volume_id:
             raise NotFound(f"volume {self.name!r} was deleted, and another one has its name")
         self._heard(attached["volume"]["size"], attached["groups"])
+        if not attached["holder_alive"] and self._waits():
+            await _recover(self._call, self._nodes, self._params["holder"], self._loop.time() + METADATA_S)
+
+    def _waits(self) -> bool:
+        """Whether a read finds no member that may answer: perhaps the writer died before it had begun."""
+        oldest = next(iter(self._sweep.reads), None)
+        return oldest is not None and self._loop.time() - oldest.started > RENEW_S
 
     async def resize(self, size: int) -> int:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")

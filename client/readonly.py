@@ -1,8 +1,12 @@
 """One replica group of a read-only attachment: no seal, no lease, no log of its own.
 
-Owns the floor below which reads of this group never go back: the greatest LSN that a read has shown, or to
-which the log was recovered when nobody held the volume. What is read is a prefix of the writer's log, beside
-a writer perhaps not the newest one.
+Owns the floor below which reads of this group never go back: the greatest position that a read has shown, or
+to which the log was recovered when nobody held the volume, and no earlier epoch than metadata told. What is
+read is a prefix of the writer's log, beside a writer perhaps not the newest one.
+
+Why the epoch: in ``writeback`` a member may have applied records that the power took from all others. If the
+next writer's recovery does not reach it, it knows of no loss, and its LSNs may be as great as the new ones.
+But its last record is of an earlier epoch than the barrier of that recovery.
 """
 
 from __future__ import annotations
@@ -12,12 +16,12 @@ from typing import Any
 from moorage.client.device import Done
 from moorage.client.nodes import AckFields, NackFields, NodePool, UserKey
 from moorage.client.reads import GroupReader, ReadSweep, Target
-from moorage.quorum.record import Buffer
+from moorage.quorum.record import Buffer, Position
 from moorage.wire.connection import Connection
 from moorage.wire.errors import Fenced, MoorageError, ReadOnly
+from moorage.wire.log_messages import PREFIX
 
 FOR_EVER_MS = 1 << 62
-READER_EPOCH = 0
 
 
 class _Member:
@@ -53,8 +57,8 @@ class _Member:
 class ReadOnlyGroup:
     """A :class:`~moorage.client.group.GroupLog` that refuses to write, and a source of reads."""
 
-    def __init__(self, nodes: NodePool, sweep: ReadSweep, group: dict[str, Any], floor: int) -> None:
-        self.epoch = READER_EPOCH
+    def __init__(self, nodes: NodePool, sweep: ReadSweep, group: dict[str, Any], floor: Position) -> None:
+        self.flags = PREFIX
         self.reads_until_ms = FOR_EVER_MS
         self.index: int = group["group"]
         self._nodes = nodes
@@ -105,11 +109,15 @@ class ReadOnlyGroup:
     def flush(self, done: Done) -> None:
         done(None)
 
-    def read_lsn(self, chunk: int) -> int:
-        return self._floor
+    @property
+    def epoch(self) -> int:
+        return self._floor.epoch
 
-    def showed(self, applied: int) -> None:
-        self._floor = max(self._floor, applied)
+    def read_lsn(self, chunk: int) -> int:
+        return self._floor.lsn
+
+    def showed(self, epoch: int, applied: int) -> None:
+        self._floor = max(self._floor, Position(epoch, applied))
 
     def refused_by(self, error: Fenced) -> None:
         """A prefix stays one, whoever writes."""
@@ -128,7 +136,7 @@ class ReadOnlyGroup:
         return {
             "group": self.index,
             "phase": "reading",
-            "commit": self._floor,
+            "commit": self._floor.lsn,
             "waiting_for": self.waiting_for(),
             "queued": 0,
             "members": [

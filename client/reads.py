@@ -29,7 +29,7 @@ from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.connection import Connection, Reply
 from moorage.wire.errors import Corrupt, Damaged, Fenced, Invalid, MoorageError, NoQuorum, ProtocolError
 from moorage.wire.frame import READ
-from moorage.wire.log_messages import HOLES, SUMS, pack_read, unpack_read_reply
+from moorage.wire.log_messages import HOLES, SUMS, pack_read, split_epoch, unpack_read_reply
 
 SWEEP_S = HEDGE_FLOOR_S / 2
 _xxh3 = xxhash.xxh3_64_intdigest
@@ -43,15 +43,19 @@ class ReadSource(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Goes with every request; 0: read-only."""
+        """Goes with every request."""
+
+    flags: int
+    """Of every request: PREFIX where the source has no epoch of its own."""
 
     reads_until_ms: int
     """Until when (boot clock) reads may be handed out."""
 
     def read_lsn(self, chunk: int) -> int: ...
 
-    def showed(self, applied: int) -> None:
-        """A read is handed out that shows the log up to there (read-only: never go back)."""
+    def showed(self, epoch: int, applied: int) -> None:
+        """A read is handed out that shows the log up to there: never go back. The epoch is that of the
+        record, where the source has none of its own."""
 
     def refused_by(self, error: Fenced) -> None: ...
 
@@ -195,7 +199,8 @@ class Attempt:
             len(into) // read.unit,
         )
         self.target.link.reading += len(into)
-        self.request_id = self.conn.request(READ, body, (), self.on_reply, into, flags=read.flags)
+        flags = read.flags | source.flags
+        self.request_id = self.conn.request(READ, body, (), self.on_reply, into, flags=flags)
 
     def send_late(self) -> None:
         """Its turn has come, if the read is not over."""
@@ -220,7 +225,10 @@ class Attempt:
             read.refused_by(self, reply)
             return
         link.health.answered(self.conn.last_received, self.sent_at)
+        epoch = 0
         try:
+            if read.group.source.flags:
+                reply.body, epoch = split_epoch(reply.body, reply.flags)
             applied, bad = read.check(reply, into)
         except ProtocolError as error:
             read.refused_by(self, error)
@@ -228,7 +236,7 @@ class Attempt:
         if bad:
             read.found_bad(self, bad)  # on that member's disk, or on the way
         else:
-            read.answered(self, applied)
+            read.answered(self, epoch, applied)
 
 
 class Read:
@@ -244,6 +252,7 @@ class Read:
         "block",
         "chunk",
         "done",
+        "epoch",
         "group",
         "into",
         "parked",
@@ -264,7 +273,7 @@ class Read:
         self.refused: list[Target] = []  # answered that they cannot, in this round
         self.bad_at: set[int] = set()  # replicas whose copy does not match its checksum
         self.parked = False  # the bytes are there, but no read lease runs
-        self.applied = 0
+        self.epoch = self.applied = 0  # what it shows
 
     # -- asking --------------------------------------------------------------------------------------
 
@@ -358,12 +367,12 @@ class Read:
         if not self.attempts:
             self.ask_another(self.group.sweep.loop.time())
 
-    def answered(self, attempt: Attempt, applied: int) -> None:
+    def answered(self, attempt: Attempt, epoch: int, applied: int) -> None:
         if self.attempts:
             self._cancel_others()
         if attempt.into is not self.into:
             self.into[:] = attempt.into
-        self.applied = applied
+        self.epoch, self.applied = epoch, applied
         self.hand_out()
 
     def _cancel_others(self) -> None:
@@ -376,7 +385,7 @@ class Read:
         if boot_clock_ms() >= source.reads_until_ms:
             self.parked = True  # a frozen process that was thawed: perhaps the volume has another owner
             return
-        source.showed(self.applied)
+        source.showed(self.epoch, self.applied)
         self.end(None)
 
     def check(self, reply: Reply, into: memoryview) -> tuple[int, list[int]]:

@@ -261,13 +261,15 @@ class GroupSession:
 
     # -- ReadSource ----------------------------------------------------------------------------------
 
+    flags = 0
+
     def read_lsn(self, chunk: int) -> int:
         return self.writer.read_lsn(chunk)
 
     def lease_changed(self) -> None:
         self.reads_until_ms = 0 if self.failed is not None else self.writer.reads_until_ms()
 
-    def showed(self, applied: int) -> None:
+    def showed(self, epoch: int, applied: int) -> None:
         pass  # a writer's own acknowledgements say what a read must see
 
     def refused_by(self, error: Fenced) -> None:

@@ -187,6 +187,8 @@ class MetadataService(EmbeddedService):
         reasons = []
         if self.replicated.leader is None:
             reasons.append(f"group {self.config.group} has no leader: a majority of its members must be up")
+        elif not self.replicated.is_served:
+            reasons.append(f"group {self.config.group}: catching up with what it has committed")
         if not self.directory.joined:
             reasons.append(f"not known to the registry yet: {self.directory.last_error or 'asking'}")
         elif not records.admitted(self.replicated.kv):

@@ -104,9 +104,9 @@ class RegistryService(EmbeddedService):
     def not_ready(self) -> list[str]:
         if not self._started:
             return ["opening its state"]
-        if self._handlers.serving or (self.group.leader is not None and not self.group.is_leader):
+        if self._handlers.serving or (self.group.is_served and not self.group.is_leader):
             return []
-        if self.group.is_leader:
+        if self.group.leader is not None:  # it is the one
             return ["catching up with what its group has committed"]
         if not self.group.status()["born"]:
             members = ", ".join(f"{each['name']} at {each['address']}" for each in self.group.members)

@@ -19,8 +19,9 @@ from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.service import NodeService
 from moorage.node.store import Store
 from moorage.quorum.counting import Phase
-from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, block_sum
+from moorage.quorum.record import BLOCK_SIZE, block_sum
 from moorage.registry.service import RegistryService
+from moorage.simulation.chunks import blocks_per_chunk
 from moorage.simulation.cluster import Host, SimCluster
 
 Contents = dict[tuple[int, int], dict[tuple[int, int], tuple[int, int]]]
@@ -83,7 +84,7 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
     for identity, replica in store.replicas.items():
         blocks = found[replica.info.volume, replica.info.group]
         for chunk in range(chunks):
-            cells = store.index.find(replica.table, chunk, 0, BLOCKS_PER_CHUNK)
+            cells = store.index.find(replica.table, chunk, 0, blocks_per_chunk())
             for block, (location, total, lsn) in enumerate(cells):
                 if not location:
                     continue
@@ -150,7 +151,7 @@ def _leaked(store: Store, host: Host, chunks: int) -> str:
     for replica in store.replicas.values():
         replica.validate()
         for chunk in range(chunks):
-            for location, _, _ in store.index.find(replica.table, chunk, 0, BLOCKS_PER_CHUNK):
+            for location, _, _ in store.index.find(replica.table, chunk, 0, blocks_per_chunk()):
                 if location:
                     alive[location >> OFFSET_BITS] += BLOCK_SIZE
     counted = {number: count for number, count in store.index.live.items() if count}

@@ -20,7 +20,7 @@ from moorage.simulation.cluster import Client, SimCluster, staged
 from moorage.simulation.history import SECTOR
 from moorage.simulation.nemesis import LOSING, Fault, Nemesis, draw_plan
 from moorage.simulation.tunables import IMPATIENT, Tunables
-from moorage.simulation.workload import CHUNK, SCRATCH, SIZE, VOLUMES, Workload
+from moorage.simulation.workload import SCRATCH, SIZE, VOLUMES, Workload
 from moorage.simulation.world import World, bury, world
 from moorage.wire.errors import MoorageError
 
@@ -246,7 +246,7 @@ class _Play:
         return not (moves.moves or drops or waiting)
 
     def _judge(self) -> None:
-        chunks = SIZE // CHUNK
+        chunks = SIZE // self.cluster.tunables.chunk_size
         self.outcome.operations = len(self.workload.history.operations)
         self.outcome.answered = self.workload.done
         self.outcome.keys = self.workload.history.check()
@@ -265,4 +265,6 @@ class _Play:
         self._until(self._no_leak, SPACE_S, "space that nothing refers to is not counted as live")
 
     def _no_leak(self) -> bool:
-        return self.loop.events % 5000 == 0 and not checks.leaked(self.cluster, SIZE // CHUNK)
+        return self.loop.events % 5000 == 0 and not checks.leaked(
+            self.cluster, SIZE // self.cluster.tunables.chunk_size
+        )

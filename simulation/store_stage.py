@@ -17,6 +17,7 @@ from moorage.node import replica as replica_module
 from moorage.node import segment as segment_module
 from moorage.node import store as store_module
 from moorage.node.store import Store
+from moorage.simulation.chunks import SIZES, chunk_patches
 from moorage.simulation.disk import Device, SimLane
 from moorage.simulation.loop import SimLoop
 
@@ -56,6 +57,7 @@ def staged(loop: SimLoop, device: Device, segment_size: int, is_quiet: Callable[
         (replica_module, "TAIL_KEPT", rng.choice((0, 16, 1024)) - 60),
         (segment_module, "DIRECT_BYTES", rng.choice((8, 256)) * KIB),
         (segment_module, "DIRECT_PIECE", 4 * KIB),
+        *chunk_patches(rng.choice(SIZES)),
     ]
     if rng.random() < 0.3:
         small.append((reader_module, "Lane", _SlowLane))

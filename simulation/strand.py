@@ -192,6 +192,55 @@ async def laggard(scene: Scene) -> None:
     scene.play(scene.other, reads, near=host.name)
 
 
+async def fork(scene: Scene) -> None:
+    """Two hosts have what a holder wrote last; one of them loses it with its power, as the holder does, and
+    the other one, which has applied it, cannot be reached by the next holder: only by a reader."""
+    if scene.workload.history.durability[scene.volume] != "writeback":
+        return
+    kept = scene.follower()
+    hosts = [host for host in scene.cluster.hosts if host is not kept]
+    losing, missing = hosts if checks.leads_metadata(hosts[1]) else hosts[::-1]
+    last = next(each for each in scene.cluster.clients if each not in (scene.one, scene.other))
+
+    async def writes(player: Player) -> None:
+        volume = await player.attach()
+        if volume is not None:
+            await player.write_all(volume)
+            if await player.flush(volume):
+                losing.device.latency_s = (1.0, 1.0)
+                scene.cut([scene.one], [missing])
+                await player.write_all(volume)
+                scene.held = True
+
+    async def begins(player: Player) -> None:
+        volume = await _takes(player)
+        if volume is not None:
+            await player.read_all(volume)
+            await player.write(volume, scene.blocks[0])
+            scene.done = True
+            await player.until(lambda: False)
+            await player.leave(volume)
+
+    async def reads(player: Player) -> None:
+        volume = await player.look()
+        if volume is not None:
+            for _ in range(3):
+                await player.read_all(volume)
+            await player.leave(volume)
+
+    scene.play(scene.one, writes)
+    scene.play(last, begins)
+    await scene.until(lambda: scene.held)
+    await scene.sleep(0.05)  # it hears that all is committed
+    losing.lose_power()
+    scene.one.lose_power()
+    losing.device.latency_s = scene.cluster.tunables.disk_s
+    scene.cut([kept], [each for each in scene.cluster.machines if each not in (kept, scene.other)])
+    scene.parted = True
+    await scene.until(lambda: scene.done)
+    scene.play(scene.other, reads, near=kept.name)
+
+
 async def forger(scene: Scene) -> None:
     """Somebody who may only read asks a device to promise an epoch that metadata has given to nobody."""
 
@@ -252,12 +301,13 @@ PLOTS: dict[str, tuple[Plot, float]] = {  # and how long each needs
     "flushed": (flushed, 3.4),
     "deposed": (deposed, 3.4),
     "laggard": (laggard, 3.2),
+    "fork": (fork, 4.6),
     "forger": (forger, 0.5),
     "old copy": (old_copy, 2.6),
 }
 
 
 def strand(kind: str, nemesis: Nemesis, workload: Workload, rng: Random) -> Callable[[], None]:
-    scene = Scene(nemesis, workload, rng, "writeback" if kind == "flushed" else "")
+    scene = Scene(nemesis, workload, rng, "writeback" if kind in ("flushed", "fork") else "")
     scene.begin(PLOTS[kind][0])
     return scene.end

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -22,9 +23,8 @@ from moorage.simulation.nbd import NbdVolume
 from moorage.wire.errors import ConnectionLost, MoorageError, NameTaken, NotFound
 
 MIB = 1 << 20
-CHUNK = 4 * MIB
 VOLUMES = ("v0", "v1")
-SIZE = 8 * MIB
+SIZE = 8 * MIB  # two chunks of the largest size
 SCRATCH = ("s0", "s1")  # names that come and go
 
 
@@ -60,9 +60,9 @@ class Workload:
         self._as_of: dict[Usable, float] = {}  # read-only attachments: what they read is not older
         self._seed = seed
         rng = Random(f"{seed} blocks")
-        blocks = SIZE // BLOCK_SIZE
+        blocks, chunk = SIZE // BLOCK_SIZE, cluster.tunables.chunk_size // BLOCK_SIZE
         # Some side by side, some at the edges of chunks and of the volume.
-        edges = [0, 1, CHUNK // BLOCK_SIZE - 1, CHUNK // BLOCK_SIZE, blocks - 1]
+        edges = [0, 1, chunk - 1, chunk, blocks // 2 - 1, blocks // 2, blocks - 1]
         start = rng.randrange(8, blocks - 20)
         self.blocks = sorted({*edges, *range(start, start + 5), rng.randrange(blocks), rng.randrange(blocks)})
 
@@ -152,8 +152,9 @@ class Workload:
                 await volume.detach()
 
     async def attach_to_read(self, client: Client, cluster: Cluster, name: str) -> Volume | None:
-        """What it reads may be as old as anything beside a writer. Where nobody held the volume, and nobody
-        came meanwhile, it sees all that had returned before."""
+        """Beside a writer it reads a prefix of that one's log: nothing older than what the last attach that
+        had returned found, and nothing that this one has lost. Where nobody held the volume, and nobody came
+        meanwhile, it sees all that had returned before."""
         began, timeout = self.cluster.world.loop.now, 5.0
         held = True
         with contextlib.suppress(MoorageError):
@@ -165,12 +166,13 @@ class Workload:
             self._end(operation)
             return None
         self._end(operation)
-        others = (each for each in self.history.operations if each.kind == "take" and each.name == name)
-        alone = all(
-            each.returned is not None and each.returned < began for each in others if each is not operation
-        )
+        takes = [each for each in self.history.operations if each.kind == "take" and each.name == name]
+        before = [each for each in takes if each.returned is not None and each.returned < began]
+        alone = len(before) == len(takes) - 1
         in_time = self.cluster.world.loop.now - operation.invoked < timeout - 1  # else it reads what it finds
-        self._as_of[volume] = operation.invoked if alone and in_time and not held else 0.0
+        begun = max((each.returned or 0.0 for each in before if each.found), default=0.0)
+        after = math.nextafter(begun, math.inf)  # at the same time would be beside it
+        self._as_of[volume] = operation.invoked if alone and in_time and not held else after
         return volume
 
     async def _hold(self, client: Client, cluster: Cluster, name: str, rng: Random) -> None:
@@ -289,8 +291,10 @@ class Workload:
         elif what < 0.8:
             await self._zero(client, volume, first, first + sectors, True)
         else:
-            first = rng.randrange(SIZE // CHUNK) * (CHUNK // SECTOR)
-            await self._zero(client, volume, first, first + CHUNK // SECTOR, True)
+            chunk = self.cluster.tunables.chunk_size // SECTOR
+            first = rng.randrange(SIZE // SECTOR // chunk) * chunk
+            end = min(first + rng.choice((1, 1, 2, 5)) * chunk, SIZE // SECTOR)
+            await self._zero(client, volume, first, end, True)
 
     # -- the record ------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from moorage.node.handlers import Handlers
 from moorage.node.log import Log
 from moorage.quorum.counting import Phase
 from moorage.quorum.member import Member
+from moorage.quorum.record import Position
 from moorage.registry import state as registry_state
 from moorage.service.replicated import Replicated
 from moorage.simulation.nemesis import draw_strands
@@ -201,7 +202,7 @@ def any_copy_of_a_device_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_state, "check_start", lambda *args: None)
 
 
-@planted("cluster", "5 (read-only)", rare=True)
+@planted("cluster", "23", rare=True)
 def reader_recovers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only attachment of a volume that nobody holds reads what it finds."""
 
@@ -209,6 +210,16 @@ def reader_recovers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return {}
 
     monkeypatch.setattr(attachment, "_recover", recover)
+
+
+@planted("cluster", "13 (read-only)", rare=True)
+def reader_takes_any_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node shows a reader without an epoch what it has applied, though a recovery may have lost it."""
+
+    def may_show(self: Member, position: Position) -> int | None:
+        return position.lsn if self.whole and position.lsn <= self.state.commit else None
+
+    monkeypatch.setattr(Member, "may_show", may_show)
 
 
 @planted(

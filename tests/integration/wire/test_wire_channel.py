@@ -338,6 +338,30 @@ async def test_candidates_may_be_looked_up_anew(members: list[Member]) -> None:
         await client.call("add", {"n": 1})
 
 
+async def test_what_may_have_been_done_stays_unknown_when_no_candidate_is_known_any_more(
+    members: list[Member],
+) -> None:
+    rounds = 0
+
+    async def candidates() -> list[str]:
+        nonlocal rounds
+        rounds += 1
+        if rounds > 1:
+            await asyncio.sleep(DEADLINE_S)  # nobody says where the service is
+        return [members[1].address]
+
+    members[1].deaf = True
+    client = client_of(members, addresses=candidates)
+    with pytest.raises(Unavailable) as caught:
+        await client.call("add", {"n": 1}, timeout=0.3)
+    assert members[1].added and caught.value.outcome == "unknown"
+    rounds = 1  # this time nobody was asked at all
+    with pytest.raises(Unavailable) as caught:
+        await client.call("add", {"n": 2}, timeout=0.1)
+    assert caught.value.outcome == "not_done"
+    await client.close()
+
+
 # -- discovery -----------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from moorage.quorum import member as members
+from moorage.quorum.history import epoch_at
 from moorage.quorum.lease import GrantedLease
 from moorage.quorum.member import Member
 from moorage.quorum.orders import Append, Apply, Note, Sync
-from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sums, decode_batch, encode_head
+from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record, block_sums, decode_batch, encode_head
 from moorage.quorum.state import MemberState
 from moorage.wire import log_messages as messages
 from moorage.wire.connection import Connection
@@ -242,7 +243,12 @@ class MemoryDevice:
         self.reads += 1
         if self.refuse_reads is not None:
             raise self.refuse_reads
-        code = replica.core.may_read(epoch, lsn)
+        prefix = flags & messages.PREFIX
+        if prefix:
+            shows = replica.core.may_show(Position(epoch, lsn)) is not None
+            code = members.OK if shows else members.BEHIND
+        else:
+            code = replica.core.may_read(epoch, lsn)
         if code == members.FENCED:
             raise Fenced("promised higher", promised=replica.core.state.epoch)
         if code != members.OK:
@@ -252,17 +258,19 @@ class MemoryDevice:
         found = [replica.blocks.get(at, (0, bytes(BLOCK_SIZE))) for at in range(first, first + count)]
         sums = b"".join(found_sum.to_bytes(8, "little") for found_sum, _ in found)
         reply = messages.pack_read_reply(replica.applied, count, sums)
+        if prefix:
+            reply += epoch_at(replica.core.state.history, replica.applied).to_bytes(8, "little")
         if not any(found_sum for found_sum, _ in found):
-            conn.reply(request_id, READ, reply, (), messages.HOLES)
+            conn.reply(request_id, READ, reply, (), prefix | messages.HOLES)
             return
         if flags & messages.SUMS:
-            conn.reply(request_id, READ, reply)
+            conn.reply(request_id, READ, reply, (), prefix)
             return
         data = bytearray(b"".join(block_data for _, block_data in found))
         for at in range(count):
             if first + at in self.flip:
                 data[at * BLOCK_SIZE] ^= 1
-        conn.reply(request_id, READ, reply, [bytes(data)])
+        conn.reply(request_id, READ, reply, [bytes(data)], prefix)
 
     def heartbeat(
         self, conn: Connection, flags: int, request_id: int, body: memoryview, payload: memoryview

@@ -536,6 +536,57 @@ async def test_read_only_without_a_writer_shows_what_was_acknowledged_last(
     await reader.pool.close()
 
 
+async def test_a_reader_does_not_see_what_the_recovery_of_the_writer_beside_it_has_lost(
+    memory_cluster: Make,
+) -> None:
+    """In writeback: one member has applied what was lost everywhere else, and only the reader reaches it."""
+    cluster = await memory_cluster(groups=1, sync=False)
+    dying, writer, reader = Client(cluster), Client(cluster), Client(cluster)
+    former = await dying.attach()
+    await former.write(0, b"lost")
+    await until(cluster.agrees)
+    await former.detach()
+    forked, *others = cluster.devices
+    await forked.stop()
+    for identity, device in enumerate(others, 2):
+        device.create(identity, sync=False)  # as if nothing had been synced there
+    volume = await writer.attach()
+    await volume.write(0, b"kept")
+    await volume.detach()
+    await forked.start()
+    cluster.held = True  # that writer is still there, and does not reach it
+    commits = {device.replicas[at].core.state.commit for at, device in enumerate(cluster.devices, 1)}
+    assert commits == {2}
+    async with await reader.attach(read_only=True, io_timeout=0.3) as copy:
+        assert await copy.read(0, 4) == b"kept"
+        with pytest.raises(NoQuorum):
+            await copy.read_from("host0", 0, 4096)
+    for client in (dying, writer, reader):
+        await client.pool.close()
+
+
+async def test_a_read_waits_for_a_writer_that_died_before_it_had_begun(
+    memory_cluster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachment, "RENEW_S", 0.05)
+    cluster = await memory_cluster(groups=1)
+    writer, reader = Client(cluster), Client(cluster)
+    volume = await writer.attach()
+    await volume.write(0, b"seen")
+    await until(cluster.agrees)
+    await volume.detach()
+    cluster.epoch += 1  # somebody has attached, and died before its first SEAL
+    cluster.held = True
+    async with await reader.attach(read_only=True) as copy:
+        reading = asyncio.create_task(copy.read(0, 4))
+        await asyncio.sleep(0.3)
+        assert not reading.done()
+        cluster.held = False  # its lease is over
+        assert await reading == b"seen"
+    await writer.pool.close()
+    await reader.pool.close()
+
+
 async def test_read_only_without_a_majority_says_whom_it_waits_for(memory_cluster: Make) -> None:
     cluster = await memory_cluster(groups=1)
     client = Client(cluster)
