@@ -25,10 +25,11 @@ import xxhash
 
 from moorage.client import config as configuration
 from moorage.client import uri
-from moorage.client.attachment import Attachment, Succession, after_the_lease
+from moorage.client.attachment import Attachment, after_the_lease
 from moorage.client.mount_table import MountTable
 from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
+from moorage.client.succession import Succession
 from moorage.client.volume import Volume
 from moorage.wire import discovery
 from moorage.wire.errors import Invalid, MoorageError, NameTaken, NotFound, Unavailable

@@ -91,8 +91,7 @@ def serves_one_group_before_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
         real(self)
         if not self._serving.done() and any(s.writer.phase is Phase.SERVING for s in self._sessions):
             for each in self._sessions:
-                each.serving = True
-                each.kick()
+                each.serve()
             self._serving.set_result(None)
 
     monkeypatch.setattr(WriterAttachment, "_moved", moved)
