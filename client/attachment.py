@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from moorage.client.nodes import NodePool, boot_clock_ms
 from moorage.client.outcome import fresh
@@ -38,6 +38,8 @@ from moorage.wire.errors import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RENEW_S = 1.0
 RENEW_TIMEOUT_S = 3.0
@@ -450,10 +452,11 @@ async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*calls)
 
 
-async def after_the_lease(opening: Callable[[], Awaitable[Volume]], wait: float) -> Volume:
-    """Attach; while another holder's lease runs, wait ``wait`` seconds for its end. One that renews its lease
-    lives, and is not waited for: it is told apart by the second time that more of the lease is left than can
-    be (the first may be a new leader of metadata, who gives every holder a whole one)."""
+async def after_the_lease(opening: Callable[[], Awaitable[T]], wait: float) -> T:
+    """Attach (or whatever raises Busy with ``remaining_ms``); while another holder's lease runs, wait up to
+    ``wait`` seconds for its end. One that renews its lease lives, and is not waited for: it is told apart by
+    the second time that more of the lease is left than can be (the first may be a new leader of metadata, who
+    gives every holder a whole one)."""
     now = asyncio.get_running_loop().time
     end, ends, renewals = now() + wait, float("inf"), 0
     while True:

@@ -48,8 +48,9 @@ NOTE_MAX = 256
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None;
-    ``fs`` is ``{"type", "state"}`` of the file system that mounts made or are to make of it, or None."""
+    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None, and
+    ``lease_left_ms`` for how long nobody takes it over unasked, unless it renews; ``fs`` is ``{"type",
+    "state"}`` of the file system that mounts made or are to make of it, or None."""
 
     id: int
     name: str
@@ -62,6 +63,7 @@ class VolumeInfo:
     created_ms: int
     holder: dict[str, Any] | None
     holder_alive: bool
+    lease_left_ms: int
     fs: dict[str, str] | None
 
     @classmethod

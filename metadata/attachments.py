@@ -205,7 +205,8 @@ class Attachments:
         self._leases.end(volume, EPOCH_MAX)
 
     def public(self, volume: Params) -> Reply:
-        return {**records.public(volume), "holder_alive": self._alive(volume)}
+        left_ms = max(0, self._remaining_ms(volume))
+        return {**records.public(volume), "holder_alive": left_ms > 0, "lease_left_ms": left_ms}
 
     def _alive(self, volume: Params) -> bool:
         return self._remaining_ms(volume) > 0

@@ -25,6 +25,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from moorage.client.attachment import after_the_lease
 from moorage.client.cluster import Cluster, connect
 from moorage.client.device import BlockDevice, Done
 from moorage.client.succession import Succession, new_writer
@@ -137,7 +138,7 @@ class MountDaemon:
             )
         self._enter("attaching")
         if record.read_only:
-            await self._check_at_rest(cluster)
+            await after_the_lease(lambda: self._check_at_rest(cluster), record.wait)
         while True:
             former = tuple(status.writers)
             writer = new_writer()
@@ -174,7 +175,8 @@ class MountDaemon:
         if info.has_writer and info.holder is not None:
             raise Busy(
                 f"volume {info.name!r} is held by {info.holder['program']} on {info.holder['host']}: a file "
-                "system that changes underneath cannot be read; unmount it there first"
+                "system that changes underneath cannot be read; unmount it there first",
+                remaining_ms=info.lease_left_ms,
             )
 
     async def _hold(self, cluster: Cluster, volume: Volume) -> None:

@@ -236,7 +236,8 @@ async def test_readers_on_two_hosts_at_once(
     code, _, err = await other.run("mount", name, str(other.point()), "--read-only")
     assert code != 0 and "a file system that changes underneath cannot be read" in err
     await host.unmount(name)
-    for reader in (host, other):
+    await (await cluster.attach(name)).detach(keep=True)  # dead, as far as metadata knows
+    for reader in (host, other):  # the first one waits for the end of its lease
         await reader.mount(name, "--read-only")
         assert (reader.point() / "file").read_text() == "for all"
         with pytest.raises(OSError, match="Read-only"):
