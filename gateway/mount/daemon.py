@@ -272,7 +272,7 @@ class MountDaemon:
         await filesystem.mount(kind, device, record.target, record.options, record.read_only)
         if grows and kind == "xfs":
             await filesystem.grow(kind, device, record.target)
-        await self._way.settle(device)
+        await self._way.settle(self._place, device)
 
     async def _format(self, volume: Volume, kind: str) -> None:
         """The state "formatting" is committed before, and "ready" after: a host that dies in between leaves
