@@ -31,6 +31,8 @@ class Tunables:
     copy_bytes: int  # of a pull
     groups: int  # of each volume
     disk_s: tuple[float, float]  # how long a write or a sync takes
+    lease_ms: int  # of a holder with metadata
+    recovery_grace_ms: int  # a reader waits so much longer
 
     @classmethod
     def draw(cls, rng: Random) -> Tunables:
@@ -49,10 +51,13 @@ class Tunables:
             copy_bytes=rng.choice((64 << 10, MIB)),
             groups=rng.choice((1, 1, 2)),
             disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
+            lease_ms=rng.choice((2200, 2200, 4000)),
+            recovery_grace_ms=rng.choice((0, 300, 2000)),
         )
 
     def patches(self) -> list[tuple[Any, str, Any]]:
         from moorage.client import front, session
+        from moorage.metadata import attachments
         from moorage.node import copying, replica, service, superblock
         from moorage.node.store import StoreConfig
         from moorage.quorum.writer import Writer
@@ -78,4 +83,5 @@ class Tunables:
             (service, "StoreConfig", store_config),
             (replicated, "LOG_KEEP", self.raft_log_keep),
             (replica, "TAIL_KEPT", self.tail_kept),
+            (attachments, "RECOVERY_GRACE_MS", self.recovery_grace_ms),
         ]
