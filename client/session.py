@@ -51,6 +51,7 @@ BATCH_BYTES = 2 << 20  # data of one APPEND; a frame may carry 8 MiB, and one re
 QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps the rest
 TAIL_BYTES = 4 << 20
 CURRENT_RECORDS = 256
+ROOM_S = 30.0  # a discard could make room, but waits behind this: not for ever
 CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
 
 _WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
@@ -151,6 +152,7 @@ class GroupSession:
         self._rest: Rest | None = None  # of an epoch that is over, until the next one serves
         self._again = 0  # at the head of the queue: what is issued again
         self._again_end = 0  # LSN of the last of it
+        self._room_until = 0.0  # loop time until which what was acknowledged waits for room
         self._kicked = False
         self._busy = True
         self._begin(group)
@@ -267,17 +269,22 @@ class GroupSession:
         if lsn == WAIT:
             return False
         if lsn == NO_SPACE:
-            self._refuse(done)
-        elif stable_later:
+            return self._refused(done)
+        if stable_later:
             self.writer.flush(done, lsn)
         return True
 
-    def _refuse(self, done: Done | None) -> None:
+    def _refused(self, done: Done | None) -> bool:
+        """There is no room for a record; False when it waits for room all the same."""
         error = NoSpace(self._no_space())
         if done is not None:
             self._tell(done, error)
-        else:  # it was acknowledged in a former epoch
-            self.writer.ended = AttachmentLost(f"what was acknowledged cannot be issued again: {error}")
+            return True
+        # It was acknowledged in a former epoch. Devices that have just started may have room again soon.
+        if self._loop.time() < self._room_until:
+            return False
+        self.writer.ended = AttachmentLost(f"what was acknowledged cannot be issued again: {error}")
+        return True
 
     def _no_space(self) -> str:
         hosts = ", ".join(member.host for member in self.members)
@@ -478,6 +485,7 @@ class GroupSession:
             there, again = self._rest.divide(self.writer)
             self._queue.extendleft(reversed(again))
             self._again += len(again)
+            self._room_until = self._loop.time() + ROOM_S
             self._rest = None
         self.serving = True
         for done in there:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moorage.client import succession
+from moorage.client import session, succession
 from moorage.client.attachment import Attachment
 from moorage.client.nodes import NodePool
 from moorage.client.succession import Lives, Rest, Succession
@@ -91,6 +91,14 @@ def written(cluster: Any, data: bytes) -> list[int]:
         )
         for device in cluster.devices
     ]
+
+
+def give_room(cluster: Any) -> None:
+    for device in cluster.devices:
+        device.full = False
+        for replica in device.replicas.values():
+            replica.core.grant(64 << 20, False)
+            replica.drain()
 
 
 async def stands_once(cluster: Any, *data: bytes) -> None:
@@ -206,7 +214,10 @@ async def test_nothing_is_issued_again_after_another_came_to_write(memory_cluste
     await other.pool.close()
 
 
-async def test_what_was_acknowledged_and_is_lost_is_issued_again(memory_cluster: Make) -> None:
+@pytest.mark.parametrize("room", ["there", "soon", "none"])
+async def test_what_was_acknowledged_and_is_lost_is_issued_again(
+    memory_cluster: Make, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Writeback: every member loses its power before a flush, the recovery finds nothing of it, but the
     holder has it yet; nobody reads through it before it is there again."""
     cluster = await memory_cluster(groups=2, sync=False)
@@ -230,12 +241,26 @@ async def test_what_was_acknowledged_and_is_lost_is_issued_again(memory_cluster:
             group.pause("not now")  # type: ignore[attr-defined]
         for device, address in zip(cluster.devices, addresses, strict=True):
             await device.start(address)
+            device.full = room != "there"
+        if room == "none":
+            monkeypatch.setattr(session, "ROOM_S", 0.2)
         await recover(cluster)
         volume._attached._suspect(Fenced("by a member"))  # type: ignore[attr-defined]
         reading = asyncio.ensure_future(volume.read(0, BLOCK_SIZE))
         flush = asyncio.ensure_future(volume.flush())
         client.gate.set()
+        if room != "there":
+            await asyncio.sleep(0.3)
         async with asyncio.timeout(5):
+            if room == "none":
+                with pytest.raises(AttachmentLost, match="no room"):
+                    await reading
+                with pytest.raises(AttachmentLost):
+                    await flush
+                return
+            if room == "soon":
+                assert not reading.done() and not flush.done()
+                give_room(cluster)
             assert await reading == block(3)
             assert await volume.read(CHUNK_SIZE, BLOCK_SIZE) == block(13)
             await flush
