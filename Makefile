@@ -77,7 +77,7 @@ proto: setup
 
 lock: setup
 	@$(BIN)/pip install --quiet uv
-	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q --extra csi pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q --extra dev pyproject.toml -o requirements-dev.lock -c requirements.lock
 
 clean:

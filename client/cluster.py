@@ -25,12 +25,13 @@ import xxhash
 
 from moorage.client import config as configuration
 from moorage.client import uri
-from moorage.client.attachment import Attachment, Succession, after_the_lease
+from moorage.client.attachment import Attachment, after_the_lease
 from moorage.client.members import REGISTRY, Members
 from moorage.client.mount_table import MountTable
 from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
 from moorage.client.places import Places
+from moorage.client.succession import Succession
 from moorage.client.volume import Volume
 from moorage.client.why import Facts, Finding, about_device, about_host, about_volume
 from moorage.wire import discovery
@@ -51,8 +52,9 @@ SILENT_S = 3.0  # a member that takes longer to answer counts as silent
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None;
-    ``fs`` is ``{"type", "state"}`` of the file system that mounts made or are to make of it, or None."""
+    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None, and
+    ``lease_left_ms`` for how long nobody takes it over unasked, unless it renews; ``fs`` is ``{"type",
+    "state"}`` of the file system that mounts made or are to make of it, or None."""
 
     id: int
     name: str
@@ -65,6 +67,7 @@ class VolumeInfo:
     created_ms: int
     holder: dict[str, Any] | None
     holder_alive: bool
+    lease_left_ms: int
     fs: dict[str, str] | None
 
     @classmethod

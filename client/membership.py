@@ -22,14 +22,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MetadataCall = Callable[[str, dict[str, Any], float], Awaitable[Any]]
-
 ASK_S = 3.0
 RETRY_S = 0.2
 
 
 class Membership:
-    """Of one group of one attachment. ``group``: as metadata described it with the attach."""
+    """Of one group in one epoch of an attachment. ``group``: as metadata described it with the attach."""
 
     def __init__(self, session: GroupSession, group: dict[str, Any]) -> None:
         self._session = session
@@ -38,6 +36,12 @@ class Membership:
         self._wish: dict[str, Any] | None = None  # the change that is under way
         self._ready = False  # a record was committed both ways
         self._asking = False
+
+    @property
+    def _current(self) -> bool:
+        """Whether the epoch that this is of goes on."""
+        session = self._session
+        return session.membership is self and session.failed is None and not session.paused
 
     @property
     def learner(self) -> int:
@@ -88,11 +92,12 @@ class Membership:
         self, question: Callable[[dict[str, Any]], Awaitable[None]], wish: dict[str, Any]
     ) -> None:
         try:
-            while self._wish is wish and self._session.failed is None:
+            while self._wish is wish and self._current:
                 try:
                     await question(wish)
                 except Fenced as error:
-                    self._session.shared.suspect(error)
+                    if self._current:
+                        self._session.shared.suspect(error)
                     return
                 except MoorageError as error:
                     log.info("volume %s: metadata has yet to hear of new members: %s", self._name, error)
@@ -130,7 +135,7 @@ class Membership:
         committed, since no replica is wished for twice."""
         session = self._session
         volume = await session.shared.ask("metadata.show_volume", {}, ASK_S)
-        if self._wish is not wish or session.failed is not None:
+        if self._wish is not wish or not self._current:
             return
         if volume["id"] != session.shared.volume:
             raise Fenced(f"volume {self._name!r} was deleted, and another one has its name")
@@ -144,7 +149,7 @@ class Membership:
 
     def _committed(self, group: dict[str, Any]) -> None:
         wish, session = self._wish, self._session
-        if group["version"] <= self._version or session.failed is not None:
+        if group["version"] <= self._version or not self._current:
             return
         members = [row["replica"] for row in group["members"]]
         if wish is None or wish["replica"] not in members:

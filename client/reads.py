@@ -136,6 +136,13 @@ class GroupReader:
         self.order = preference([target.link.health for target in targets], self._rotation)
         self.preferred = [self.targets[index] for index in self.order]
 
+    def ask_others(self, targets: Sequence[Target]) -> None:
+        """Another epoch has begun, with these: reads that are open begin again, when these may be asked."""
+        self.set_targets(targets)
+        for read in self.sweep.reads:
+            if read.group is self:
+                read.begin_again()
+
     def read(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
         """See :class:`~moorage.client.group.GroupLog`."""
         self._begin(Read(self, chunk, block, into, done, self.sweep.loop.time()))
@@ -309,6 +316,12 @@ class Read:
         self.ask(group.targets[index], now)
         return True
 
+    def begin_again(self) -> None:
+        self._cancel_others()
+        self.refused.clear()
+        self.bad_at.clear()
+        self.parked = False
+
     def look(self, now: float) -> None:
         """From time to time: is this read late?"""
         sweep = self.group.sweep
@@ -423,6 +436,11 @@ class ReadAlone(Read):
     __slots__ = ("only",)
 
     only: Target
+
+    def begin_again(self) -> None:
+        super().begin_again()
+        host = self.only.link.host
+        self.only = next((target for target in self.group.targets if target.link.host == host), self.only)
 
     def ask_another(self, now: float) -> bool:
         target = self.only

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 
 from moorage.client.attachment import lead
-from moorage.client.membership import MetadataCall
 from moorage.client.nodes import NodePool
+from moorage.client.succession import MetadataCall
 from moorage.wire.handshake import Hello
 from moorage.wire.secret import ClusterSecret
 

@@ -9,6 +9,8 @@ the core does.
 Invariants:
 - Records enter the core in the order of the calls; nothing passes a queued one.
 - Nothing is submitted before all groups of the volume are SERVING.
+- From ``pause`` on nothing of that epoch is sent, handed out or acknowledged. In the next one (``take_up``)
+  what is not in the log that was chosen is issued again, before all else, and reads wait for it.
 - After ``fail`` every ``done`` has been called, and the session is silent.
 """
 
@@ -22,16 +24,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moorage.client.device import Done
-from moorage.client.membership import Membership, MetadataCall
+from moorage.client.membership import Membership
 from moorage.client.nodes import NodeLink, NodePool, UserKey, boot_clock_ms
 from moorage.client.outcome import callback_failed
 from moorage.client.reads import GroupReader, ReadSweep, Target
+from moorage.client.succession import FLUSH, MetadataCall, Queued, Rest
 from moorage.quorum.majority import is_majority
 from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail, Seal, SealAnswer
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
 from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Status, Writer
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Fenced, MoorageError, NoSpace, ProtocolError, Unavailable
+from moorage.wire.errors import (
+    AttachmentLost,
+    Fenced,
+    MoorageError,
+    NoSpace,
+    ProtocolError,
+    Unavailable,
+)
 from moorage.wire.frame import APPEND, ONEWAY
 from moorage.wire.log_messages import pack_append
 
@@ -41,6 +51,7 @@ BATCH_BYTES = 2 << 20  # data of one APPEND; a frame may carry 8 MiB, and one re
 QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps the rest
 TAIL_BYTES = 4 << 20
 CURRENT_RECORDS = 256
+ROOM_S = 30.0  # a discard could make room, but waits behind this: not for ever
 CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
 
 _WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
@@ -52,7 +63,6 @@ _STATES = {
     Status.ORDERED: "is about to be copied to",
     Status.COPYING: "is being copied to",
 }
-_Queued = tuple[int, int, int, int, Buffer, Buffer, Done, bool]
 
 
 @dataclass
@@ -133,27 +143,22 @@ class GroupSession:
         self, shared: Shared, group: dict[str, Any], repair: Callable[[GroupSession, int, int, int], None]
     ) -> None:
         self.shared = shared
-        self.epoch = shared.epoch
         self.index: int = group["group"]
         self.failed: MoorageError | None = None
         self.serving = False
+        self.paused = ""  # the epoch is over; why the next one has not begun
         # The core's answer, looked up when it changes: between two events a promise that runs still binds its
         # member, also one that has refused us since (it answers the other writer's SEAL after the promise).
         self.reads_until_ms = 0
-        rows = group["members"]
-        self.writer = Writer(
-            epoch=shared.epoch,
-            writer=shared.writer,
-            members=tuple(row["replica"] for row in rows),
-            sync=shared.sync,
-        )
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Queued] = deque()
+        self._queue: deque[Queued] = deque()
+        self._rest: Rest | None = None  # of an epoch that is over, until the next one serves
+        self._again = 0  # at the head of the queue: what is issued again
+        self._again_end = 0  # LSN of the last of it
+        self._room_until = 0.0  # loop time until which what was acknowledged waits for room
         self._kicked = False
         self._busy = True
-        self.members = [Member(self, row) for row in rows]
-        self._by_replica = {member.replica: member for member in self.members}
-        self.membership = Membership(self, group)
+        self._begin(group)
         self.reader = GroupReader(
             self,
             [member.target for member in self.members],
@@ -162,6 +167,20 @@ class GroupSession:
             repair=lambda chunk, block, count: repair(self, chunk, block, count),
         )
         self.read, self.look, self.read_from = self.reader.read, self.reader.look, self.reader.read_from
+
+    def _begin(self, group: dict[str, Any]) -> None:
+        """The epoch, and members of it; nobody is asked yet."""
+        rows, shared = group["members"], self.shared
+        self.epoch = shared.epoch
+        self.writer = Writer(
+            epoch=shared.epoch,
+            writer=shared.writer,
+            members=tuple(row["replica"] for row in rows),
+            sync=shared.sync,
+        )
+        self.members = [Member(self, row) for row in rows]
+        self._by_replica = {member.replica: member for member in self.members}
+        self.membership = Membership(self, group)
 
     def start(self) -> None:
         self.writer.tick(boot_clock_ms())
@@ -189,6 +208,8 @@ class GroupSession:
 
     def heard(self, group: dict[str, Any]) -> None:
         """What metadata says of the group."""
+        if self.paused:
+            return
         self.membership.heard(group)
         rows = {
             row["replica"]: row for row in (*group["members"], *([group["wish"]] if group["wish"] else []))
@@ -216,11 +237,15 @@ class GroupSession:
     def flush(self, done: Done) -> None:
         if self.failed is not None or self.shared.sync:
             done(self.failed)
-            return
-        self.writer.flush(done)
-        self.kick()
+        elif self.serving and not self._again:
+            self.writer.flush(done)
+            self.kick()
+        else:  # what was acknowledged may be in the queue
+            self._submit((FLUSH, 0, 0, 0, b"", b"", done, False))
 
     def waiting_for(self) -> str:
+        if self.paused:
+            return self.paused
         counting = [member for member in self.members if self._counts(member)]
         troubles = [text for text in map(self._trouble, counting) if text]
         if not troubles:
@@ -267,7 +292,13 @@ class GroupSession:
         return self.writer.read_lsn(chunk)
 
     def lease_changed(self) -> None:
-        self.reads_until_ms = 0 if self.failed is not None else self.writer.reads_until_ms()
+        self.reads_until_ms = self.writer.reads_until_ms() if self._may_read else 0
+
+    @property
+    def _may_read(self) -> bool:
+        """Before all groups serve, and what a former epoch had acknowledged is there again, a read would miss
+        some of it."""
+        return self.serving and not self._again and self.writer.commit >= self._again_end
 
     def showed(self, epoch: int, applied: int) -> None:
         pass  # a writer's own acknowledgements say what a read must see
@@ -277,24 +308,39 @@ class GroupSession:
 
     # -- submitting ----------------------------------------------------------------------------------
 
-    def _submit(self, record: _Queued) -> None:
+    def _submit(self, record: Queued) -> None:
         if self.failed is not None:
-            record[6](self.failed)
+            self._tell(record[6], self.failed)
         elif self._queue or not self.serving or not self._enter(record):
             self._queue.append(record)
         self.kick()
 
-    def _enter(self, record: _Queued) -> bool:
+    def _enter(self, record: Queued) -> bool:
         """Give it to the core; False when it has to wait."""
         kind, chunk, block, count, sums, data, done, fua = record
+        if kind == FLUSH:
+            self.writer.flush(done, self.writer.window.last)
+            return True
         stable_later = fua and not self.shared.sync
         lsn = self.writer.submit(kind, chunk, block, count, sums, data, None if stable_later else done)
         if lsn == WAIT:
             return False
         if lsn == NO_SPACE:
-            self._tell(done, NoSpace(self._no_space()))
-        elif stable_later:
+            return self._refused(done)
+        if stable_later:
             self.writer.flush(done, lsn)
+        return True
+
+    def _refused(self, done: Done | None) -> bool:
+        """There is no room for a record; False when it waits for room all the same."""
+        error = NoSpace(self._no_space())
+        if done is not None:
+            self._tell(done, error)
+            return True
+        # It was acknowledged in a former epoch. Devices that have just started may have room again soon.
+        if self._loop.time() < self._room_until:
+            return False
+        self.writer.ended = AttachmentLost(f"what was acknowledged cannot be issued again: {error}")
         return True
 
     def _no_space(self) -> str:
@@ -315,7 +361,8 @@ class GroupSession:
             self.shared.wake()
 
     def _pump(self) -> None:
-        if self.failed is not None:
+        if self.failed is not None or self.paused:
+            self._kicked = False
             return
         try:
             self._carry()
@@ -329,11 +376,14 @@ class GroupSession:
         queue = self._queue
         while queue and self.serving and self._enter(queue[0]):
             queue.popleft()
+            if self._again:
+                self._again -= 1
+                self._again_end = writer.window.last
         for order in writer.take_orders():
             self._perform(order)
         for member in self.members:
             self._send(member)
-        readable = writer.readable()
+        readable = writer.readable() if self._may_read else ()
         for member in self.members:
             member.target.readable = member.replica in readable
         self.lease_changed()
@@ -364,7 +414,7 @@ class GroupSession:
 
     def tick(self, now_ms: int) -> bool:
         """Time passes; True while something is going on (tick again soon)."""
-        if self.failed is not None:
+        if self.failed is not None or self.paused:
             return False
         busy, self._busy = self._busy or bool(self._queue), False
         self.writer.tick(now_ms)
@@ -403,9 +453,11 @@ class GroupSession:
                 log.warning("volume %s group %d: %s", self.shared.name, self.index, text)
                 refused(ProtocolError(text, device=member.link.device, replica=member.replica))
 
+        writer = self.writer
+
         def refused(error: MoorageError) -> None:
-            if self.failed is None:
-                self.writer.refused(member.replica, session, error)
+            if self.failed is None and not self.paused and writer is self.writer:
+                writer.refused(member.replica, session, error)
                 self.kick()
 
         self.shared.spawn(run(), f"{self.shared.name} group {self.index} replica {member.replica:x}")
@@ -423,8 +475,8 @@ class GroupSession:
             "session": session,
         }
         answer = await conn.call(method, common | params, timeout=CALL_S)
-        if conn is not member.conn or self.failed is not None:
-            raise Unavailable(f"{member.host}: the connection changed meanwhile")
+        if conn is not member.conn or self.failed is not None or self.paused or member not in self.members:
+            raise Unavailable(f"{member.host}: the connection or the epoch changed meanwhile")
         return answer
 
     async def _seal(self, member: Member, session: int) -> None:
@@ -464,32 +516,74 @@ class GroupSession:
         self.writer.copy_started(order.replica, order.session)
         self.kick()
 
-    # -- the end -------------------------------------------------------------------------------------
+    # -- the end of an epoch -------------------------------------------------------------------------
+
+    def pause(self, why: str) -> None:
+        """The epoch is over, the attachment perhaps is not: what comes waits for the next one."""
+        if not self.paused:
+            self._stop()
+        self.paused = why
+
+    def take_up(self, group: dict[str, Any]) -> None:
+        """Another epoch, which ``shared`` has: seal, and recover what the log has."""
+        former = self.members
+        self._begin(group)
+        self.paused = ""
+        self._again_end = 0
+        self.reader.ask_others([member.target for member in self.members])
+        self.start()  # first: a link that both use stays
+        for member in former:
+            self.shared.pool.leave(member, member.link)
+
+    def serve(self) -> None:
+        """All groups can. Raises AttachmentLost when it cannot be known what of a former epoch is there."""
+        there: list[Done | None] = []
+        if self._rest is not None:
+            there, again = self._rest.divide(self.writer)
+            self._queue.extendleft(reversed(again))
+            self._again += len(again)
+            self._room_until = self._loop.time() + ROOM_S
+            self._rest = None
+        self.serving = True
+        for done in there:
+            self._tell(done, None)
+        self.kick()
+
+    def _stop(self) -> None:
+        """Nothing more is sent or handed out; what was sent, and has no end, is left over."""
+        for done in self.writer.take_done():  # these are done: say so
+            self._tell(done, None)
+        if self.serving:  # else nothing of this epoch was sent, and what a former one left is there yet
+            self._rest = Rest(self.writer)
+        self.serving = False
+        self.reads_until_ms = 0
+        for member in self.members:
+            member.target.readable = False
 
     def fail(self, error: MoorageError) -> None:
         """End: everything that waits fails with ``error`` (writes that were sent: outcome unknown)."""
         if self.failed is not None:
             return
+        if not self.paused:
+            self._stop()
         self.failed = error
-        self.reads_until_ms = 0
-        for done in self.writer.take_done():  # these are done: say so
-            self._tell(done, None)
         unknown = type(error)(error.message, **{**error.details, "outcome": "unknown"})
-        for done in self.writer.take_unfinished():
-            self._tell(done, unknown)
+        for _, record in self._rest.records if self._rest is not None else ():
+            self._tell(record[6], unknown)
         queue, self._queue = self._queue, deque()
         for record in queue:
             self._tell(record[6], error)
 
-    async def release(self) -> None:
-        """Let go of the read leases, so that the next writer need not wait for them; then of the links."""
+    def release(self) -> asyncio.Future[Any]:
+        """Let go of the read leases, so that the next writer need not wait for them; to be waited for before
+        the links are left."""
         params = {"epoch": self.epoch, "writer": self.shared.writer}
         calls = [
             member.conn.call("node.release", {"replica": member.replica, **params}, timeout=1.0)
             for member in self.members
             if member.conn is not None and member.session
         ]
-        await asyncio.gather(*calls, return_exceptions=True)  # best effort: they run out by themselves
+        return asyncio.gather(*calls, return_exceptions=True)  # best effort: they run out by themselves
 
     def leave(self) -> None:
         for member in self.members:

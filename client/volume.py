@@ -152,7 +152,7 @@ class Volume(Front):
         first call, which goes on also when its caller is cancelled. After ``timeout`` seconds it gives up
         waiting: the volume is let go all the same, and :class:`~moorage.errors.DeadlineExceeded` says that
         writes in flight have an unknown outcome. ``keep``: others still wait until the lease is over, so
-        that a next life of this program can go on (:class:`~moorage.client.attachment.Succession`)."""
+        that a next life of this program can go on (:class:`~moorage.client.succession.Succession`)."""
         if self._detaching is None:
             name = f"detach {self.name}"
             self._detaching = self._loop.create_task(self._detach(timeout, keep), name=name)

@@ -211,7 +211,8 @@ class Attachments:
         self._leases.end(volume, EPOCH_MAX)
 
     def public(self, volume: Params) -> Reply:
-        return {**records.public(volume), "holder_alive": self.is_alive(volume)}
+        left_ms = max(0, self._remaining_ms(volume))
+        return {**records.public(volume), "holder_alive": left_ms > 0, "lease_left_ms": left_ms}
 
     def lapsed_ms(self, volume: Params) -> int:
         """For how long no lease has run, under this leader; 0: one does."""

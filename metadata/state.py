@@ -37,6 +37,7 @@ from moorage.wire.errors import (
     LimitExceeded,
     NotFound,
     StaleConfiguration,
+    VersionMismatch,
     invariant,
 )
 
@@ -73,8 +74,8 @@ class StateMachine:
     def apply(self, kv: KV, command: Command, index: int) -> Any:
         apply = self._commands.get(command.get("do", ""))
         if apply is None:
-            raise Invalid(
-                f"unknown metadata command {command.get('do')!r}: is a member older than the others?"
+            raise VersionMismatch(
+                f"unknown metadata command {command.get('do')!r}: this member is too old, upgrade it"
             )
         return apply(kv, command, index)
 

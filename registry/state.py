@@ -33,7 +33,7 @@ from typing import Any, Protocol
 
 from moorage.registry import drains, events, mount_table
 from moorage.wire import address
-from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound
+from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound, VersionMismatch
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 TOKEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -80,7 +80,9 @@ class RegistryMachine:
     def apply(self, kv: Store, command: dict[str, Any], index: int) -> Any:
         row = self._rows.get(str(command.get("op")))
         if row is None:
-            raise Invalid(f"the registry has no command {command.get('op')!r}: upgrade all of its members")
+            raise VersionMismatch(
+                f"unknown registry command {command.get('op')!r}: this member is too old, upgrade it"
+            )
         return row(kv, command)
 
 

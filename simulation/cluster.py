@@ -132,7 +132,8 @@ class Host(Machine):
             flags |= {"registry": cluster.registry_of(cluster.masters)}
         else:
             peers = ",".join(f"{host.name}={host.address}:{PORT}" for host in cluster.masters)
-            flags |= {"peers": peers, **cluster.tunables.patience}
+            flags |= {"peers": peers, "lease_ms": str(cluster.tunables.lease_ms)}
+            flags |= cluster.tunables.patience
         service, build = ("node", build_node) if self.spare else ("host", build_host)
         settings = load_settings(service, flags, {})
         self.shell = shell = lifecycle.Process(settings, cluster.secret, None, build)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from moorage.client.volume import Volume
 from moorage.simulation import checks
+from moorage.simulation.cluster import Machine
+from moorage.simulation.network import Weather
 from moorage.simulation.scene import PACE_S, Player, Plot, Scene
 from moorage.simulation.workload import SIZE
-from moorage.wire.errors import MoorageError
+from moorage.wire.errors import MoorageError, ShuttingDown
 from moorage.wire.server import connect
 
 if TYPE_CHECKING:
@@ -241,6 +243,93 @@ async def fork(scene: Scene) -> None:
     scene.play(scene.other, reads, near=kept.name)
 
 
+def _slow_disks(scene: Scene) -> None:
+    """Much is under way when the power fails; later they are as they were."""
+
+    def undo() -> None:
+        for host in scene.cluster.hosts:
+            host.device.latency_s = scene.cluster.tunables.disk_s
+
+    for host in scene.cluster.hosts:
+        host.device.latency_s = (0.02, 0.06)
+    scene.undo_later(undo)
+
+
+async def recovered(scene: Scene) -> None:
+    """A holder sleeps until a reader has brought its logs to an end, and hosts lose their power meanwhile.
+    Nobody else came to write: it goes on, and what it was told stands."""
+    began = scene.loop.now
+    found: list[Volume] = []
+
+    async def writes(player: Player) -> None:
+        volume = await player.attach()
+        if volume is None:
+            return
+        found.append(volume)
+        await player.write_all(volume)
+        scene.held = True
+        works = [player.meanwhile(volume, lambda: scene.done, player.write_all) for _ in range(DEPTH)]
+        await asyncio.gather(*works)
+        await player.read_all(volume)
+        await player.leave(volume)
+
+    async def looks(player: Player) -> None:
+        await player.until(lambda: scene.parted)
+        while not (scene.taken or scene.over):
+            volume = await player.look()
+            if volume is not None:
+                scene.taken = volume.epoch > found[0].epoch
+                await player.read_all(volume)
+                await player.leave(volume)
+            await asyncio.sleep(PACE_S)
+
+    def alone() -> bool:
+        takes = [each for each in scene.workload.history.operations if each.kind == "take"]
+        return not any(
+            each.name == scene.volume
+            and each.client.split(".")[0] != scene.other.name
+            and (each.returned is None or each.returned > began)
+            and each.found != first
+            for each in takes
+        )
+
+    scene.play(scene.one, writes)
+    await scene.until(lambda: scene.held)
+    process, first = scene.one.process, found[0].epoch
+    if process is None:
+        return
+    power_fails = scene.rng.random() < 0.6
+    if power_fails:
+        _slow_disks(scene)
+    await scene.sleep(scene.rng.uniform(0.0, 0.3))
+    # What it has sent may be there or not, and it does not hear of it before it is fenced.
+    one: list[Machine] = [scene.one]
+    hosts: list[Machine] = [*scene.cluster.hosts]
+    sends, hears = (hosts, one) if scene.rng.random() < 0.5 else (one, hosts)
+    undo = scene.nemesis.one_way(sends, hears, Weather(cut=True))
+    scene.undo_later(undo)
+    await scene.sleep(scene.rng.uniform(0.0, 0.02))
+    process.pause()
+    scene.undo_later(process.resume)
+    scene.parted = True
+    scene.play(scene.other, looks)
+    if power_fails:
+        await scene.sleep(scene.rng.choice((0.0, 0.02, 1.0)) * scene.rng.random())
+        for host in scene.rng.choice((scene.cluster.hosts, scene.cluster.hosts[:2])):
+            host.lose_power()
+    await scene.until(lambda: scene.taken)
+    scene.cluster.world.network.reset(process, True)
+    undo()
+    process.resume()
+    await scene.sleep(scene.rng.uniform(0.3, 1.0))
+    scene.done = True
+    if process.alive and alone():
+        ended = found[0].failed
+        assert ended is None or isinstance(ended, ShuttingDown), (
+            f"nobody came to write, and it ended: {ended}"
+        )
+
+
 async def forger(scene: Scene) -> None:
     """Somebody who may only read asks a device to promise an epoch that metadata has given to nobody."""
 
@@ -303,6 +392,7 @@ PLOTS: dict[str, tuple[Plot, float]] = {  # and how long each needs
     "laggard": (laggard, 3.2),
     "fork": (fork, 4.6),
     "forger": (forger, 0.5),
+    "recovered": (recovered, 4.8),
     "old copy": (old_copy, 2.6),
 }
 

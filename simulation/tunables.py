@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from moorage.client import front, session
+from moorage.metadata import attachments
 from moorage.node import copying, replica, service, superblock
 from moorage.node.store import StoreConfig
 from moorage.quorum.writer import Writer
@@ -42,6 +43,8 @@ class Tunables:
     patience: dict[str, str]  # options of the services: how soon a silent device is down, and left
     chunk_size: int
     disk_s: tuple[float, float]  # how long a write or a sync takes
+    lease_ms: int  # of a holder with metadata
+    recovery_grace_ms: int  # a reader waits so much longer
 
     @classmethod
     def draw(cls, rng: Random) -> Tunables:
@@ -63,6 +66,8 @@ class Tunables:
             patience=rng.choice((IMPATIENT, {})) if spares else {},
             chunk_size=rng.choice(SIZES),
             disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
+            lease_ms=rng.choice((2200, 2200, 4000)),
+            recovery_grace_ms=rng.choice((0, 300, 2000)),
         )
 
     def patches(self) -> list[tuple[Any, str, Any]]:
@@ -87,4 +92,5 @@ class Tunables:
             (replicated, "LOG_KEEP", self.raft_log_keep),
             (replica, "TAIL_KEPT", self.tail_kept),
             *chunk_patches(self.chunk_size),
+            (attachments, "RECOVERY_GRACE_MS", self.recovery_grace_ms),
         ]

@@ -57,6 +57,7 @@ class Workload:
         self.unknown = 0  # those that nobody knows the outcome of
         self.reserved: dict[str, int] = {}  # volumes that the programs leave to so many strands
         self.on_attach: Callable[[Volume], None] = lambda volume: None
+        self._took: dict[Usable, int] = {}  # the number of the take
         self._as_of: dict[Usable, float] = {}  # read-only attachments: what they read is not older
         self._seed = seed
         rng = Random(f"{seed} blocks")
@@ -182,6 +183,7 @@ class Workload:
         if rng.random() < 0.3:
             with contextlib.suppress(ConnectionLost):  # before anything was asked
                 async with NbdVolume(volume, Random(rng.random())) as exported:
+                    self._took[exported] = self._took[volume]
                     await self._use(client, exported, rng)
         else:
             await self._use(client, volume, rng)
@@ -209,6 +211,7 @@ class Workload:
             self._end(operation, None)  # an epoch may have been taken all the same, but no more after this
             return None
         self._end(operation, volume.epoch)
+        self._took[volume] = operation.number
         self.on_attach(volume)
         return volume
 
@@ -244,6 +247,7 @@ class Workload:
     async def write(self, client: Client, volume: Usable, first: int, end: int, fua: bool) -> None:
         operation = self._begin(client, "write", volume.name, first, end)
         operation.durable, operation.epoch = fua, volume.epoch
+        operation.attached = self._took[volume]
         try:
             await volume.write(first * SECTOR, content(operation.number, end - first), fua=fua)
             self._end(operation)
@@ -253,6 +257,7 @@ class Workload:
     async def read(self, client: Client, volume: Usable, first: int, end: int) -> bool:
         operation = self._begin(client, "read", volume.name, first, end)
         operation.since = self._as_of.get(volume)
+        operation.attached = self._took.get(volume, 0)
         try:
             data = await volume.read(first * SECTOR, (end - first) * SECTOR)
         except MoorageError as error:
@@ -263,6 +268,7 @@ class Workload:
 
     async def flush(self, client: Client, volume: Usable) -> bool:
         operation = self._begin(client, "flush", volume.name)
+        operation.attached = self._took[volume]
         try:
             await volume.flush()
         except MoorageError as error:
@@ -273,7 +279,7 @@ class Workload:
 
     async def _zero(self, client: Client, volume: Usable, first: int, end: int, discard: bool) -> None:
         operation = self._begin(client, "zero", volume.name, first, end)
-        operation.epoch = volume.epoch
+        operation.epoch, operation.attached = volume.epoch, self._took[volume]
         try:
             at, size = first * SECTOR, (end - first) * SECTOR
             await (volume.discard(at, size) if discard else volume.write_zeroes(at, size))

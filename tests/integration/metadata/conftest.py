@@ -263,6 +263,10 @@ class FakeReplicated:
             raise NotLeader(f"{self.name} does not lead", leader=self.leader)
 
     @property
+    def is_served(self) -> bool:
+        return self.leader is not None
+
+    @property
     def is_leader(self) -> bool:
         return self.log.leader == self.name and self.name in self.log.members
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from moorage.quorum import member as members
-from moorage.quorum.history import epoch_at
+from moorage.quorum.history import cut, epoch_at
 from moorage.quorum.lease import GrantedLease
 from moorage.quorum.member import Member
 from moorage.quorum.orders import Append, Apply, Note, Sync
@@ -52,6 +52,17 @@ class MemoryReplica:
             tail_from=lambda: min(self.records, default=self.core.state.last + 1),
             restarted=restarted,
         )
+
+    def lose_unsynced(self) -> None:
+        """As after a loss of power: it comes back at its durable LSN."""
+        durable = self.core._durable
+        state = MemberState.unpack(self.core.state.pack())
+        cut(state.history, durable + 1)
+        state.last, state.commit = durable, min(state.commit, durable)
+        self.records = {lsn: record for lsn, record in self.records.items() if lsn <= durable}
+        self.blocks, self.applied = {}, 0
+        self.core = self._core(state)
+        self.apply(state.commit)
 
     def drain(self) -> None:
         while effects := self.core.take_effects():
@@ -194,7 +205,7 @@ class MemoryDevice:
         replica.drain()
         while (answer := core.take_seal_answer(now_ms())) is None:
             await asyncio.sleep(0.002)
-            if core.session != session:
+            if (core.session, core.state.epoch) != (session, params["epoch"]):
                 raise Stale("sealed anew meanwhile")
         replica.conn = context.conn
         return answer[1].pack()
@@ -290,6 +301,7 @@ class MemoryCluster:
         self.sync = sync
         self.epoch = 0
         self.writer = 0
+        self.owner = 0  # the last writer that came to write
         self.size = 64 << 20
         self.metadata_away = False
         self.held = False
@@ -327,9 +339,13 @@ class MemoryCluster:
                 if params["mode"] != "ro":
                     if self.held and params["mode"] == "recover":
                         raise Busy("held", holder={"recovers": False})
+                    if params.get("succeeds") and self.owner not in params["succeeds"]:
+                        raise self.taken_over()
                     self.epoch += 1
                     self.writer = params["writer"]
                     self.held = True
+                    if params["mode"] == "rw":
+                        self.owner = self.writer
                 durability = "sync" if self.sync else "writeback"
                 volume = {"id": 1, "name": "db", "size": self.size, "durability": durability}
                 return {
@@ -343,12 +359,17 @@ class MemoryCluster:
                 self.held = False
             case "metadata.renew":
                 if params["writer"] != self.writer:
-                    raise Fenced("volume 'db' was taken over by other on host9 (pid 1)")
+                    raise self.taken_over()
                 return {"size": self.size, "groups": self.groups()}
             case "metadata.resize_volume":
                 self.size = params["size"]
                 return {"size": self.size}
         return {}
+
+    def taken_over(self) -> Fenced:
+        holder = {"writer": self.writer, "recovers": self.writer != self.owner}
+        text = "volume 'db' was taken over by other on host9 (pid 1)"
+        return Fenced(text, epoch=self.epoch, holder=holder)
 
     def agrees(self) -> bool:
         """Whether the same is applied on all members, as must be after quiescence."""

@@ -34,7 +34,7 @@ class Session:
         self.told: list[tuple[Any, ...]] = []
         self.asked: list[str] = []
         self.answers: list[Any] = []
-        self.index, self.epoch, self.failed = 0, 7, None
+        self.index, self.epoch, self.failed, self.paused = 0, 7, None, ""
         self.writer = SimpleNamespace(
             change=self._note("change"),
             change_committed=self._note("committed"),
@@ -156,6 +156,18 @@ async def test_it_still_is_wished_for_and_is_committed_later(session: Session) -
     await session.idle()
     assert session.asked == ["reconfigure", "show_volume", "reconfigure"]
     assert session.told == BEGUN + COMMITTED
+
+
+async def test_an_epoch_that_is_over_ends_its_questions(session: Session) -> None:
+    """The attachment goes on in another one: what metadata says of the former one is not about it."""
+    session.answers = [NotLeader("gone"), Fenced("taken over"), NEW]
+    session.membership.ready()
+    await asyncio.sleep(0)
+    session.membership = Membership(session, OLD)  # type: ignore[arg-type]
+    await session.idle()
+    assert session.told == BEGUN and session.membership.learner == 0
+    session.membership.heard(WISHED)
+    assert session.told == BEGUN + BEGUN
 
 
 async def test_members_that_nobody_asked_for_end_the_attachment(session: Session) -> None:

@@ -17,6 +17,7 @@ from moorage.wire.errors import (
     NoSpace,
     NotFound,
     StaleConfiguration,
+    VersionMismatch,
 )
 
 MIB = 1 << 20
@@ -346,8 +347,8 @@ def test_unknown_volume_names_those_that_look_alike(metadata_group: Any) -> None
         records.volume_by_name(metadata_group.kv, "zzz")
 
 
-def test_unknown_command_is_an_error(metadata_group: Any) -> None:
-    with pytest.raises(Invalid, match="unknown metadata command 'explode'"):
+def test_an_unknown_command_stops_the_member(metadata_group: Any) -> None:
+    with pytest.raises(VersionMismatch, match="unknown metadata command 'explode'"):
         metadata_group.apply("explode")
 
 
