@@ -42,13 +42,16 @@ if TYPE_CHECKING:
     from moorage.gateway.table.resolving import Storage
 
 CALL_TIMEOUT = 10.0
+DEFAULT_PRINCIPAL = "default"
 NOTE_MAX = 256
 
 
 @dataclass(frozen=True)
 class VolumeInfo:
     """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None;
-    ``fs`` is ``{"type", "state"}`` of the file system that mounts made or are to make of it, or None."""
+    ``fs`` is ``{"type", "state"}`` of the file system that mounts made or are to make of it, or None;
+    ``iops`` and ``bw`` are its ceilings, operations and bytes a second, 0 for none; ``principal`` is the one
+    whose quota it counts for."""
 
     id: int
     name: str
@@ -62,10 +65,15 @@ class VolumeInfo:
     holder: dict[str, Any] | None
     holder_alive: bool
     fs: dict[str, str] | None
+    iops: int = 0
+    bw: int = 0
+    principal: str = DEFAULT_PRINCIPAL
 
     @classmethod
     def from_wire(cls, value: dict[str, Any]) -> VolumeInfo:
-        return cls(**{name: value.get(name) for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
+        fields = {name: value.get(name) for name in cls.__dataclass_fields__}
+        later = {"iops": 0, "bw": 0, "principal": DEFAULT_PRINCIPAL}  # an older service knows none of them
+        return cls(**(fields | later | {key: value[key] for key in later if key in value}))  # type: ignore[arg-type]
 
     @property
     def has_writer(self) -> bool:
@@ -82,6 +90,7 @@ async def connect(
     registry: str | None = None,
     secret_file: str | Path | None = None,
     host: str | None = None,
+    principal: str | None = None,
     timeout: float = CALL_TIMEOUT,
 ) -> Cluster:
     """Connect to a cluster, and check that its registry answers.
@@ -90,11 +99,12 @@ async def connect(
     ``"srv:NAME"``); or neither: ``$MOORAGE_REGISTRY``, else the cluster configured as ``default``.
     ``secret_file``: the cluster's secret (mode 0600), default ``$MOORAGE_SECRET_FILE``. ``host``: the name
     of the host that this program runs on, so that reads prefer replicas there (default ``$MOORAGE_HOST``).
+    ``principal``: for whose quota the volumes count that it creates (default ``$MOORAGE_PRINCIPAL``).
 
     Raises :class:`~moorage.errors.Invalid` (configuration), :class:`~moorage.errors.AuthenticationFailed`, or
     :class:`~moorage.errors.Unavailable` when no registry answered within ``timeout`` seconds.
     """
-    settled = configuration.load(cluster, registry=registry, secret_file=secret_file)
+    settled = configuration.load(cluster, registry=registry, secret_file=secret_file, principal=principal)
     found = Cluster(
         settled, ClusterSecret.load(settled.secret_file), host=host or os.environ.get("MOORAGE_HOST")
     )
@@ -138,12 +148,16 @@ class Cluster:
         groups: int = 0,
         durability: str = "sync",
         fs: str | None = None,
+        iops: int = 0,
+        bw: int | str = 0,
+        principal: str | None = None,
         timeout: float = 30.0,
     ) -> VolumeInfo:
         """Create a volume. ``size``: bytes, or text such as ``"10GiB"``; a multiple of 4096 from 1 MiB to
         64 TiB. ``replicas``: 1, 3 or 5, on as many hosts. ``groups``: replica groups it is striped over,
         fixed for life (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``. ``fs``: what its
-        first mount makes of it, ``"ext4"`` or ``"xfs"``.
+        first mount makes of it, ``"ext4"`` or ``"xfs"``. ``iops``, ``bw``: ceilings, see :meth:`set_volume`.
+        ``principal``: whose quota it counts for (default: the one that this client is configured with).
 
         Repeating a call whose outcome is unknown is not idempotent: it may raise NameTaken for the first one.
         Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded, Invalid.
@@ -157,6 +171,8 @@ class Cluster:
             "fs": {"type": fs, "state": "new"} if fs else None,
             "request": secrets.token_hex(16),
         }
+        later = {"iops": iops, "bw": uri.parse_size(bw), "principal": principal or self.config.principal}
+        params |= {key: value for key, value in later.items() if value}  # an older service knows none of them
         group = await self._group_for_new(name)
         result = await self._client_of(group).call("metadata.create_volume", params, timeout=timeout)
         self._owner[name] = group
@@ -182,6 +198,16 @@ class Cluster:
         """Grow a volume; an attached holder hears of it with its lease, within about a second."""
         params = {"size": uri.parse_size(size)}
         return VolumeInfo.from_wire(await self._call_owner(name, "metadata.resize_volume", params))
+
+    async def set_volume(
+        self, name: str, *, iops: int | None = None, bw: int | str | None = None
+    ) -> VolumeInfo:
+        """Change the ceilings of a volume: ``iops`` operations and ``bw`` bytes a second (or text such as
+        ``"50M"``), 0 for none; what is None stays. Its holder keeps them within about a second, readers
+        within three; each attachment counts for itself. Nothing fails because a ceiling lets it wait."""
+        wanted = {"iops": iops, "bw": None if bw is None else uri.parse_size(bw)}
+        params = {key: value for key, value in wanted.items() if value is not None}
+        return VolumeInfo.from_wire(await self._call_owner(name, "metadata.set_volume", params))
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a volume and its data. Busy while somebody holds it, unless ``force``."""
@@ -296,14 +322,7 @@ class Cluster:
             await self.show(address.name)
         except NotFound:
             with contextlib.suppress(NameTaken):  # somebody else was faster
-                await self.create_volume(
-                    address.name,
-                    options["size"],
-                    replicas=uri.parse_count("replicas", options.get("replicas", "3")),
-                    groups=uri.parse_count("groups", options.get("groups", "0")),
-                    durability=options.get("durability", "sync"),
-                    fs=options.get("fs"),
-                )
+                await self.create_volume(address.name, options["size"], **uri.creation(options))
 
     def check_here(self, address: uri.Address) -> None:
         """Raises Invalid when it is of another cluster."""

@@ -74,6 +74,7 @@ class Handlers:
             "list_volumes": self.list_volumes,
             "show_volume": self.show_volume,
             "resize_volume": self.resize_volume,
+            "set_volume": self.set_volume,
             "delete_volume": self.delete_volume,
             "attach": self._attachments.attach,
             "renew": self._attachments.renew,
@@ -130,7 +131,8 @@ class Handlers:
     # -- volumes ---------------------------------------------------------------------------------------
 
     async def create_volume(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "size", "replicas", "groups", "durability", "fs", "request")
+        known = ("name", "size", "replicas", "groups", "durability", "fs", "request", *records.LATER)
+        check_known(params, *known)
         name = limits.check_name(params.get("name"))
         size = limits.check_size(params.get("size"))
         replicas = limits.check_replicas(params.get("replicas", 3))
@@ -140,6 +142,7 @@ class Handlers:
         durability = limits.check_durability(params.get("durability", "sync"))
         fs = limits.check_fs(params.get("fs"))
         request = limits.check_request(params.get("request"))
+        later = limits.check_later(params)
         timeout = remaining_s(context) - REPLY_MARGIN_S
         deadline = _now_s() + timeout
         await self._replicated.read_barrier(remaining_s(context))
@@ -159,6 +162,7 @@ class Handlers:
                 "fs": fs,
                 "placement": placed,
                 "created_ms": wall_ms(),
+                **later,
             }
         )
         return self._attachments.public(await self._created(volume, request, deadline - _now_s()))
@@ -246,6 +250,18 @@ class Handlers:
         volume = records.volume_by_name(self._replicated.kv, name)
         changed = await self._replicated.propose({"do": "resize", "volume": volume["id"], "size": size})
         return self._attachments.public(changed)
+
+    async def set_volume(self, context: CallContext | None, params: Params) -> Reply:
+        """Its ceilings; what is not given stays. The holder hears of it with its lease."""
+        check_known(params, "name", "iops", "bw")
+        name = limits.check_name(params.get("name"))
+        ceilings = limits.check_later(params)
+        if not ceilings:
+            raise Invalid("set_volume: give iops, bw or both; 0 takes a ceiling away")
+        await self._replicated.read_barrier()
+        volume = records.volume_by_name(self._replicated.kv, name)
+        command = {"do": "set_ceilings", "volume": volume["id"], "iops": None, "bw": None, **ceilings}
+        return self._attachments.public(await self._replicated.propose(command))
 
     async def delete_volume(self, context: CallContext | None, params: Params) -> Reply:
         """Returns when the name is free again and every device that answers has dropped its replicas."""

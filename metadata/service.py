@@ -173,7 +173,7 @@ class MetadataService(EmbeddedService):
 
     def routes(self) -> list[Route]:
         reading = ("describe", "status", "list_volumes", "show_volume")
-        writing = ("create_volume", "resize_volume", "delete_volume")
+        writing = ("create_volume", "resize_volume", "set_volume", "delete_volume")
         methods = self.handlers.methods()
         calls = [("GET", name) for name in reading] + [("POST", name) for name in writing]
         return [

@@ -17,6 +17,8 @@ wish}]``, ``wish``: the ``{replica, device, host, replaces}`` of a replacement u
 writers, the newest at the end: a detach sent again is told from a fenced one, and an attach that comes
 late from a new one. ``owner`` is the last of them that came to write, not only to recover (0: none yet).
 ``fs``: ``{type, state}`` of the file system on it, as its mounts note it, or None (see ``limits.check_fs``).
+``iops``, ``bw``: its ceilings, 0 for none; ``principal``: whose quota it counts for. A volume of before they
+were known has none of these three (see ``records.LATER``).
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class StateMachine:
             "attach": self._attach,
             "detach": self._detach,
             "resize": self._resize,
+            "set_ceilings": self._set_ceilings,
             "note_fs": self._note_fs,
             "delete": self._delete,
             "dropped": self._dropped,
@@ -97,7 +100,8 @@ class StateMachine:
     # -- the life of a volume ------------------------------------------------------------------------
 
     def _create(self, kv: KV, command: Command, index: int) -> Volume:
-        """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}``"""
+        """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}`` and,
+        where they are not what they are without (``records.LATER``), iops, bw, principal."""
         name = limits.check_name(command["name"])
         known = requests.known(kv, command["request"], "create", name)
         if known is not None:
@@ -106,6 +110,7 @@ class StateMachine:
         limits.check_replicas(command["replicas"])
         limits.check_durability(command["durability"])
         limits.check_groups(len(command["placement"]))
+        later = limits.check_later(command)
         records.check_name_free(kv, name)
         count = int(kv.get(records.COUNTER_VOLUMES) or 0)
         if count >= limits.VOLUMES_PER_GROUP_MAX:
@@ -130,6 +135,7 @@ class StateMachine:
             "released": False,
             "ended_ms": 0,
             "request": command["request"],
+            **later,
         }
         for number, placed in enumerate(command["placement"]):
             volume["groups"].append(self._new_group(kv, number, placed, command["replicas"]))
@@ -216,6 +222,13 @@ class StateMachine:
         self._load(kv, volume, -1)
         volume["size"] = size
         self._load(kv, volume, +1)
+        return self._put(kv, volume)
+
+    def _set_ceilings(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, iops, bw}``: None leaves it as it is, 0 takes it away."""
+        volume = self._volume(kv, command)
+        records.check_ready(volume)
+        volume |= limits.check_later({key: command[key] for key in ("iops", "bw")})
         return self._put(kv, volume)
 
     def _delete(self, kv: KV, command: Command, index: int) -> Volume:

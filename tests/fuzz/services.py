@@ -234,10 +234,18 @@ REGISTRY_CALLS: dict[str, dict[str, Any]] = {
 METADATA_CALLS: dict[str, dict[str, Any]] = {
     "metadata.describe": {},
     "metadata.status": {},
-    "metadata.create_volume": {"name": "a", "size": 1 << 20, "replicas": 1, "groups": 2, "request": "q1"},
+    "metadata.create_volume": {
+        "name": "a",
+        "size": 1 << 20,
+        "replicas": 1,
+        "groups": 2,
+        "request": "q1",
+        "iops": 5,
+    },
     "metadata.list_volumes": {"after": "", "limit": 2},
     "metadata.show_volume": {"name": "db"},
     "metadata.resize_volume": {"name": "db", "size": 1 << 30},
+    "metadata.set_volume": {"name": "db", "iops": 100, "bw": 1 << 20},
     "metadata.delete_volume": {"name": "db", "force": True, "request": "q2"},
     "metadata.attach": {"name": "db", "writer": 9, "mode": "rw", "force": True, "holder": v.HOLDER},
     "metadata.renew": {"volume": v.V1, "epoch": 1, "writer": 77, "name": "db"},
@@ -390,7 +398,10 @@ NODE_SEEDS = [frame.pack([method, params]) for method, params in _NODE_CALLS]
 TOKEN = "t" * 16
 HTTP_ROUTES = [
     *(("GET", f"metadata.{name}") for name in ("describe", "status", "list_volumes", "show_volume")),
-    *(("POST", f"metadata.{name}") for name in ("create_volume", "resize_volume", "delete_volume")),
+    *(
+        ("POST", f"metadata.{name}")
+        for name in ("create_volume", "resize_volume", "set_volume", "delete_volume")
+    ),
     *(("POST", f"raft.m1.{name}") for name in ("add_member", "promote", "remove_member")),
 ]
 
