@@ -29,6 +29,7 @@ from moorage.client.attachment import Attachment, Succession, after_the_lease
 from moorage.client.mount_table import MountTable
 from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
+from moorage.client.quota import Quota
 from moorage.client.volume import Volume
 from moorage.wire import discovery
 from moorage.wire.errors import Invalid, MoorageError, NameTaken, NotFound, Unavailable
@@ -160,7 +161,7 @@ class Cluster:
         ``principal``: whose quota it counts for (default: the one that this client is configured with).
 
         Repeating a call whose outcome is unknown is not idempotent: it may raise NameTaken for the first one.
-        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded, Invalid.
+        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded (past a quota, too), Invalid.
         """
         params = {
             "name": uri.check_name(name),
@@ -329,6 +330,34 @@ class Cluster:
         if address.cluster not in ("", self.config.name, self.config.registry):
             here = self.config.name or self.config.registry
             raise Invalid(f"{address} is not in {here!r}: connect to {address.cluster!r} for it")
+
+    # -- quotas ---------------------------------------------------------------------------------------
+
+    async def set_quota(
+        self, principal: str, *, capacity: int | str | None = None, volumes: int | None = None
+    ) -> Quota:
+        """Limit the volumes of a principal: ``capacity`` of all in sum (bytes, or text such as ``"1T"``), and
+        their number; None: any. It replaces the quota that there was. What would be past it is refused with
+        LimitExceeded, the numbers in the message; what there is already stays."""
+        wanted = {"capacity": None if capacity is None else uri.parse_size(capacity), "volumes": volumes}
+        params = {"principal": uri.check_principal(principal), **wanted}
+        return Quota.from_wire(await self._registry.call("registry.set_quota", params, timeout=CALL_TIMEOUT))
+
+    async def remove_quota(self, principal: str) -> Quota:
+        """No limit any more; what it has. NotFound when it had no quota."""
+        params = {"principal": principal}
+        answer = await self._registry.call("registry.remove_quota", params, timeout=CALL_TIMEOUT)
+        return Quota.from_wire(answer)
+
+    async def quotas(self) -> list[Quota]:
+        """Of every principal that has a quota or volumes, by name."""
+        found: list[Quota] = []
+        after: str | None = ""
+        while after is not None:
+            page = await self._registry.call("registry.quotas", {"after": after}, timeout=CALL_TIMEOUT)
+            found += [Quota.from_wire(row) for row in page["quotas"]]
+            after = page["next"]
+        return found
 
     # -- the mount table -----------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import uvloop
 from moorage.client import cluster as asynchronous
 from moorage.client.cluster import VolumeInfo
 from moorage.client.mount_table import MountTable
+from moorage.client.quota import Quota
 from moorage.client.volume import Volume as AsyncVolume
 from moorage.quorum.record import Buffer
 from moorage.wire.errors import ShuttingDown
@@ -160,6 +161,17 @@ class Cluster:
     def mount(self, name: str, path: str | Path, **options: Any) -> Mount:
         """The options are those of :meth:`moorage.Cluster.mount`."""
         return Mount(self._loop.run(self._cluster.mount(name, path, **options)), self._loop)
+
+    def set_quota(
+        self, principal: str, *, capacity: int | str | None = None, volumes: int | None = None
+    ) -> Quota:
+        return self._loop.run(self._cluster.set_quota(principal, capacity=capacity, volumes=volumes))
+
+    def remove_quota(self, principal: str) -> Quota:
+        return self._loop.run(self._cluster.remove_quota(principal))
+
+    def quotas(self) -> list[Quota]:
+        return self._loop.run(self._cluster.quotas())
 
     def mount_table(self, version: int | None = None) -> MountTable:
         return self._loop.run(self._cluster.mount_table(version))

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from moorage.metadata import limits, placement, records
 from moorage.metadata.attachments import Attachments
+from moorage.metadata.charges import Charges
 from moorage.metadata.directory import Directory
 from moorage.metadata.params import check_known, flag_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
@@ -53,6 +54,7 @@ class Handlers:
         directory: Directory,
         runner: TaskRunner,
         attachments: Attachments,
+        charges: Charges,
     ) -> None:
         self._group = group
         self._name = name
@@ -61,6 +63,7 @@ class Handlers:
         self._directory = directory
         self._runner = runner
         self._attachments = attachments
+        self._charges = charges
 
     def register(self, router: Router) -> None:
         for name, handler in self.methods().items():
@@ -246,10 +249,8 @@ class Handlers:
     async def resize_volume(self, context: CallContext | None, params: Params) -> Reply:
         check_known(params, "name", "size")
         name, size = limits.check_name(params.get("name")), limits.check_size(params.get("size"))
-        await self._replicated.read_barrier()
-        volume = records.volume_by_name(self._replicated.kv, name)
-        changed = await self._replicated.propose({"do": "resize", "volume": volume["id"], "size": size})
-        return self._attachments.public(changed)
+        timeout = remaining_s(context) - REPLY_MARGIN_S
+        return self._attachments.public(await self._charges.resize(name, size, timeout))
 
     async def set_volume(self, context: CallContext | None, params: Params) -> Reply:
         """Its ceilings; what is not given stays. The holder hears of it with its lease."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeGuard
 
+from moorage.service.units import human
 from moorage.wire.errors import Invalid, LimitExceeded
 
 KIB: Final = 1 << 10
@@ -60,14 +61,6 @@ class Limit(NamedTuple):
     what: str
     limit: str
     beyond: str  # what happens just past it
-
-
-def human(size: int) -> str:
-    """``1048576`` -> ``1 MiB``; exact where a whole number of a unit, else one decimal."""
-    for unit, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size >= unit:
-            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
-    return f"{size} bytes"
 
 
 TABLE: Final = (

@@ -20,11 +20,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from moorage.registry import mount_table, state
+from moorage.registry import mount_table, quota, state
 from moorage.registry.health import HealthBoard, Verdict, host_health
 from moorage.service.replicated import Replicated
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Behind, IdentityConflict, NotLeader
+from moorage.wire.errors import Behind, IdentityConflict, Invalid, NotLeader
 from moorage.wire.rpc import CallContext, Router
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ SIGN_OF_LIFE_HEARTBEATS = 1.5  # one heartbeat, and half of one for the way
 POLL_S = 0.02
 BARRIER_TIMEOUT_S = 5.0
 PROPOSE_TIMEOUT_S = 5.0
+QUOTA_ROWS_MAX = 500  # of a page
 
 
 class RegistryHandlers:
@@ -61,6 +62,11 @@ class RegistryHandlers:
             ("claim", self.claim),
             ("locate", self.locate),
             ("release", self.release),
+            ("charge", self.charge),
+            ("settle", self.settle),
+            ("quotas", self.quotas),
+            ("set_quota", self.set_quota),
+            ("remove_quota", self.remove_quota),
             ("mount_table", self.mount_table),
             ("set_mount_table", self.set_mount_table),
             ("status", self.status),
@@ -111,10 +117,26 @@ class RegistryHandlers:
         return bool(self._group.kv.get(key) == wanted)
 
     async def claim(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
-        return await self._propose("claim", params, "name", "kind", "group", "id")
+        return await self._propose("claim", params, "name", "kind", "group", "id", "principal", "size")
 
     async def release(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         return await self._propose("release", params, "name", "group", "id")
+
+    async def charge(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        return await self._propose(
+            "charge", params, "group", "term", "count", "name", "id", "principal", "size"
+        )
+
+    async def settle(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        return await self._propose("settle", params, "group", "term", "count", "charges")
+
+    async def set_quota(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        _check_known(params, "principal", "capacity", "volumes")
+        return await self._propose("set_quota", params, "principal", "capacity", "volumes")
+
+    async def remove_quota(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        _check_known(params, "principal")
+        return await self._propose("remove_quota", params, "principal")
 
     async def set_mount_table(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         stamped = {**params, "at_ms": time.time_ns() // 1_000_000}
@@ -244,6 +266,13 @@ class RegistryHandlers:
             return {"version": known}
         return mount_table.get(self._group.kv, version)
 
+    async def quotas(self, _ctx: CallContext | None, params: dict[str, Any]) -> dict[str, Any]:
+        """In pages, by name: while ``next`` is not None it is given back as ``after``."""
+        after = state.text_of({"after": "", **params}, "after")
+        await self._barrier()
+        rows = quota.rows(self._group.kv, after, QUOTA_ROWS_MAX)
+        return {"quotas": rows, "next": rows[-1]["principal"] if len(rows) == QUOTA_ROWS_MAX else None}
+
     async def view(self, _ctx: CallContext | None, _params: dict[str, Any]) -> dict[str, Any]:
         await self._barrier()
         kv, now_ms = self._group.kv, self._now_ms()
@@ -312,3 +341,9 @@ class RegistryHandlers:
         if not self.serving:
             leader = None if self._group.is_leader else self._group.leader
             raise NotLeader("this member of the registry does not lead now: ask the leader", leader=leader)
+
+
+def _check_known(params: dict[str, Any], *keys: str) -> None:
+    """A misspelt limit is an error, not none."""
+    if unknown := sorted(set(params) - set(keys)):
+        raise Invalid(f"unknown parameter {', '.join(map(repr, unknown))}: known are {', '.join(keys)}")

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from moorage.metadata.attachments import Attachments
+from moorage.metadata.charges import Charges
 from moorage.metadata.handlers import Handlers as MetadataHandlers
 from moorage.metadata.state import StateMachine
 from moorage.node.handlers import Handlers as NodeHandlers
@@ -117,6 +118,8 @@ class _Directory:
 
     async def know(self, devices: Any) -> None: ...
 
+    async def charge(self, volume: dict[str, Any], turn: tuple[int, int], timeout: float) -> None: ...
+
     async def fetch_view(self, timeout: float) -> dict[str, Any]:
         return self.view
 
@@ -161,6 +164,7 @@ def metadata_methods() -> Router_:
         directory=directory,
         runner=runner,
         attachments=Attachments(state, directory, SECRET, lease_ms=4000),
+        charges=Charges(state, directory),
     )
     router = _Methods()
     handlers.register(router)
@@ -226,6 +230,12 @@ REGISTRY_CALLS: dict[str, dict[str, Any]] = {
         "used": 5,
         "failed": "disk",
     },
+    "registry.charge": {"group": "m1", "term": 1, "count": 1, "name": "db", "id": v.V1}
+    | {"principal": "a", "size": 5},
+    "registry.settle": {"group": "m1", "term": 1, "count": 2, "charges": [["db", v.V1, "a", 7]]},
+    "registry.set_quota": {"principal": "a", "capacity": 6, "volumes": 1},
+    "registry.quotas": {"after": ""},
+    "registry.remove_quota": {"principal": "a"},
     "registry.locate": {"name": "db"},
     "registry.view": {},
     "registry.status": {},
