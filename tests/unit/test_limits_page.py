@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from moorage.client import nodes
+from moorage.client import front, nodes
 from moorage.gateway.docker import plugin as docker
 from moorage.gateway.nbd import protocol as nbd
 from moorage.metadata import limits
@@ -57,6 +57,7 @@ ROWS = {
         Limit("Block, the unit of checksum and index", human(record.BLOCK_SIZE), "fixed"),
         Limit("Chunk, the unit of addressing", human(record.CHUNK_SIZE), "fixed"),
         Limit("LSN of a record", "2^63 - 1", "`LimitExceeded`"),
+        Limit("Requests that wait for the ceilings of a volume", str(front.PIECES_MAX), "`Overloaded`"),
     ),
     "The binary protocol": (
         Limit("Body of a frame", human(frame.BODY_SIZE_MAX), "`ProtocolError`, the connection ends"),

@@ -14,7 +14,7 @@ import pytest
 from moorage.metadata.service import MetadataConfig, MetadataService
 from moorage.registry.health import Timings
 from moorage.registry.service import RegistryConfig, RegistryService
-from moorage.wire.errors import LimitExceeded, MoorageError, NameTaken, NotEnoughHosts, NotFound
+from moorage.wire.errors import Invalid, LimitExceeded, MoorageError, NameTaken, NotEnoughHosts, NotFound
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
 from moorage.wire.rpc import Router
@@ -208,7 +208,15 @@ async def test_quotas_count_what_all_groups_have(hosts: Cluster) -> None:
     assert (await hosts.metadata.call("metadata.show_volume", {"name": "db"}))["size"] == 4 * GIB
     await hosts.metadata.call("metadata.resize_volume", {"name": "db", "size": 6 * GIB})
     await hosts.metadata.call("metadata.delete_volume", {"name": "db"})
-    rows = (await hosts.registry.call("registry.quotas", {}))["quotas"]
+    led = next(host.registry for host in hosts.hosts if host.registry.group.is_leader)
+    routes = {f"{route.method} {route.name}": route.handler for route in led.routes()}
+    await routes["POST registry.set_quota"]({"principal": "b", "volumes": 0})
+    with pytest.raises(LimitExceeded, match="'b' has no volumes, quota 0; 'none' would be one more"):
+        await hosts.create("none", principal="b")
+    with pytest.raises(Invalid, match="unknown parameter 'size'"):
+        await routes["POST registry.set_quota"]({"principal": "b", "size": 0})
+    await routes["POST registry.remove_quota"]({"principal": "b"})
+    rows = (await routes["GET registry.quotas"]({}))["quotas"]
     assert [(row["principal"], row["used_bytes"]) for row in rows] == [
         ("default", GIB),
         ("team-a", 6 * GIB),
