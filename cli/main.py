@@ -38,6 +38,11 @@ DRILL = {
 DVDI = {
     "run": "moorage.cli.dvdi:run_task",
 }
+QUOTA = {
+    "list": "moorage.cli.quota:list_quotas",
+    "remove": "moorage.cli.quota:remove",
+    "set": "moorage.cli.quota:set_quota",
+}
 TABLE = {
     "apply": "moorage.cli.table:apply",
     "get": "moorage.cli.table:get",
@@ -63,6 +68,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "mount": "moorage.cli.mount:mount",
     "mounts": "moorage.cli.mount:mounts",
     "node": "moorage.cli.services:node",
+    "quota": QUOTA,
     "registry": "moorage.cli.services:registry",
     "resolve": "moorage.cli.resolve:resolve",
     "secret": SECRET,
@@ -77,6 +83,7 @@ _HELP = {
     "bench": "Measure a volume, load it and verify what it reads, or measure how it is taken over.",
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
     "dvdi": "Volumes of a task that names them in its environment.",
+    "quota": "Limit what the volumes of a principal (a team, a framework) come to.",
     "secret": "Make the files that services and clients prove themselves with.",
     "table": "Say what is mounted where on all hosts, and make it so on this one.",
 }

@@ -1,10 +1,10 @@
 """An attachment: a volume in this process, from metadata's word to the end.
 
 Owns the epoch, the lease with metadata (renewed every second; it decides only when others may take over
-unasked, so an outage of metadata stops no I/O), what metadata says of addresses and the size (a reader asks
-for that alone), the sessions of all groups, their clock, and the end: detached, fenced by another holder, or
-lost. An epoch serves one process once: one that was fenced by a recovery alone goes on in a new epoch, in the
-place of what it was; after the end, attaching again is a new ``Attachment``.
+unasked, so an outage of metadata stops no I/O), what metadata says of addresses, the size and the ceilings
+(a reader asks for that alone), the sessions of all groups, their clock, and the end: detached, fenced by
+another holder, or lost. An epoch serves one process once: one that was fenced by a recovery alone goes on in
+a new epoch, in the place of what it was; after the end, attaching again is a new ``Attachment``.
 
 Invariants: no session serves before all of them can; of an epoch that is over nothing is sent but the release
 of read leases; after the end every operation fails with the same error.
@@ -130,9 +130,11 @@ class Attachment:
     async def _ask(self) -> None:
         raise NotImplementedError
 
-    def _heard(self, size: int, groups: list[dict[str, Any]]) -> None:
+    def _heard(self, volume: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+        """``volume``: its size and its ceilings."""
         if self._volume is not None:
-            self._volume.size = max(self._volume.size, size)
+            self._volume.size = max(self._volume.size, volume["size"])
+            self._volume.limit(*_ceilings(volume))
         for ours, group in zip(self._groups, groups, strict=True):
             ours.heard(group)
 
@@ -192,6 +194,7 @@ class WriterAttachment(Attachment):
             attached=self,
             io_timeout=io_timeout,
         )
+        volume.limit(*_ceilings(attached["volume"]))
         for session in sessions:
             session.start()
         self._wake()
@@ -381,7 +384,7 @@ class WriterAttachment(Attachment):
         if epoch != self.epoch:
             return
         self._shared.capability = renewed.get("capability", self._shared.capability)
-        self._heard(renewed["size"], renewed["groups"])
+        self._heard(renewed, renewed["groups"])
 
     async def note_fs(self, fs: dict[str, str]) -> None:
         params = {"epoch": self.epoch, "writer": self.writer, "fs": fs}
@@ -452,6 +455,11 @@ async def _attach(call: MetadataCall, params: dict[str, Any], timeout: float) ->
 
 async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*calls)
+
+
+def _ceilings(volume: dict[str, Any]) -> tuple[int, int]:
+    """Operations and bytes a second, 0: no limit. A metadata service of an older version knows none."""
+    return volume.get("iops", 0), volume.get("bw", 0)
 
 
 async def after_the_lease(opening: Callable[[], Awaitable[T]], wait: float) -> T:
@@ -546,6 +554,7 @@ class ReadOnlyAttachment(Attachment):
             io_timeout=io_timeout,
             read_only=True,
         )
+        self._volume.limit(*_ceilings(attached["volume"]))
         self._following = self._loop.create_task(self._follow(), name=f"reader of {self.name}")
         return self._volume
 
@@ -559,7 +568,7 @@ class ReadOnlyAttachment(Attachment):
         attached, _ = await _attach(self._call, self._params, RENEW_TIMEOUT_S)
         if attached["volume"]["id"] != self.volume_id:
             raise NotFound(f"volume {self.name!r} was deleted, and another one has its name")
-        self._heard(attached["volume"]["size"], attached["groups"])
+        self._heard(attached["volume"], attached["groups"])
         if not attached["holder_alive"] and self._waits():
             await _recover(self._call, self._nodes, self._params["holder"], self._loop.time() + METADATA_S)
 

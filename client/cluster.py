@@ -31,6 +31,7 @@ from moorage.client.mount_table import MountTable
 from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
 from moorage.client.places import Places
+from moorage.client.quota import Quota
 from moorage.client.succession import Succession
 from moorage.client.volume import Volume
 from moorage.client.why import Facts, Finding, about_device, about_host, about_volume
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from moorage.gateway.table.resolving import Storage
 
 CALL_TIMEOUT = 10.0
+DEFAULT_PRINCIPAL = "default"
 NOTE_MAX = 256
 SILENT_S = 3.0  # a member that takes longer to answer counts as silent
 
@@ -54,7 +56,8 @@ SILENT_S = 3.0  # a member that takes longer to answer counts as silent
 class VolumeInfo:
     """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None, and
     ``lease_left_ms`` for how long nobody takes it over unasked, unless it renews; ``fs`` is ``{"type",
-    "state"}`` of the file system that mounts made or are to make of it, or None."""
+    "state"}`` of the file system that mounts made or are to make of it, or None; ``iops`` and ``bw`` are its
+    ceilings, operations and bytes a second, 0 for none; ``principal`` is whose quota it counts for."""
 
     id: int
     name: str
@@ -69,10 +72,15 @@ class VolumeInfo:
     holder_alive: bool
     lease_left_ms: int
     fs: dict[str, str] | None
+    iops: int = 0
+    bw: int = 0
+    principal: str = DEFAULT_PRINCIPAL
 
     @classmethod
     def from_wire(cls, value: dict[str, Any]) -> VolumeInfo:
-        return cls(**{name: value.get(name) for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
+        fields = {name: value.get(name) for name in cls.__dataclass_fields__}
+        later = {"iops": 0, "bw": 0, "principal": DEFAULT_PRINCIPAL}  # an older service knows none of them
+        return cls(**(fields | later | {key: value[key] for key in later if key in value}))  # type: ignore[arg-type]
 
     @property
     def has_writer(self) -> bool:
@@ -89,6 +97,7 @@ async def connect(
     registry: str | None = None,
     secret_file: str | Path | None = None,
     host: str | None = None,
+    principal: str | None = None,
     timeout: float = CALL_TIMEOUT,
 ) -> Cluster:
     """Connect to a cluster, and check that its registry answers.
@@ -97,11 +106,12 @@ async def connect(
     ``"srv:NAME"``); or neither: ``$MOORAGE_REGISTRY``, else the cluster configured as ``default``.
     ``secret_file``: the cluster's secret (mode 0600), default ``$MOORAGE_SECRET_FILE``. ``host``: the name
     of the host that this program runs on, so that reads prefer replicas there (default ``$MOORAGE_HOST``).
+    ``principal``: for whose quota the volumes count that it creates (default ``$MOORAGE_PRINCIPAL``).
 
     Raises :class:`~moorage.errors.Invalid` (configuration), :class:`~moorage.errors.AuthenticationFailed`, or
     :class:`~moorage.errors.Unavailable` when no registry answered within ``timeout`` seconds.
     """
-    settled = configuration.load(cluster, registry=registry, secret_file=secret_file)
+    settled = configuration.load(cluster, registry=registry, secret_file=secret_file, principal=principal)
     found = Cluster(
         settled, ClusterSecret.load(settled.secret_file), host=host or os.environ.get("MOORAGE_HOST")
     )
@@ -145,15 +155,19 @@ class Cluster:
         groups: int = 0,
         durability: str = "sync",
         fs: str | None = None,
+        iops: int = 0,
+        bw: int | str = 0,
+        principal: str | None = None,
         timeout: float = 30.0,
     ) -> VolumeInfo:
         """Create a volume. ``size``: bytes, or text such as ``"10GiB"``; a multiple of 4096 from 1 MiB to
         64 TiB. ``replicas``: 1, 3 or 5, on as many hosts. ``groups``: replica groups it is striped over,
         fixed for life (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``. ``fs``: what its
-        first mount makes of it, ``"ext4"`` or ``"xfs"``.
+        first mount makes of it, ``"ext4"`` or ``"xfs"``. ``iops``, ``bw``: ceilings, see :meth:`set_volume`.
+        ``principal``: whose quota it counts for (default: the one that this client is configured with).
 
         Repeating a call whose outcome is unknown is not idempotent: it may raise NameTaken for the first one.
-        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded, Invalid.
+        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded (past a quota, too), Invalid.
         """
         params = {
             "name": uri.check_name(name),
@@ -164,6 +178,8 @@ class Cluster:
             "fs": {"type": fs, "state": "new"} if fs else None,
             "request": secrets.token_hex(16),
         }
+        later = {"iops": iops, "bw": uri.parse_size(bw), "principal": principal or self.config.principal}
+        params |= {key: value for key, value in later.items() if value}  # an older service knows none of them
         group = await self._group_for_new(name)
         result = await self._client_of(group).call("metadata.create_volume", params, timeout=timeout)
         self._owner[name] = group
@@ -195,6 +211,16 @@ class Cluster:
         are on their way. :meth:`show` tells when they are there. Raises NotFound, NotEnoughHosts."""
         params = {"device": device, "to": to}
         return int((await self._call_owner(name, "metadata.move_replica", params))["moves"])
+
+    async def set_volume(
+        self, name: str, *, iops: int | None = None, bw: int | str | None = None
+    ) -> VolumeInfo:
+        """Change the ceilings of a volume: ``iops`` operations and ``bw`` bytes a second (or text such as
+        ``"50M"``), 0 for none; what is None stays. Its holder keeps them within about a second, readers
+        within three; each attachment counts for itself. Nothing fails because a ceiling lets it wait."""
+        wanted = {"iops": iops, "bw": None if bw is None else uri.parse_size(bw)}
+        params = {key: value for key, value in wanted.items() if value is not None}
+        return VolumeInfo.from_wire(await self._call_owner(name, "metadata.set_volume", params))
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a volume and its data. Busy while somebody holds it, unless ``force``."""
@@ -309,20 +335,41 @@ class Cluster:
             await self.show(address.name)
         except NotFound:
             with contextlib.suppress(NameTaken):  # somebody else was faster
-                await self.create_volume(
-                    address.name,
-                    options["size"],
-                    replicas=uri.parse_count("replicas", options.get("replicas", "3")),
-                    groups=uri.parse_count("groups", options.get("groups", "0")),
-                    durability=options.get("durability", "sync"),
-                    fs=options.get("fs"),
-                )
+                await self.create_volume(address.name, options["size"], **uri.creation(options))
 
     def check_here(self, address: uri.Address) -> None:
         """Raises Invalid when it is of another cluster."""
         if address.cluster not in ("", self.config.name, self.config.registry):
             here = self.config.name or self.config.registry
             raise Invalid(f"{address} is not in {here!r}: connect to {address.cluster!r} for it")
+
+    # -- quotas ---------------------------------------------------------------------------------------
+
+    async def set_quota(
+        self, principal: str, *, capacity: int | str | None = None, volumes: int | None = None
+    ) -> Quota:
+        """Limit the volumes of a principal: ``capacity`` of all in sum (bytes, or text such as ``"1T"``), and
+        their number; None: any. It replaces the quota that there was. What would be past it is refused with
+        LimitExceeded, the numbers in the message; what there is already stays."""
+        wanted = {"capacity": None if capacity is None else uri.parse_size(capacity), "volumes": volumes}
+        params = {"principal": uri.check_principal(principal), **wanted}
+        return Quota.from_wire(await self._registry.call("registry.set_quota", params, timeout=CALL_TIMEOUT))
+
+    async def remove_quota(self, principal: str) -> Quota:
+        """No limit any more; what it has. NotFound when it had no quota."""
+        params = {"principal": principal}
+        answer = await self._registry.call("registry.remove_quota", params, timeout=CALL_TIMEOUT)
+        return Quota.from_wire(answer)
+
+    async def quotas(self) -> list[Quota]:
+        """Of every principal that has a quota or volumes, by name."""
+        found: list[Quota] = []
+        after: str | None = ""
+        while after is not None:
+            page = await self._registry.call("registry.quotas", {"after": after}, timeout=CALL_TIMEOUT)
+            found += [Quota.from_wire(row) for row in page["quotas"]]
+            after = page["next"]
+        return found
 
     # -- the mount table -----------------------------------------------------------------------------
 

@@ -174,7 +174,9 @@ class Volume(Front):
             await self._attached.detach(keep=keep)
 
     async def _drain(self) -> None:
-        """Stand behind all writes in flight, then flush. New ones queue behind it, and are refused after."""
+        """Stand behind all writes in flight, then flush. New ones queue behind it, and are refused after. No
+        ceiling keeps who lets go."""
+        self.lift()
         everything = _Everything(self._loop.create_future())
         self.order.acquire(everything)
         try:
@@ -203,8 +205,9 @@ class Volume(Front):
         return [{"group": group["group"], **member} for group in groups for member in group["members"]]
 
     def describe(self) -> dict[str, Any]:
-        """State of the attachment: epoch, members and their health, whom operations wait for, and how often a
-        copy was found bad (``bad_blocks``)."""
+        """State of the attachment: epoch, members and their health, whom operations wait for, the ceilings
+        and how many requests wait for them, and how often a copy was found bad (``bad_blocks``)."""
+        iops, bw = self.gate.rates if self.gate is not None else (0, 0)
         return {
             "name": self.name,
             "size": self.size,
@@ -212,6 +215,9 @@ class Volume(Front):
             "read_only": self.read_only,
             "failed": str(self.failed) if self.failed else None,
             "writes_in_flight": len(self.order.active),
+            "iops": iops,
+            "bw": bw,
+            "waiting_for_ceilings": len(self.gate) if self.gate is not None else 0,
             **self._attached.describe(),
         }
 

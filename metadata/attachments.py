@@ -124,6 +124,7 @@ class Attachments:
         return {
             "lease_ms": self._leases.lease_ms,
             "size": volume["size"],
+            **{key: volume.get(key, 0) for key in ("iops", "bw")},
             "groups": self.groups(volume),
             "capability": self._capability(volume, writer, "rw"),
         }

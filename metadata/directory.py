@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 from typing import Any
 
+from moorage.metadata.records import LATER
 from moorage.wire import discovery
 from moorage.wire.errors import IdentityConflict, MoorageError, NameTaken, Unavailable
 from moorage.wire.handshake import Hello
@@ -111,10 +112,27 @@ class Directory:
         self.view = await self._client.call("registry.view", {}, timeout=timeout)
         return self.view
 
-    async def claim(self, name: str, volume: int, timeout: float) -> None:
-        """Make the name ours in the whole cluster; NameTaken when it is another group's. May be repeated."""
-        params = {"name": name, "kind": KIND, "group": self._group, "id": volume}
+    async def claim(self, volume: dict[str, Any], timeout: float) -> None:
+        """Make its name ours in the whole cluster, and charge its principal; NameTaken when it is another
+        group's, LimitExceeded when that is too much. May be repeated."""
+        params = {"kind": KIND, **self._charged(volume)}
         await self._client.call("registry.claim", params, timeout=timeout)
+
+    async def charge(self, volume: dict[str, Any], turn: tuple[int, int], timeout: float) -> None:
+        """It is about to have that size. LimitExceeded when that is too much for its principal. ``turn``:
+        term and number of this charge; Stale when a later one came before it."""
+        params = {"term": turn[0], "count": turn[1], **self._charged(volume)}
+        await self._client.call("registry.charge", params, timeout=timeout)
+
+    async def settle(self, charges: list[list[Any]], turn: tuple[int, int], timeout: float) -> None:
+        """``[name, id, principal, size]`` of volumes, as they are; ``turn`` as for :meth:`charge`."""
+        params = {"group": self._group, "term": turn[0], "count": turn[1], "charges": charges}
+        await self._client.call("registry.settle", params, timeout=timeout)
+
+    def _charged(self, volume: dict[str, Any]) -> dict[str, Any]:
+        principal = volume.get("principal", LATER["principal"])
+        about = {"name": volume["name"], "id": volume["id"], "size": volume["size"]}
+        return {**about, "group": self._group, "principal": principal}
 
     async def release(self, name: str, volume: int, timeout: float) -> None:
         """Give the name back; nothing happens when it is not this volume's. May be repeated."""

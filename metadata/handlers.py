@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from moorage.metadata import limits, placement, records
 from moorage.metadata.attachments import Attachments
+from moorage.metadata.charges import Charges
 from moorage.metadata.directory import Directory
 from moorage.metadata.moves import Moves
 from moorage.metadata.params import check_known, flag_of, number_of, remaining_s
@@ -54,6 +55,7 @@ class Handlers:
         directory: Directory,
         runner: TaskRunner,
         attachments: Attachments,
+        charges: Charges,
     ) -> None:
         self._group = group
         self._name = name
@@ -63,6 +65,7 @@ class Handlers:
         self._runner = runner
         self._attachments = attachments
         self._moves = Moves(replicated, directory, runner, attachments)
+        self._charges = charges
 
     def register(self, router: Router) -> None:
         for name, handler in self.methods().items():
@@ -76,6 +79,7 @@ class Handlers:
             "list_volumes": self.list_volumes,
             "show_volume": self.show_volume,
             "resize_volume": self.resize_volume,
+            "set_volume": self.set_volume,
             "delete_volume": self.delete_volume,
             "attach": self._attachments.attach,
             "renew": self._attachments.renew,
@@ -136,7 +140,8 @@ class Handlers:
     # -- volumes ---------------------------------------------------------------------------------------
 
     async def create_volume(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "size", "replicas", "groups", "durability", "fs", "request")
+        known = ("name", "size", "replicas", "groups", "durability", "fs", "request", *records.LATER)
+        check_known(params, *known)
         name = limits.check_name(params.get("name"))
         size = limits.check_size(params.get("size"))
         replicas = limits.check_replicas(params.get("replicas", 3))
@@ -146,6 +151,7 @@ class Handlers:
         durability = limits.check_durability(params.get("durability", "sync"))
         fs = limits.check_fs(params.get("fs"))
         request = limits.check_request(params.get("request"))
+        later = limits.check_later(params)
         timeout = remaining_s(context) - REPLY_MARGIN_S
         deadline = _now_s() + timeout
         await self._replicated.read_barrier(remaining_s(context))
@@ -156,7 +162,7 @@ class Handlers:
             placed = await self._place(size, replicas, groups, deadline - _now_s())
         volume = await self._replicated.propose(
             {
-                "do": "create",
+                "do": "create_limited" if later else "create",
                 "request": request,
                 "name": name,
                 "size": size,
@@ -165,6 +171,7 @@ class Handlers:
                 "fs": fs,
                 "placement": placed,
                 "created_ms": wall_ms(),
+                **later,
             }
         )
         return self._attachments.public(await self._created(volume, request, deadline - _now_s()))
@@ -248,10 +255,20 @@ class Handlers:
     async def resize_volume(self, context: CallContext | None, params: Params) -> Reply:
         check_known(params, "name", "size")
         name, size = limits.check_name(params.get("name")), limits.check_size(params.get("size"))
+        timeout = remaining_s(context) - REPLY_MARGIN_S
+        return self._attachments.public(await self._charges.resize(name, size, timeout))
+
+    async def set_volume(self, context: CallContext | None, params: Params) -> Reply:
+        """Its ceilings; what is not given stays. The holder hears of it with its lease."""
+        check_known(params, "name", "iops", "bw")
+        name = limits.check_name(params.get("name"))
+        ceilings = limits.check_later(params)
+        if not ceilings:
+            raise Invalid("set_volume: give iops, bw or both; 0 takes a ceiling away")
         await self._replicated.read_barrier()
         volume = records.volume_by_name(self._replicated.kv, name)
-        changed = await self._replicated.propose({"do": "resize", "volume": volume["id"], "size": size})
-        return self._attachments.public(changed)
+        command = {"do": "set_ceilings", "volume": volume["id"], "iops": None, "bw": None, **ceilings}
+        return self._attachments.public(await self._replicated.propose(command))
 
     async def reconfigure(self, context: CallContext | None, params: Params) -> Reply:
         """The holder of ``epoch``: a record is committed by the old members and by the new ones."""

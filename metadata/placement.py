@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from moorage.metadata.limits import MIB, human
+from moorage.metadata.limits import MIB
 from moorage.quorum.record import CHUNK_SIZE
+from moorage.service.units import human
 from moorage.wire.errors import NoSpace, NotEnoughHosts
 
 # Room that a device must have for a new replica (or all of the replica, where that is less): enough to be

@@ -46,6 +46,9 @@ DELETING: Final = "deleting"
 
 NEAR_MAX: Final = 500  # names compared for a hint: 35 us each, on the leader's event loop
 
+# Fields of a volume that came later, and what a volume without them has.
+LATER: Final = {"iops": 0, "bw": 0, "principal": "default"}
+
 _PRIVATE: Final = ("writers", "owner", "released", "ended_ms", "request")
 
 
@@ -137,7 +140,7 @@ def admitted(kv: KV) -> bool:
 
 def public(volume: dict[str, Any]) -> dict[str, Any]:
     """The volume as callers see it."""
-    return {key: value for key, value in volume.items() if key not in _PRIVATE}
+    return LATER | {key: value for key, value in volume.items() if key not in _PRIVATE}
 
 
 def error_record(error: MoorageError) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from moorage.metadata import limits, records
 from moorage.metadata.attachments import Attachments
+from moorage.metadata.charges import Charges
 from moorage.metadata.directory import Directory
 from moorage.metadata.handlers import Handlers
 from moorage.metadata.orders import NodeOrders
@@ -95,6 +96,7 @@ class MetadataService(EmbeddedService):
         self.attachments = Attachments(
             self.replicated, self.directory, config.secret, lease_ms=config.lease_ms
         )
+        self.charges = Charges(self.replicated, self.directory)
         orders = NodeOrders(self.directory, group=config.group, hello=config.hello, secret=config.secret)
         self.runner = TaskRunner(
             TaskContext(
@@ -116,6 +118,7 @@ class MetadataService(EmbeddedService):
             directory=self.directory,
             runner=self.runner,
             attachments=self.attachments,
+            charges=self.charges,
         )
         self.running = False  # between start and stop: the state may be read
         self._joining: asyncio.Task[None] | None = None
@@ -169,6 +172,7 @@ class MetadataService(EmbeddedService):
             self._joining = None
         await self.runner.stop()
         await self._leading.close()
+        await self.charges.stop()
         await self.replicated.stop()
         await self.directory.close()
 
@@ -197,7 +201,7 @@ class MetadataService(EmbeddedService):
 
     def routes(self) -> list[Route]:
         reading = ("describe", "status", "list_volumes", "show_volume", "moves")
-        writing = ("create_volume", "resize_volume", "delete_volume")
+        writing = ("create_volume", "resize_volume", "set_volume", "delete_volume")
         methods = self.handlers.methods()
         calls = [("GET", name) for name in reading] + [("POST", name) for name in writing]
         return [
@@ -221,7 +225,9 @@ class MetadataService(EmbeddedService):
         if leading:
             self.attachments.lead()
             self.runner.lead()
+            self.charges.lead()
         else:
+            self.charges.follow()
             self.runner.follow()
             self.attachments.follow()
 

@@ -17,6 +17,8 @@ wish}]``, ``wish``: ``{replica, device, host, replaces, why, since_ms}`` of a re
 writers, the newest at the end: a detach sent again is told from a fenced one, and an attach that comes
 late from a new one. ``owner`` is the last of them that came to write, not only to recover (0: none yet).
 ``fs``: ``{type, state}`` of the file system on it, as its mounts note it, or None (see ``limits.check_fs``).
+``iops``, ``bw``: its ceilings, 0 for none; ``principal``: whose quota it counts for. A volume of before they
+were known has none of these three (see ``records.LATER``).
 """
 
 from __future__ import annotations
@@ -57,11 +59,13 @@ class StateMachine:
             "found": self._found,
             "admit": self._admit,
             "create": self._create,
+            "create_limited": self._create,  # a member that knows no ceilings would pass over them: it stops
             "ready": self._ready,
             "abandon": self._abandon,
             "attach": self._attach,
             "detach": self._detach,
             "resize": self._resize,
+            "set_ceilings": self._set_ceilings,
             "note_fs": self._note_fs,
             "delete": self._delete,
             "dropped": self._dropped,
@@ -98,7 +102,8 @@ class StateMachine:
     # -- the life of a volume ------------------------------------------------------------------------
 
     def _create(self, kv: KV, command: Command, index: int) -> Volume:
-        """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}``"""
+        """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}`` and,
+        where they are not what they are without (``records.LATER``), iops, bw, principal."""
         name = limits.check_name(command["name"])
         known = requests.known(kv, command["request"], "create", name)
         if known is not None:
@@ -107,6 +112,7 @@ class StateMachine:
         limits.check_replicas(command["replicas"])
         limits.check_durability(command["durability"])
         limits.check_groups(len(command["placement"]))
+        later = limits.check_later(command)
         records.check_name_free(kv, name)
         count = int(kv.get(records.COUNTER_VOLUMES) or 0)
         if count >= limits.VOLUMES_PER_GROUP_MAX:
@@ -131,6 +137,7 @@ class StateMachine:
             "released": False,
             "ended_ms": 0,
             "request": command["request"],
+            **later,
         }
         for number, placed in enumerate(command["placement"]):
             volume["groups"].append(self._new_group(kv, number, placed, command["replicas"]))
@@ -217,6 +224,13 @@ class StateMachine:
         self._load(kv, volume, -1)
         volume["size"] = size
         self._load(kv, volume, +1)
+        return self._put(kv, volume)
+
+    def _set_ceilings(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, iops, bw}``: None leaves it as it is, 0 takes it away."""
+        volume = self._volume(kv, command)
+        records.check_ready(volume)
+        volume |= limits.check_later({key: command[key] for key in ("iops", "bw")})
         return self._put(kv, volume)
 
     def _delete(self, kv: KV, command: Command, index: int) -> Volume:

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from moorage.registry import drains, events, mount_table, state
+from moorage.registry import drains, events, mount_table, quota, state
 from moorage.registry.health import HealthBoard, Verdict, host_health
 from moorage.service.replicated import Replicated
 from moorage.wire.connection import Connection
@@ -34,6 +34,7 @@ SIGN_OF_LIFE_HEARTBEATS = 1.5  # one heartbeat, and half of one for the way
 POLL_S = 0.02
 BARRIER_TIMEOUT_S = 5.0
 PROPOSE_TIMEOUT_S = 5.0
+QUOTA_ROWS_MAX = 500  # of a page
 
 
 class RegistryHandlers:
@@ -62,6 +63,11 @@ class RegistryHandlers:
             ("claim", self.claim),
             ("locate", self.locate),
             ("release", self.release),
+            ("charge", self.charge),
+            ("settle", self.settle),
+            ("quotas", self.quotas),
+            ("set_quota", self.set_quota),
+            ("remove_quota", self.remove_quota),
             ("mount_table", self.mount_table),
             ("set_mount_table", self.set_mount_table),
             ("set_drain", self.set_drain),
@@ -117,10 +123,26 @@ class RegistryHandlers:
         return bool(self._group.kv.get(key) == wanted)
 
     async def claim(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
-        return await self._propose("claim", params, "name", "kind", "group", "id")
+        return await self._propose("claim", params, "name", "kind", "group", "id", "principal", "size")
 
     async def release(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         return await self._propose("release", params, "name", "group", "id")
+
+    async def charge(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        return await self._propose(
+            "charge", params, "group", "term", "count", "name", "id", "principal", "size"
+        )
+
+    async def settle(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        return await self._propose("settle", params, "group", "term", "count", "charges")
+
+    async def set_quota(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        _check_known(params, "principal", "capacity", "volumes")
+        return await self._propose("set_quota", params, "principal", "capacity", "volumes")
+
+    async def remove_quota(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        _check_known(params, "principal")
+        return await self._propose("remove_quota", params, "principal")
 
     async def set_mount_table(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         stamped = {**params, "at_ms": _wall_ms()}
@@ -304,6 +326,13 @@ class RegistryHandlers:
             return {"version": known}
         return mount_table.get(self._group.kv, version)
 
+    async def quotas(self, _ctx: CallContext | None, params: dict[str, Any]) -> dict[str, Any]:
+        """In pages, by name: while ``next`` is not None it is given back as ``after``."""
+        after = state.text_of({"after": "", **params}, "after")
+        await self._barrier()
+        rows = quota.rows(self._group.kv, after, QUOTA_ROWS_MAX)
+        return {"quotas": rows, "next": rows[-1]["principal"] if len(rows) == QUOTA_ROWS_MAX else None}
+
     async def view(self, _ctx: CallContext | None, _params: dict[str, Any]) -> dict[str, Any]:
         await self._barrier()
         kv, now_ms = self._group.kv, self._now_ms()
@@ -378,3 +407,9 @@ class RegistryHandlers:
 
 def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _check_known(params: dict[str, Any], *keys: str) -> None:
+    """A misspelt limit is an error, not none."""
+    if unknown := sorted(set(params) - set(keys)):
+        raise Invalid(f"unknown parameter {', '.join(map(repr, unknown))}: known are {', '.join(keys)}")

@@ -121,6 +121,9 @@ class RegistryService(EmbeddedService):
             Route("GET", "registry.view", lambda params: handlers.view(None, params)),
             Route("GET", "registry.mount_table", lambda params: handlers.mount_table(None, {})),
             Route("GET", "registry.events", lambda params: handlers.events(None, {})),
+            Route("GET", "registry.quotas", lambda params: handlers.quotas(None, params)),
+            Route("POST", "registry.set_quota", lambda params: handlers.set_quota(None, params)),
+            Route("POST", "registry.remove_quota", lambda params: handlers.remove_quota(None, params)),
             Route("GET", "registry.status", lambda params: handlers.status(None, params)),
             *self.group.routes(),
         ]

@@ -11,7 +11,10 @@ key                         value
 ``device/ID``               host, address, capacity, token, count, refused (reason, "" when it is not)
 ``service/KIND/GROUP/NAME`` address, http, uid (of its metadata group, else "")
 ``group/GROUP``             uid: which metadata group has this name; others are refused
-``name/NAME``               group, kind, id: the metadata group that owns a name, and the volume or bucket
+``name/NAME``               group, kind, id: the metadata group that owns a name, and the volume or bucket;
+                            principal, size of a volume that is charged
+``quota/``, ``charged/``,   what principals may have, and have (`quota.py`)
+``charger/``
 ``count/KIND``              how many hosts, devices, services there are, for their limits
 ``mount_table/VERSION``     a version of the mount table (`mount_table.py`)
 ``drain/KIND/NAME``         a host or device that is to be emptied (`drains.py`)
@@ -31,7 +34,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from moorage.registry import drains, events, mount_table
+from moorage.registry import drains, events, mount_table, quota
 from moorage.wire import address
 from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound, VersionMismatch
 
@@ -70,6 +73,10 @@ class RegistryMachine:
             "refuse_device": _refuse_device,
             "claim": _claim,
             "release": _release,
+            "charge": quota.charge,
+            "settle": quota.settle,
+            "set_quota": quota.set_quota,
+            "remove_quota": quota.remove_quota,
             "set_mount_table": mount_table.set_text,
             "set_drain": drains.set_drain,
             "forget": _forget,
@@ -236,7 +243,8 @@ def _forget(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def _claim(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
-    """Sent again, or late by a leader that is none any more: ids of a group rise, the greatest is newest."""
+    """Sent again, or late by a leader that is none any more: ids of a group rise, the greatest is newest.
+    What the volume was charged since then stays."""
     name, group, kind = name_of(command, "name"), name_of(command, "group"), command.get("kind")
     if kind not in KINDS:
         raise Invalid(f"kind {kind!r}: use one of {', '.join(KINDS)}")
@@ -246,7 +254,8 @@ def _claim(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
         raise NameTaken(
             f"the name {name!r} is taken by a {found['kind']}: choose another one", name=name, **found
         )
-    kv.put(f"name/{name}", wanted)
+    if found is None or found["id"] != wanted["id"] or "size" not in found:
+        quota.put_name(kv, name, wanted | quota.charged(command), within_quota=True)
     return {"group": group}
 
 
@@ -258,7 +267,7 @@ def _release(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
             f"the name {name!r} belongs to group {found['group']}, not {group}", name=name, **found
         )
     if found is not None and found["id"] <= former:  # else: late, the name is in use again
-        kv.delete(f"name/{name}")
+        quota.put_name(kv, name, None, within_quota=False)
     return {}
 
 
@@ -266,7 +275,7 @@ def locate(kv: View, name: str) -> dict[str, Any]:
     found: dict[str, Any] | None = kv.get(f"name/{name_of({'name': name}, 'name')}")
     if found is None:
         raise NotFound(f"there is no volume or bucket {name!r}", name=name)
-    return found
+    return {key: found[key] for key in ("group", "kind", "id")}
 
 
 # -- reading whole tables ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from moorage.node.service import NodeService
 from moorage.node.store import Store
 from moorage.quorum.counting import Phase
 from moorage.quorum.record import BLOCK_SIZE, block_sum
+from moorage.registry import state
 from moorage.registry.service import RegistryService
 from moorage.simulation.chunks import blocks_per_chunk
 from moorage.simulation.cluster import Host, SimCluster
@@ -58,6 +59,21 @@ def leads_metadata(host: Host) -> bool:
 def leads_registry(host: Host) -> bool:
     found = _service(host, RegistryService)
     return found is not None and bool(found.group.is_leader)
+
+
+def charged_well(cluster: SimCluster) -> bool:
+    """Whether the registry counts for principals what the volumes are, by their names."""
+    volumes: dict[str, int] = {}
+    charged: dict[str, int] = {}
+    for host in cluster.hosts:
+        metadata, registry = _service(host, MetadataService), _service(host, RegistryService)
+        if metadata is not None and metadata.replicated.is_leader:
+            found = records.volumes(metadata.replicated.kv)
+            volumes = {each["name"]: each["size"] for each in found if not each["released"]}
+        if registry is not None and registry.group.is_leader:
+            names = state.table(registry.group.kv, "name")
+            charged = {name: row["size"] for name, row in names.items()}
+    return bool(volumes) and charged == volumes
 
 
 def serves_blocks(host: Host) -> bool:

@@ -252,6 +252,7 @@ class _Play:
         self.outcome.keys = self.workload.history.check()
         checks.check_placed(self.cluster)
         self.outcome.blocks = checks.check_identical(self.cluster, chunks)
+        self._until(self._charged_well, HEAL_S, "what volumes count for principals is what they are")
         before = [checks.contents(host, chunks) for host in self.cluster.hosts]
         self.loop.note("replaying")
         for host in self.cluster.hosts:
@@ -263,6 +264,9 @@ class _Play:
         for host, was, found in zip(self.cluster.hosts, before, after, strict=True):
             checks.check_same(f"{host.name} before and after the replay of its log", was, found)
         self._until(self._no_leak, SPACE_S, "space that nothing refers to is not counted as live")
+
+    def _charged_well(self) -> bool:
+        return self.loop.events % 64 == 0 and checks.charged_well(self.cluster)
 
     def _no_leak(self) -> bool:
         return self.loop.events % 5000 == 0 and not checks.leaked(

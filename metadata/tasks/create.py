@@ -40,7 +40,7 @@ async def _until_done(context: TaskContext, volume: dict[str, Any]) -> None:
     while True:
         try:
             if not claimed:
-                await context.directory.claim(volume["name"], volume["id"], timeout=context.order_timeout_s)
+                await context.directory.claim(volume, timeout=context.order_timeout_s)
                 claimed = True
             await _order(context, waiting)
             return

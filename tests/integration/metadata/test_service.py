@@ -41,6 +41,8 @@ async def test_json_api_has_the_calls_of_an_operator(cluster: Any) -> None:
     assert len((await led["GET metadata.list_volumes"]({}))["volumes"]) == 1
     assert (await led["GET metadata.status"]({}))["volumes"] == 1
     assert (await led["POST metadata.resize_volume"]({"name": "db", "size": 2 * GIB}))["size"] == 2 * GIB
+    limited = await led["POST metadata.set_volume"]({"name": "db", "iops": 100, "bw": 1 << 20})
+    assert (limited["iops"], limited["bw"], limited["principal"]) == (100, 1 << 20, "default")
     assert (await led["POST metadata.delete_volume"]({"name": "db"}))["left"] == []
     followed = routes(cluster.services["host2"])
     assert (await followed["GET metadata.describe"]({}))["leader"]["name"] == "host1"
