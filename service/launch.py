@@ -47,6 +47,9 @@ class Settings:
     down_ms: int
     lease_ms: int
     read_lease_ms: int
+    scrub_period: float
+    copy_within: float
+    background_rate: int
     drain_s: int
     log_level: str
 
