@@ -60,6 +60,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "node": "moorage.cli.services:node",
     "registry": "moorage.cli.services:registry",
     "resolve": "moorage.cli.resolve:resolve",
+    "scrub": "moorage.cli.scrub:scrub",
     "secret": SECRET,
     "status": "moorage.cli.status:status",
     "table": TABLE,

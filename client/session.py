@@ -41,7 +41,7 @@ BATCH_BYTES = 2 << 20  # data of one APPEND; a frame may carry 8 MiB, and one re
 QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps the rest
 TAIL_BYTES = 4 << 20
 CURRENT_RECORDS = 256
-MEND_S, MEND_MAX_S = 1.0, 60.0  # between two questions for bad blocks; longer where none was mended
+MEND_S, MEND_MAX_S = 3.0, 60.0  # between two questions for bad blocks: a node looks once a second
 CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
 
 _WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
