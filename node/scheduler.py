@@ -9,7 +9,8 @@ below its due, whatever users feel, nor let all of it together past the ceiling 
 * **Pause**: now and then only what is due goes on for a moment: else nobody knew what users would have
   without the rest, and "longer than" would creep up with the load.
 
-Debts, not reservations: who asks while his account is not overdrawn goes at once, and is charged all of it.
+Two accounts for each kind of work, its own for what is due and a common one for the rest of the budget.
+Debts, not reservations: who finds one of them not overdrawn goes at once, and is charged all of it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ STEP = 8 * MIB  # bytes/s more after each turn in which users had nothing to com
 ALL = 1 << 40  # bytes/s: as good as no limit
 TURN_S = 0.1
 BURST_S = 0.1  # of its rate an account holds when nobody has asked for a while
-DEBT_S = 0.5  # the most that the common account owes for what was due
+DEBT_S = 0.5  # of the budget: the most that the common account owes for what could not wait
 SHRINK = 2 / 3
 ALONE_S = 1.0  # without a user for so long, there is none
 SAMPLES = 4  # fewer say nothing
-PAUSE_EVERY_S, PAUSE_S, PAUSE_BLIND_S = 10.0, 0.3, 0.1  # what had begun before may still be felt in the last
+PAUSE_EVERY_S, PAUSE_S, PAUSE_BLIND_S = 10.0, 0.4, 0.15  # what had begun before may still be felt in the last
 LONGER = 1.5  # times what users have without background work ...
 SLACK_S = 0.0002  # ... and this: below it nobody feels anything
 PIECE_MIN, PIECE_MAX = 128 * KIB, MIB
@@ -72,7 +73,9 @@ class _Felt:
         return mean
 
     def learn(self, mean: float) -> None:
-        self.idle = mean if not self.idle else self.idle + (mean - self.idle) * 0.3
+        """What was learned with background work still to be felt is too much: down faster than up."""
+        weight = 1.0 if not self.idle else 0.7 if mean < self.idle else 0.3
+        self.idle += (mean - self.idle) * weight
 
     def complains(self, mean: float) -> bool:
         return self.idle > 0 and mean > self.idle * LONGER + SLACK_S
@@ -124,10 +127,15 @@ class Scheduler:
             self._due[work].pop(who, None)
 
     def due(self, work: Work, now: float) -> float:
-        """Bytes per second. Where the ceiling is below what is due in all, everybody gets his share of it."""
-        wanted = {each: self._wanted(each, now) for each in Work if each is work or self._is_at_it(each, now)}
-        total = sum(wanted.values())
-        return wanted[work] * min(1.0, self.ceiling / total)
+        """Bytes per second that this work has whenever it asks."""
+        return self._dues(now, work)[work]
+
+    def _dues(self, now: float, work: Work | None = None) -> dict[Work, float]:
+        """Of all that is being done, and of ``work``. Where the ceiling is below their sum, everybody gets
+        his share of it."""
+        dues = {each: self._wanted(each, now) for each in Work if each is work or self._is_at_it(each, now)}
+        share = min(1.0, self.ceiling / max(1.0, sum(dues.values())))
+        return {each: due * share for each, due in dues.items()}
 
     def _wanted(self, work: Work, now: float) -> float:
         dues = self._due[work]
@@ -145,23 +153,30 @@ class Scheduler:
         more than is due, out of what users leave."""
         self._turn(now)
         self._asked_at[work] = now
-        due = self.due(work, now)
-        own = self._own[work]
+        dues = self._dues(now)
+        own, due, rest = self._own[work], dues[work], self._rest(dues)
         own.fill(due, now)
-        self._fill_common(now)
+        self._common.fill(rest, now)
         if own.balance >= 0:
             own.balance -= size
-        elif not spare or self._common.balance < 0 or self._pauses(now):
-            return self._wait(own, due, now, spare)
-        self._charge(work, size)
+        elif not spare or self._common.balance < 0 or not rest or self._pauses(now):
+            return self._wait(own.balance, due, rest if spare else 0.0, now)
+        else:
+            self._common.balance -= size
+        self._count(work, size)
         return 0.0
 
     def charge(self, work: Work, size: int, now: float) -> None:
         """Of what cannot wait: others wait for it."""
         self._turn(now)
         self._asked_at[work] = now
-        self._fill_common(now)
-        self._charge(work, size)
+        self._common.fill(self._rest(self._dues(now)), now)
+        self._common.balance = max(self._common.balance - size, -self.budget * DEBT_S)
+        self._count(work, size)
+
+    def _rest(self, dues: dict[Work, float]) -> float:
+        """Bytes per second beyond what is due."""
+        return max(0.0, self.budget - sum(dues.values()))
 
     def piece(self, now: float) -> int:
         """Bytes to do at once: small while users are at work, since theirs wait behind it."""
@@ -169,18 +184,14 @@ class Scheduler:
             return PIECE_MAX
         return int(min(PIECE_MAX, max(PIECE_MIN, self.budget * PIECE_S)))
 
-    def _charge(self, work: Work, size: int) -> None:
-        self._common.balance = max(self._common.balance - size, -self.budget * DEBT_S)
+    def _count(self, work: Work, size: int) -> None:
         self._spent += size
         self.given[work] += size
 
-    def _fill_common(self, now: float) -> None:
-        self._common.fill(self.budget, now)
-
-    def _wait(self, own: _Account, due: float, now: float, spare: bool) -> float:
-        wait = -own.balance / due
-        if spare:
-            common = -self._common.balance / self.budget
+    def _wait(self, own: float, due: float, rest: float, now: float) -> float:
+        wait = -own / due
+        if rest:
+            common = -self._common.balance / rest
             if self._pauses(now):
                 common = max(common, self._pause_at + PAUSE_S - now)
             wait = min(wait, common)
@@ -238,7 +249,8 @@ class Scheduler:
                 continue
             judged = True
             if not felt.idle:
-                felt.learn(mean)  # better than nothing, until the next pause
+                felt.learn(mean)  # better than nothing, for as long as a pause takes to begin
+                self._pause_at = min(self._pause_at, self._turn_at)
             elif felt.complains(mean):
                 complains = True
         if complains and rate:
