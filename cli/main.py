@@ -20,6 +20,7 @@ SECRET = {
     "token": "moorage.cli.services:secret_token",
 }
 BENCH = {
+    "background": "moorage.cli.background:background",
     "block": "moorage.cli.bench:block",
     "takeover": "moorage.cli.takeover.main:takeover",
     "verify": "moorage.cli.verify:verify",

@@ -28,12 +28,16 @@ BURST_S = 0.1  # of its rate an account holds when nobody has asked for a while
 DEBT_S = 0.5  # of the budget: the most that the common account owes for what could not wait
 SHRINK = 2 / 3
 ALONE_S = 1.0  # without a user for so long, there is none
-SAMPLES = 4  # fewer say nothing
+SAMPLES = 8  # fewer say nothing
 PAUSE_EVERY_S, PAUSE_S, PAUSE_BLIND_S = 10.0, 0.4, 0.15  # what had begun before may still be felt in the last
-LONGER = 1.5  # times what users have without background work ...
+LONGER = 1.6  # times what users have without background work ...
 SLACK_S = 0.0002  # ... and this: below it nobody feels anything
+LOOP_SLACK_S = (
+    0.002  # a turn of the loop with a piece of a MiB in it; timers are late by a millisecond anyhow
+)
+CAP = 4  # in a turn of ten operations two that are so late are enough for a complaint
 PIECE_MIN, PIECE_MAX = 128 * KIB, MIB
-PIECE_S = 0.02  # of the budget goes at once: that is what a user's write may find in front of it
+PIECE_S = 0.005  # of the budget goes at once: that is what a user's write may find in front of it
 
 
 class Work(IntEnum):
@@ -55,14 +59,20 @@ class Gauge(IntEnum):
 
 
 class _Felt:
-    """One gauge: its mean in this turn, and what it is without background work."""
+    """One gauge: its mean in this turn, and what it is without background work. One operation counts for no
+    more than ``CAP`` times that: a few very late ones come from elsewhere, and would drown all the others."""
 
-    __slots__ = ("count", "idle", "sum")
+    __slots__ = ("count", "idle", "slack_s", "sum")
 
-    def __init__(self) -> None:
+    def __init__(self, slack_s: float) -> None:
+        self.slack_s = slack_s
         self.sum = 0.0
         self.count = 0
         self.idle = 0.0  # 0: not known
+
+    def add(self, took_s: float) -> None:
+        self.sum += min(took_s, CAP * self.idle + self.slack_s) if self.idle else took_s
+        self.count += 1
 
     def take(self, least: int = 1) -> float:
         """The mean of what came since, 0 when that is too little; it goes on being gathered then."""
@@ -74,11 +84,11 @@ class _Felt:
 
     def learn(self, mean: float) -> None:
         """What was learned with background work still to be felt is too much: down faster than up."""
-        weight = 1.0 if not self.idle else 0.7 if mean < self.idle else 0.3
+        weight = 1.0 if not self.idle else 0.5 if mean < self.idle else 0.3
         self.idle += (mean - self.idle) * weight
 
     def complains(self, mean: float) -> bool:
-        return self.idle > 0 and mean > self.idle * LONGER + SLACK_S
+        return self.idle > 0 and mean > self.idle * LONGER + self.slack_s
 
 
 @dataclass(slots=True)
@@ -110,7 +120,7 @@ class Scheduler:
         self._common = _Account(0.0, now)
         self._due: dict[Work, dict[object, _Due]] = {work: {} for work in Work}
         self._asked_at = dict.fromkeys(Work, -ALONE_S)
-        self._felt = {gauge: _Felt() for gauge in Gauge}
+        self._felt = {each: _Felt(LOOP_SLACK_S if each is Gauge.LOOP else SLACK_S) for each in Gauge}
         self._user_at = now - ALONE_S
         self._turn_at = now
         self._spent = 0  # bytes in this turn
@@ -202,9 +212,7 @@ class Scheduler:
     def felt(self, gauge: Gauge, took_s: float, now: float) -> None:
         """An operation of a user took so long; the loop's lateness is nobody's operation."""
         self._turn(now)
-        felt = self._felt[gauge]
-        felt.sum += took_s
-        felt.count += 1
+        self._felt[gauge].add(took_s)
         if gauge is not Gauge.LOOP:
             self._user_at = now
 

@@ -88,14 +88,27 @@ def test_it_yields_when_users_wait_and_takes_what_they_leave() -> None:
     felt.clear()
     rate = bench.run(60, Work.COPY, latency=latency)[Work.COPY]
     assert sorted(felt)[len(felt) * 99 // 100] <= 0.002
-    # A latency of 1.7 times idle, which is where it stops to grow, is reached with 165 MiB/s.
-    assert rate >= 0.5 * 165 * MIB
+    # A latency of 1.8 times idle, which is where it stops to grow, is reached with 178 MiB/s.
+    assert rate >= 0.5 * 178 * MIB
 
 
 def test_users_that_are_slow_anyhow_are_not_taken_for_ones_that_wait() -> None:
     bench = Bench(Scheduler(0.0))
     bench.run(5, latency=lambda load: 0.05)
     assert bench.run(20, Work.COPY, latency=lambda load: 0.05)[Work.COPY] > 100 * MIB
+
+
+def test_what_comes_from_elsewhere_is_not_taken_for_waiting() -> None:
+    """A machine on which every twentieth operation takes twenty times as long, whatever is done."""
+    rng = random.Random(1)
+
+    def latency(load: float) -> float:
+        return rng.uniform(0.0015, 0.0025) * (20 if rng.random() < 0.05 else 1)
+
+    bench = Bench(Scheduler(0.0))
+    bench.run(5, latency=latency)
+    bench.run(10, Work.COPY, latency=latency)
+    assert bench.run(20, Work.COPY, latency=latency)[Work.COPY] > 100 * MIB
 
 
 def test_what_users_have_without_it_is_learned_again_in_pauses() -> None:
@@ -155,7 +168,7 @@ def test_a_piece_is_small_while_users_are_at_work() -> None:
     scheduler = Scheduler(0.0)
     assert scheduler.piece(0.0) == PIECE_MAX
     scheduler.felt(Gauge.READ, 0.001, 5.0)
-    assert scheduler.piece(5.0) == int(START * 0.02)
+    assert scheduler.piece(5.0) == int(START * 0.005)
     assert scheduler.piece(7.0) == PIECE_MAX
 
 
