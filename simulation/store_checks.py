@@ -97,10 +97,10 @@ class Checks:
             if written <= above and key in sent:
                 raise Wrong(f"{key} of replica {model.identity} has LSN {sent[key][0]}, not {written}")
 
-    def scrubbed(self, store: Store) -> None:
+    def scrubbed(self, store: Store, asked: list[Replica]) -> None:
         """What a pass says of each block, held against the disk itself."""
-        for replica in store.replicas.values():
-            if replica.damaged or replica.state.copy is not None:
+        for replica in asked:
+            if replica.damaged:
                 continue
             check = store.scrubber.check(replica)
             for chunk in range(CHUNKS):

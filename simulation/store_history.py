@@ -347,15 +347,14 @@ class StoreHistory:
             self.checks.index(store, shell.model, shell.replica)
             await self.checks.all(store, shell.model, shell.replica)
             await self.checks.tail(store, shell.model, shell.replica)
-        await self._scrub(store)
+        await self._scrub(store, [shell.replica for shell in staying])
         self.quiet = True
         with patch.object(store, "_keep_up_once", _nothing):
             await asyncio.sleep(1.0)  # its last round ends
             await self._account_for_all(store)
 
-    async def _scrub(self, store: Store) -> None:
+    async def _scrub(self, store: Store, asked: list[Replica]) -> None:
         """Each block that the disk has lost by now is known after one more pass, and no other."""
-        asked = list(store.replicas.values())
         for replica in asked:
             store.scrubber.ask(replica)
         for _ in range(1000):
@@ -364,7 +363,7 @@ class StoreHistory:
                 break
         else:
             raise Wrong("a scrub that does not end")
-        self.checks.scrubbed(store)
+        self.checks.scrubbed(store, asked)
 
     async def _account_for_all(self, store: Store) -> None:
         await store.checkpoint()
