@@ -110,8 +110,11 @@ class Scrubber:
             self._suspects[replica.info.replica, (chunk, block)] = None
 
     def ask(self, replica: Replica) -> None:
-        """A pass over this replica is wanted now."""
-        self.check(replica).asked = True
+        """A pass over this replica is wanted now: one that is under way by itself began too early for that,
+        and begins anew. One that was asked for goes on, or who asks often enough would see the end of none."""
+        check = self.check(replica)
+        if not check.asked:
+            check.asked, check.began_ms = True, 0
 
     def check(self, replica: Replica) -> Check:
         handle, identity = replica.table.handle, replica.info.replica
@@ -184,7 +187,7 @@ class Scrubber:
             self.set_due()
             places, following = await self._scan(replica, table, following, fresh)
             await self._verify(replica, places)
-            if not self._is_still(replica, table):
+            if not self._is_still(replica, table) or not check.began_ms:
                 return
             if following is not None:
                 check.page = following

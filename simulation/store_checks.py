@@ -103,6 +103,7 @@ class Checks:
             if replica.damaged:
                 continue
             check = store.scrubber.check(replica)
+            self._stored_pages(store, replica)
             for chunk in range(CHUNKS):
                 for block, (location, expected, _) in enumerate(
                     store.index.find(replica.table, chunk, 0, 1024)
@@ -114,6 +115,15 @@ class Checks:
                         self._same(check, (chunk, block), block_sum(data) != expected)
             if bool(check.verified_ms) == bool(check.bad):
                 raise Wrong(f"replica {replica.info.replica} is verified at {check.verified_ms}: {check.bad}")
+
+    @staticmethod
+    def _stored_pages(store: Store, replica: Replica) -> None:
+        """One that is bad is to be stored again, from memory."""
+        assert store.index_store is not None
+        for handle, number, cells in store.index_store.pages(replica.table.handle, 0, 1 << 30):
+            page = replica.table.pages.get(number)
+            if cells is None and (page is None or not page.dirty):
+                raise Wrong(f"page {number} of handle {handle} is bad, and nobody knows")
 
     @staticmethod
     def _same(check: Check, block: tuple[int, int], is_bad: bool) -> None:

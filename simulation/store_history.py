@@ -355,6 +355,7 @@ class StoreHistory:
 
     async def _scrub(self, store: Store, asked: list[Replica]) -> None:
         """Each block that the disk has lost by now is known after one more pass, and no other."""
+        self.faults.rot_before_a_scrub(store)
         for replica in asked:
             store.scrubber.ask(replica)
         for _ in range(1000):

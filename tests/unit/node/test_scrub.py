@@ -230,9 +230,36 @@ async def test_a_pass_goes_on_after_a_restart(
     clock.now_ms += HOUR_MS
     await rig.reopen()
     assert rig.check.began_ms == began and rig.check.page
-    await rig.scrub()
+    await rig.scrubber._pass(rig.replica)
     assert rig.check.passed_ms == began, "it vouches for when it began"
     assert rig.store.metrics.scrubbed_bytes == 6 * BLOCK_SIZE
+
+
+async def test_a_pass_that_is_asked_for_begins_then(
+    rig: ScrubRig, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is under way has passed by what rots now."""
+    monkeypatch.setattr(scrub_module, "PAGES_AT_ONCE", 1)
+    for chunk in range(4):
+        await rig.write(chunk, 0, block(chunk + 1))
+    real = Scrubber._scan
+    asked: list[int] = []
+
+    async def scan(self: Scrubber, replica: Replica, table: Any, first: int, fresh: Any) -> Any:
+        if first and not asked:
+            asked.append(first)
+            clock.now_ms += HOUR_MS
+            rig.rot(0, 0)
+            self.ask(replica)
+        return await real(self, replica, table, first, fresh)
+
+    await rig.store.checkpoint()
+    monkeypatch.setattr(Scrubber, "_scan", scan)
+    rig.check.begin(clock.now_ms)
+    await rig.scrubber._pass(rig.replica)
+    assert asked and rig.check.asked and not rig.check.bad
+    await rig.scrubber._tick()
+    assert list(rig.check.bad) == [(0, 0)] and rig.check.passed_ms == clock.now_ms
 
 
 async def test_one_whose_check_is_not_known_was_never_checked(rig: ScrubRig) -> None:
