@@ -111,7 +111,7 @@ class Scrubber:
 
     def ask(self, replica: Replica) -> None:
         """A pass over this replica is wanted now: one that is under way by itself began too early for that,
-        and begins anew. One that was asked for goes on, or who asks often enough would see the end of none."""
+        and begins anew. One that was asked for goes on, or who asks often would see the end of none."""
         check = self.check(replica)
         if not check.asked:
             check.asked, check.began_ms = True, 0

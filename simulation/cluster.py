@@ -127,6 +127,7 @@ class Host(Machine):
             "http_port": str(PORT + 1),
             "peers": ",".join(f"{host.name}={host.address}:{PORT}" for host in cluster.hosts),
             "capacity": str(cluster.tunables.capacity),
+            "scrub_period": cluster.tunables.scrub_period,
         }
         settings = load_settings("host", flags, {})
         self.shell = shell = lifecycle.Process(settings, cluster.secret, None, build_host)

@@ -31,6 +31,7 @@ class Tunables:
     copy_bytes: int  # of a pull
     groups: int  # of each volume
     disk_s: tuple[float, float]  # how long a write or a sync takes
+    scrub_period: str
 
     @classmethod
     def draw(cls, rng: Random) -> Tunables:
@@ -49,6 +50,7 @@ class Tunables:
             copy_bytes=rng.choice((64 << 10, MIB)),
             groups=rng.choice((1, 1, 2)),
             disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
+            scrub_period=rng.choice(("0", "2s", "7d")),
         )
 
     def patches(self) -> list[tuple[Any, str, Any]]:
