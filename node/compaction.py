@@ -129,7 +129,7 @@ class Compactor:
         for each in await self._lane.run(lambda: list_blocks(segment, self._log.seed)):
             for part in self._parts(each):
                 batch += self._alive(part, segment)
-                if sum(extent.size for _, _, extent in batch) >= self._piece():
+                if sum(extent.size for _, _, extent in batch) >= max(self._piece(), PIECE_BYTES):
                     moved += await self._move(batch)
                     batch = []
         return moved + await self._move(batch)
