@@ -313,10 +313,12 @@ class GroupSession:
 
     @property
     def in_step(self) -> bool:
-        """Whether every member that is connected has all, and has applied it."""
+        """Whether every member that is connected has all, has applied it, and knows of no bad block."""
         peers, commit = self.writer.peers, self.writer.commit
         return all(
-            peers[member.replica].status is Status.STREAMING and peers[member.replica].applied >= commit
+            peers[member.replica].status is Status.STREAMING
+            and peers[member.replica].applied >= commit
+            and not member.bad
             for member in self.members
             if member.conn is not None
         )

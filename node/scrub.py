@@ -111,11 +111,7 @@ class Scrubber:
 
     def ask(self, replica: Replica) -> None:
         """A pass over this replica is wanted now: one that is under way by itself began too early for that,
-<<<<<<< HEAD
-        and begins anew. One that was asked for goes on: who asks often enough would see the end of none."""
-=======
         and begins anew. One that was asked for goes on, or who asks often would see the end of none."""
->>>>>>> 24d25622fe453a09436a73d4beb0aeae73240c99
         check = self.check(replica)
         if not check.asked:
             check.asked, check.began_ms = True, 0
