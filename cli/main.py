@@ -20,6 +20,7 @@ SECRET = {
     "token": "moorage.cli.services:secret_token",
 }
 BENCH = {
+    "background": "moorage.cli.background:background",
     "block": "moorage.cli.bench:block",
     "takeover": "moorage.cli.takeover.main:takeover",
     "verify": "moorage.cli.verify:verify",
@@ -71,6 +72,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "quota": QUOTA,
     "registry": "moorage.cli.services:registry",
     "resolve": "moorage.cli.resolve:resolve",
+    "scrub": "moorage.cli.scrub:scrub",
     "secret": SECRET,
     "status": "moorage.cli.status:status",
     "table": TABLE,

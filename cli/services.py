@@ -106,6 +106,9 @@ def _node(launch: Launch, directory: Path, registry: str) -> EmbeddedService:
             capacity=settings.capacity,
             heartbeat_ms=settings.heartbeat_ms,
             read_lease_ms=settings.read_lease_ms,
+            scrub_period_s=settings.scrub_period,
+            copy_within_s=settings.copy_within,
+            background_rate=settings.background_rate,
         )
     )
 

@@ -9,6 +9,7 @@ import click
 from moorage.cli import output
 from moorage.cli.options import SIZE, cluster_command
 from moorage.client.cluster import Cluster
+from moorage.client.redundancy import Redundancy
 from moorage.wire.errors import Invalid, NotFound
 
 
@@ -94,22 +95,33 @@ async def list_volumes(cluster: Cluster, as_json: bool) -> None:
 @click.argument("name")
 @cluster_command
 async def show(cluster: Cluster, as_json: bool, name: str) -> None:
-    """Show one volume, and where each of its replicas is."""
-    one = (await cluster.show(name)).to_json()
+    """Show one volume, where its replicas are, and how many more host losses it survives now."""
+    found = await cluster.show(name)
+    one, redundancy = found.to_json(), await cluster.redundancy(found)
     if as_json:
-        output.emit_json(one)
+        output.emit_json({**one, "redundancy": redundancy.to_json()})
         return
     click.echo(f"{name}: {output.size(one['size'])}, {one['durability']}, {one['state']}")
     click.echo(f"held by {holder_text(one.get('holder'))}, epoch {one['epoch']}")
     click.echo(f"ceilings: {ceilings_text(one['iops'], one['bw'])}; principal: {one['principal']}")
     if one["fs"]:
         click.echo(f"file system: {one['fs']['type']}, {one['fs']['state']}")
+    for line in redundancy_text(redundancy):
+        click.echo(line)
+    versions = {group["group"]: group["version"] for group in one["groups"]}
     rows = [
-        (group["group"], group["version"], member["replica"], member["host"], member["device"])
-        for group in one["groups"]
-        for member in group["members"]
+        (
+            copy.group,
+            versions[copy.group],
+            copy.replica,
+            copy.host,
+            copy.device,
+            copy.state,
+            f"{output.since(copy.verified_ms)} ago" if copy.verified_ms else "never",
+        )
+        for copy in redundancy.copies
     ]
-    columns = ("group", "version", "replica", "host", "device")
+    columns = ("group", "version", "replica", "host", "device", "copy", "checked")
     output.console().print(output.table("Replicas", columns, rows))
 
 
@@ -191,3 +203,22 @@ def holder_text(holder: dict[str, Any] | None) -> str:
     if not holder:
         return "nobody"
     return f"{holder.get('program', '?')} (pid {holder.get('pid', '?')} on {holder.get('host', '?')})"
+
+
+def redundancy_text(redundancy: Redundancy) -> list[str]:
+    """What it survives, and how old the knowledge is that this rests on."""
+    k, no_loss = redundancy.survives, redundancy.loses_nothing
+    if k >= 0:
+        lines = [f"survives {_losses(k)} now without waiting, {_losses(no_loss)} without losing data"]
+    else:
+        worst = "a group lacks a majority of good copies"
+        lines = [f"survives no more host loss now: {worst}; {_losses(no_loss)} without losing data"]
+    oldest = output.since(redundancy.verified_ms)
+    checked = f"oldest check {oldest} ago" if redundancy.verified_ms else "no copy was ever checked"
+    if redundancy.verified_ms and redundancy.never_verified:
+        checked += f"; {redundancy.never_verified} copies were never checked"
+    return [*lines, checked]
+
+
+def _losses(count: int) -> str:
+    return f"{count or 'no'} more host loss{'es' if count > 1 else ''}"

@@ -32,6 +32,7 @@ from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
 from moorage.client.places import Places
 from moorage.client.quota import Quota
+from moorage.client.redundancy import Redundancy, measure
 from moorage.client.succession import Succession
 from moorage.client.volume import Volume
 from moorage.client.why import Facts, Finding, about_device, about_host, about_volume
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 CALL_TIMEOUT = 10.0
 DEFAULT_PRINCIPAL = "default"
+REDUNDANCY_S = 3.0  # a host that is so late is as good as lost to who asks
 NOTE_MAX = 256
 SILENT_S = 3.0  # a member that takes longer to answer counts as silent
 
@@ -496,10 +498,30 @@ class Cluster:
         described: dict[str, Any] = await self._ask_device(device, "node.describe", timeout)
         return described
 
-    async def list_replicas(self, device: str, *, timeout: float = CALL_TIMEOUT) -> list[dict[str, Any]]:
-        """A row for each replica on a device: of which volume, and whether it is ``whole``, ``damaged``."""
-        rows: list[dict[str, Any]] = await self._ask_device(device, "node.list_replicas", timeout)
+    async def list_replicas(
+        self, device: str, *, volume: int | None = None, timeout: float = CALL_TIMEOUT
+    ) -> list[dict[str, Any]]:
+        """A row for each replica on a device (of the volume with this id only): of which volume, whether it
+        is ``whole``, ``damaged``, has ``bad_blocks``, and when it was read back (``verified_ms``)."""
+        params = {} if volume is None else {"volume": volume}
+        rows: list[dict[str, Any]] = await self._ask_device(device, "node.list_replicas", timeout, params)
         return rows
+
+    async def redundancy(self, volume: VolumeInfo, *, timeout: float = REDUNDANCY_S) -> Redundancy:
+        """How many more host losses a volume survives now. A device that does not answer within ``timeout``
+        seconds does not count."""
+        return await measure(
+            volume.groups, lambda device: self.list_replicas(device, volume=volume.id, timeout=timeout)
+        )
+
+    async def scrub(
+        self, device: str, replicas: list[int] | None = None, *, timeout: float = CALL_TIMEOUT
+    ) -> list[int]:
+        """Have a device read back these replicas, or all of its, now: which it has. Their rows in
+        :meth:`list_replicas` show how far it is."""
+        params = {} if replicas is None else {"replicas": replicas}
+        begun: list[int] = await self._ask_device(device, "node.scrub", timeout, params)
+        return begun
 
     async def silent_services(self, *, timeout: float = CALL_TIMEOUT) -> list[str]:
         """Members of the registry and of the metadata groups that do not answer, each with why."""
@@ -520,7 +542,9 @@ class Cluster:
         found = described["name"]
         return "" if found == row["name"] else f"{row['service']} {row['name']}: {found} is at its address"
 
-    async def _ask_device(self, device: str, method: str, timeout: float) -> Any:
+    async def _ask_device(
+        self, device: str, method: str, timeout: float, params: dict[str, Any] | None = None
+    ) -> Any:
         found = (await self._view(timeout))["devices"].get(device)
         if found is None:
             raise NotFound(f"device {device} is not in this cluster: `moorage status` shows all")
@@ -530,7 +554,7 @@ class Cluster:
                 raise Unavailable(
                     f"{found['address']} is device {who} now, not {device}: it moved, ask again"
                 )
-            answer, _ = await conn.call(method, {}, timeout=timeout)
+            answer, _ = await conn.call(method, params or {}, timeout=timeout)
             return answer
         finally:
             conn.close()

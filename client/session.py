@@ -30,6 +30,7 @@ from moorage.client.outcome import callback_failed
 from moorage.client.reads import GroupReader, ReadSweep, Target
 from moorage.client.succession import FLUSH, MetadataCall, Queued, Rest
 from moorage.quorum.majority import is_majority
+from moorage.quorum.member import BAD
 from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail, Seal, SealAnswer
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
 from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Status, Writer
@@ -52,6 +53,7 @@ QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps 
 TAIL_BYTES = 4 << 20
 CURRENT_RECORDS = 256
 ROOM_S = 30.0  # a discard could make room, but waits behind this: not for ever
+MEND_S, MEND_MAX_S = 3.0, 60.0  # between two questions for bad blocks: a node looks once a second
 CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
 
 _WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
@@ -102,6 +104,8 @@ class Member:
         self.group = group
         self.session = 0  # of the SEAL that was answered on the connection that is up now
         self.sealed_ms = 0  # when it was answered
+        self.bad = False  # it says that some of its blocks are bad
+        self._mending = False
         self.link: NodeLink = group.shared.pool.link(row["device"], row["host"], row["address"] or "")
         self.target = Target(self.link, self.replica)
 
@@ -123,6 +127,36 @@ class Member:
     def acknowledged(self, fields: tuple[int, int, int, int, int, int, int, int]) -> None:
         self.group.writer.ack(*fields)
         self.group.kick()
+        self.bad = fields[7] & BAD != 0
+        if self.bad and not self._mending:
+            self._mending = True
+            self.group.shared.spawn(self._mend(), f"mend replica {self.replica:x}")
+
+    async def _mend(self) -> None:
+        """Write the blocks again that its scrub has found bad, until it says that there are none."""
+        pause_s, left = MEND_S, -1
+        try:
+            while self.bad and self.session and self in self.group.members and self.group.failed is None:
+                bad = await self._ask_for_bad()
+                for chunk, block in bad:
+                    self.group.repair(chunk, block, 1)
+                pause_s = MEND_S if len(bad) != left else min(2 * pause_s, MEND_MAX_S)
+                left = len(bad)
+                await asyncio.sleep(pause_s)
+        finally:
+            self._mending = False
+
+    async def _ask_for_bad(self) -> list[tuple[int, int]]:
+        if self.conn is None or not self.group.serving:
+            return []
+        try:
+            rows, _ = await self.conn.call("node.bad_blocks", {"replica": self.replica}, timeout=CALL_S)
+            return [(int(chunk), int(block)) for chunk, block in rows]
+        except (MoorageError, ValueError, TypeError) as error:
+            log.warning(
+                "%s does not say which blocks of replica %x are bad: %s", self.host, self.replica, error
+            )
+            return []
 
     def refused(self, fields: tuple[int, int, int, int, int, int]) -> None:
         self.group.writer.nack(*fields)
@@ -150,6 +184,9 @@ class GroupSession:
         # The core's answer, looked up when it changes: between two events a promise that runs still binds its
         # member, also one that has refused us since (it answers the other writer's SEAL after the promise).
         self.reads_until_ms = 0
+        self.repair: Callable[[int, int, int], None] = lambda chunk, block, count: repair(
+            self, chunk, block, count
+        )
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Queued] = deque()
         self._rest: Rest | None = None  # of an epoch that is over, until the next one serves
@@ -164,7 +201,7 @@ class GroupSession:
             [member.target for member in self.members],
             shared.sweep,
             rotation=self.index + self.members[0].replica,
-            repair=lambda chunk, block, count: repair(self, chunk, block, count),
+            repair=self.repair,
         )
         self.read, self.look, self.read_from = self.reader.read, self.reader.look, self.reader.read_from
 
@@ -276,10 +313,12 @@ class GroupSession:
 
     @property
     def in_step(self) -> bool:
-        """Whether every member that is connected has all, and has applied it."""
+        """Whether every member that is connected has all, has applied it, and knows of no bad block."""
         peers, commit = self.writer.peers, self.writer.commit
         return all(
-            peers[member.replica].status is Status.STREAMING and peers[member.replica].applied >= commit
+            peers[member.replica].status is Status.STREAMING
+            and peers[member.replica].applied >= commit
+            and not member.bad
             for member in self.members
             if member.conn is not None
         )

@@ -8,8 +8,9 @@ refers to was written by the transactions before it. Each of those says which gr
 durable one (``reached``): what it wrote refers to nothing later, so a log that ends before that has lost
 something.
 
-Databases: ``meta`` (two keys), ``replicas`` (8 bytes: id), ``pages`` (handle 4 bytes, page number 8 bytes,
-big endian), ``tombstones`` (handle, first chunk). docs/node-store.md has the byte tables.
+Databases: ``meta`` (two keys, and one of each table's check), ``replicas`` (8 bytes: id), ``pages`` (handle 4
+bytes, page number 8 bytes, big endian), ``tombstones`` (handle, first chunk). docs/node-store.md has the byte
+tables.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from moorage.wire.errors import Corrupt, VersionMismatch
 VERSION = 1
 _KEY = struct.Struct(">IQ")
 _ID = struct.Struct(">Q")
+_CHECK = struct.Struct(">5sI")
+_CHECKS = b"scrub"
 _META = b"checkpoint"
 _REACHED = b"reached"
 MAP_SIZE = 1 << 40  # sparse: address space only
@@ -171,6 +174,17 @@ class IndexStore:
                 found.setdefault(handle, []).append((first, end, lsn))
         return found
 
+    def checks(self) -> Iterator[tuple[int, bytes | None]]:
+        """(handle, what was stored of its check); None when that does not match its checksum."""
+        with self._env.begin(db=self._meta) as txn:
+            cursor = txn.cursor()
+            if not cursor.set_range(_CHECKS):
+                return
+            for key, value in cursor:
+                if not key.startswith(_CHECKS) or len(key) != _CHECK.size:
+                    return
+                yield _CHECK.unpack(key)[1], _cells(key, value)
+
     def pages(self, handle: int, first: int, limit: int, whole: bool = False) -> list[StoredPage]:
         """Up to ``limit`` stored pages from a place on; of that handle only, unless ``whole``."""
         found: list[StoredPage] = []
@@ -254,6 +268,17 @@ class IndexStore:
         with self._env.begin(write=True) as txn:
             self._reach(txn, reached)
             self._replace_tombstones(txn, handle, [])
+
+    def write_checks(self, checks: dict[int, bytes | None]) -> None:
+        """None: the table is gone. It refers to nothing in the log: a block that is not where a check says
+        that it is bad is not bad."""
+        with self._env.begin(write=True, db=self._meta) as txn:
+            for handle, packed in checks.items():
+                key = _CHECK.pack(_CHECKS, handle)
+                if packed is None:
+                    txn.delete(key)
+                else:
+                    txn.put(key, seal(key, packed))
 
     def _replace_tombstones(self, txn: lmdb.Transaction, handle: int, ranges: list[Range]) -> None:
         cursor = txn.cursor(self._tombstones)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import msgpack
 
 from moorage.node.checkpoint import IndexStore, Meta, page_key
 from moorage.node.fold import Fold
-from moorage.node.index import PAGES_PER_CHUNK, Index, Page, Table
+from moorage.node.index import PAGE_SIZE, PAGES_PER_CHUNK, Index, Page, Table
 from moorage.node.lane import Lane
 from moorage.node.log import Log
 from moorage.node.metrics import StoreMetrics
@@ -34,7 +34,14 @@ PAGES_PER_TRANSACTION = 512
 
 class Checkpointer:
     def __init__(
-        self, fold: Fold, index: Index, log_: Log, store: IndexStore, lane: Lane, metrics: StoreMetrics
+        self,
+        fold: Fold,
+        index: Index,
+        log_: Log,
+        store: IndexStore,
+        lane: Lane,
+        metrics: StoreMetrics,
+        charge: Callable[[int], None],
     ) -> None:
         self._fold = fold
         self._index = index
@@ -42,6 +49,7 @@ class Checkpointer:
         self._store = store
         self._lane = lane
         self._metrics = metrics
+        self._charge = charge  # told the bytes that it writes: it waits for nobody, others wait for it
         self._lock = asyncio.Lock()
         self._tombstones: dict[int, int] = {}  # handle -> version that is stored
         self.segment = 0  # where a replay from the last checkpoint begins: older segments may be compacted
@@ -170,6 +178,7 @@ class Checkpointer:
             tombstones = self._changed_tombstones({page.table for page, _, _, _ in batch})
             ranges, reached = _ranges(tombstones), self._log.group
             await self._lane.run(partial(self._store.write_pages, written, ranges, reached))
+            self._charge(len(written) * PAGE_SIZE)
             self._tombstones_stored(tombstones)
             for page, version, _, _ in batch:
                 self._index.stored(page, version)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from moorage.node.fold import Fold
 from moorage.node.index import Index
@@ -44,7 +44,6 @@ from moorage.wire.errors import Corrupt, MoorageError
 log = logging.getLogger(__name__)
 
 FULL_PER_MILLE = 900  # more alive than that is not worth the work: pieces waste about 5 % of the next one
-BATCH_BYTES = 2 << 20
 PIECE_BYTES = 256 << 10  # so much is moved in one entry: large enough for direct I/O, and it fits in anywhere
 
 # where a run of blocks was written: replica id, chunk, first block, count, location; the index has the rest
@@ -53,7 +52,15 @@ Candidate = tuple[int, int, int, int, int]
 
 class Compactor:
     def __init__(
-        self, fold: Fold, index: Index, log_: Log, reader: Reader, lane: Lane, metrics: StoreMetrics
+        self,
+        fold: Fold,
+        index: Index,
+        log_: Log,
+        reader: Reader,
+        lane: Lane,
+        metrics: StoreMetrics,
+        piece: Callable[[], int],
+        admitted: Callable[[int], Awaitable[None]],
     ) -> None:
         self._fold = fold
         self._index = index
@@ -61,6 +68,9 @@ class Compactor:
         self._reader = reader
         self._lane = lane
         self._metrics = metrics
+        self._piece = piece  # bytes to move at once, about
+        self._admitted = admitted  # waits until so many bytes may have been moved
+        self.alive_per_mille = 0  # of the segment that is being compacted, or was last
         self._compacted: set[int] = set()
         # (at most 1/16 of a segment: there are small ones in tests)
         self._piece_blocks = min(PIECE_BYTES, log_.segment_size // 16) // BLOCK_SIZE
@@ -93,6 +103,8 @@ class Compactor:
     async def compact(self, segment: Segment) -> int:
         """Move what lives in ``segment``, so that the next checkpoint frees it: how many bytes."""
         self._compacted.add(segment.number)
+        alive = self._index.live.get(segment.number, 0) * 1000 // self._log.segment_size
+        self.alive_per_mille = min(alive, FULL_PER_MILLE)
         segment.readers += 1
         try:
             # Pending records first: one that is applied meanwhile is in the index when its turn comes.
@@ -115,14 +127,22 @@ class Compactor:
         moved = 0
         batch: list[tuple[Replica, Run, Extent]] = []
         for each in await self._lane.run(lambda: list_blocks(segment, self._log.seed)):
-            batch += self._alive(each, segment)
-            if sum(extent.size for _, _, extent in batch) >= BATCH_BYTES:
-                moved += await self._move(batch)
-                batch = []
+            for part in self._parts(each):
+                batch += self._alive(part, segment)
+                if sum(extent.size for _, _, extent in batch) >= max(self._piece(), PIECE_BYTES):
+                    moved += await self._move(batch)
+                    batch = []
         return moved + await self._move(batch)
 
+    def _parts(self, candidate: Candidate) -> Iterator[Candidate]:
+        """A run that is long, as several: they need not be moved at once."""
+        identity, chunk, block, count, location = candidate
+        for at in range(0, count, self._piece_blocks):
+            part = min(count - at, self._piece_blocks)
+            yield identity, chunk, block + at, part, location + at * BLOCK_SIZE
+
     def _alive(self, candidate: Candidate, segment: Segment) -> list[tuple[Replica, Run, Extent]]:
-        """The parts of a written run that the index still refers to, in pieces."""
+        """The parts of a written run, no longer than a piece, that the index still refers to."""
         identity, chunk, block, count, location = candidate
         replica = self._fold.replicas.get(identity)
         if replica is None:
@@ -135,8 +155,8 @@ class Compactor:
         found = []
         at = 0
         while at < count:
-            start, end = at, min(count, at + self._piece_blocks)
-            while at < end and cells[at][0] == location + at * BLOCK_SIZE:
+            start = at
+            while at < count and cells[at][0] == location + at * BLOCK_SIZE:
                 at += 1
             if at > start:
                 _, sums, lsns = zip(*cells[start:at], strict=True)
@@ -160,6 +180,7 @@ class Compactor:
             if bad >= 0:
                 # It stays where it is, and its segment with it, until a read or a rewrite of it repairs it.
                 self._corrupt(replica, f"chunk {run.chunk} block {run.block + bad}", extent.segment)
+                self._reader.on_suspect(replica, run.chunk, run.block + bad)
                 continue
             entry = Entry(EntryKind.BLOCKS, handle)
             entry.add_body(run.pack())
@@ -167,6 +188,7 @@ class Compactor:
             waits.append(self._queue(replica, entry))
             moved += extent.size
         await _all(waits)
+        await self._admitted(moved)  # afterwards: no await between the look at the index and the move
         return moved
 
     def _corrupt(self, replica: Replica, what: str, segment: Segment) -> None:
@@ -211,11 +233,14 @@ class Compactor:
             if extent is None:
                 return 0  # it is not pending any more, and a checkpoint has freed the segment meanwhile
             data = await self._reader.fetch_all([extent], extent.size)
-            if first_bad_block(record.sums, data) >= 0:
+            bad = first_bad_block(record.sums, data)
+            if bad >= 0:
                 self._corrupt(replica, f"pending record {record.lsn}", extent.segment)
+                self._reader.on_suspect(replica, record.chunk, record.block + bad)
                 return 0
             entry.add_data(data)
         await self._queue(replica, entry)
+        await self._admitted(entry.data_size)
         return entry.data_size
 
 

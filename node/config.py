@@ -28,6 +28,9 @@ class NodeConfig:
     capacity: int | None = None  # bytes; None: what the file system has free at the first start
     heartbeat_ms: int = 1000
     read_lease_ms: int = 1000
+    scrub_period_s: float = 0.0  # within which all of the device is read back; 0: only when it is asked for
+    copy_within_s: float = 0.0  # a copy is complete so soon, whatever users do; 0: it takes what they leave
+    background_rate: int = 0  # bytes/s of all background work; 0: what users leave
     register_host: bool = True  # `moorage host` registers the host once, for all three services
 
     def validate(self) -> None:

@@ -1,8 +1,9 @@
 """Copying what a member lacks from another one, node to node: both ends.
 
-Owns the pulls that run (one per member), their rate, and the scan at the source. Must never hold more than
-one batch in memory, nor log blocks before the member's note of the position that they show is queued in front
-of them. A copy may repeat, and blocks may come in any order: per block the greater LSN wins.
+Owns the pulls that run (one per member), how fast they have to be, and the scan at the source; at both ends
+the pacer says when the next piece may go. Must never hold more than one batch in memory, nor log blocks
+before the member's note of the position that they show is queued in front of them. A copy may repeat, and
+blocks may come in any order: per block the greater LSN wins.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from moorage.node.index import PAGES_PER_CHUNK
+from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK
 from moorage.node.member import MemberShell
+from moorage.node.scheduler import ALL, Work
 from moorage.node.segment import Run, RunKind, unpack_runs
 from moorage.node.store import Store
 from moorage.quorum.orders import Pull
@@ -37,11 +39,14 @@ from moorage.wire.server import connect
 log = logging.getLogger(__name__)
 
 BATCH_BYTES = 1 << 20  # and what the last pages give: it has to fit into a frame and into a segment
-RATE_BYTES_PER_S = 200 << 20  # leaves the disk and the loop to the records that stream in meanwhile
 CALL_S = 10.0
+SERVE_WAIT_S = 4.0  # who pulls gives up after CALL_S
+DUE_S = 10.0  # how long the rate that a copy needs is believed, when nothing more is heard of it
+LEAST_SHARE = 10  # a copy that is late gets a tenth of its time anew
 RETRY_S = 0.25
 TRIES = 4  # then the writer is told that this source is no good
 PAGES_PER_TURN = 8
+PAGE_BYTES = PAGE_BLOCKS * BLOCK_SIZE
 BLOCKS_MAX = 20_000  # tombstones of blocks: a frame's body is bounded
 _RANGES_MAX = 10_000
 
@@ -56,11 +61,32 @@ class Batch:
     cursor: list[int] | None  # where to go on; None at the end
 
 
+@dataclass(slots=True)
+class Progress:
+    """Of one copy: since when, of how many bytes (0: the source does not say), and how many have come."""
+
+    began: float
+    total: int = 0
+    done: int = 0
+
+    def rate(self, now: float, within_s: float) -> float:
+        """Bytes per second that are needed to have it done in time."""
+        if not within_s:
+            return 0.0
+        left_s = max(self.began + within_s - now, within_s / LEAST_SHARE)
+        return max(0, self.total - self.done) / left_s
+
+
 class Copier:
-    def __init__(self, store: Store, hello: Hello, secret: ClusterSecret) -> None:
+    """``within_s``: a copy is to be complete so soon after it began, whatever users want; 0: it yields to
+    them but for a floor."""
+
+    def __init__(self, store: Store, hello: Hello, secret: ClusterSecret, within_s: float = 0.0) -> None:
         self._store = store
         self._hello = hello
         self._secret = secret
+        self._within_s = within_s
+        self._progress: dict[MemberShell, Progress] = {}
         self._tasks: dict[MemberShell, asyncio.Task[None]] = {}
         self._cursors: dict[MemberShell, list[int]] = {}
 
@@ -73,6 +99,7 @@ class Copier:
             former.cancel()
         if not pull.resume:
             self._cursors.pop(member, None)
+            self._progress.pop(member, None)
         name = f"pull {member.replica.info.replica:x}"
         task = self._tasks[member] = asyncio.create_task(self._run(member, pull), name=name)
         task.add_done_callback(lambda done: self._ended(member, done))
@@ -81,7 +108,12 @@ class Copier:
         task = self._tasks.pop(member, None)
         if task is not None:
             task.cancel()
+        self._forget(member)
+
+    def _forget(self, member: MemberShell) -> None:
         self._cursors.pop(member, None)
+        if self._progress.pop(member, None) is not None:
+            self._store.pacer.set_due(Work.COPY, member, 0.0, 0.0)
 
     def _ended(self, member: MemberShell, task: asyncio.Task[None]) -> None:
         if self._tasks.get(member) is task:
@@ -120,24 +152,43 @@ class Copier:
         try:
             if conn.peer.extra.get("device") != source["device"]:
                 raise Unavailable(f"{source['address']} is not device {source['device']}")
+            progress = await self._begun(member, pull, conn)
             cursor: list[int] | None = self._cursors.get(member, START)
             while cursor is not None:
-                started = asyncio.get_running_loop().time()
-                cursor, size = await self._pull_one(member, pull, conn, cursor)
+                rate = progress.rate(asyncio.get_running_loop().time(), self._within_s)
+                self._store.pacer.set_due(Work.COPY, member, rate, DUE_S)
+                cursor, size = await self._pull_one(member, pull, conn, cursor, int(rate))
                 if cursor is None and size < 0:
                     return False
+                progress.done += size
                 self._cursors[member] = cursor or START
-                took = asyncio.get_running_loop().time() - started
-                await asyncio.sleep(max(0.0, size / RATE_BYTES_PER_S - took))
+                if size:
+                    await self._store.pacer.admitted(Work.COPY, size)
         finally:
             conn.close()
-        self._cursors.pop(member, None)
+        self._forget(member)
         member.core.copied(pull.number)
         member.drain()
         return True
 
+    async def _begun(self, member: MemberShell, pull: Pull, conn: Connection) -> Progress:
+        """How much there is to copy at most, if the source says so."""
+        progress = self._progress.get(member)
+        if progress is None:
+            progress = self._progress[member] = Progress(asyncio.get_running_loop().time())
+        params = {"volume": member.replica.info.volume}
+        try:
+            rows, _ = await conn.call("node.list_replicas", params, timeout=CALL_S)
+            (size,) = [row["bytes"] for row in rows if row["replica"] == pull.source["replica"]]
+            progress.total = int(size)
+        except (MoorageError, ValueError, TypeError, KeyError) as error:
+            log.debug(
+                "the source of replica %d does not say its size: %r", member.replica.info.replica, error
+            )
+        return progress
+
     async def _pull_one(
-        self, member: MemberShell, pull: Pull, conn: Connection, cursor: list[int]
+        self, member: MemberShell, pull: Pull, conn: Connection, cursor: list[int], rate: int
     ) -> tuple[list[int] | None, int]:
         """One batch: (next cursor, bytes), or (None, -1) when this pull is over."""
         params = {
@@ -145,7 +196,8 @@ class Copier:
             "base": pull.base.lsn,
             "above": pull.above,
             "cursor": cursor,
-            "max_bytes": BATCH_BYTES,
+            "max_bytes": self._store.pacer.piece(),
+            "rate": rate,
         }
         answer, payload = await conn.call("node.pull", params, timeout=CALL_S)
         runs, position, following = _parse(answer, payload)
@@ -171,7 +223,11 @@ class Copier:
         base, above, cursor, max_bytes = _read_request(params)
         if member.core.may_pull(base) is None or member.replica.state.commit < base:
             raise Behind(f"replica {member.replica.info.replica} has not applied {base}")
-        batch = await self._batch(member, above, cursor, max_bytes)
+        pacer = self._store.pacer
+        pacer.set_due(Work.SERVE, member, _rate_of(params), DUE_S)
+        batch = await self._batch(member, above, cursor, min(max_bytes, pacer.piece()))
+        if batch.data:
+            await pacer.admitted(Work.SERVE, len(batch.data), at_most_s=SERVE_WAIT_S)
         # Asked after the blocks were read: they show nothing newer than this.
         position = member.core.may_pull(base)
         if position is None:
@@ -197,7 +253,8 @@ class Copier:
         following: int | None = number
         size = 0
         while following is not None and size < max_bytes and len(found) < BLOCKS_MAX:
-            blocks, following = self._store.newer_blocks(member.replica, above, following, PAGES_PER_TURN)
+            pages = min(PAGES_PER_TURN, max(1, (max_bytes - size) // PAGE_BYTES))
+            blocks, following = self._store.newer_blocks(member.replica, above, following, pages)
             found += blocks
             size += sum(BLOCK_SIZE for each in blocks if each[2])
             await asyncio.sleep(0)
@@ -206,6 +263,8 @@ class Copier:
         sums = b"".join(each.to_bytes(8, "little") for run in runs for each in run.sums)
         bad = first_bad_block(sums, data)
         if bad >= 0:
+            chunk, block = [each[:2] for each in found if each[2]][bad]
+            self._store.scrubber.suspect(member.replica, chunk, block)
             raise Corrupt(f"replica {member.replica.info.replica}: a block to copy is corrupt", place=bad)
         return Batch(runs, data, None if following is None else [1, following])
 
@@ -242,6 +301,12 @@ def _read_request(params: dict[str, Any]) -> tuple[int, int, list[int], int]:
             if 0 <= base <= LSN_MAX and 0 <= above <= LSN_MAX and max_bytes > 0 and _is_cursor(cursor):
                 return base, above, cursor, min(max_bytes, BATCH_BYTES)
     raise Invalid("node.pull: use base, above, cursor [0 or 1, number] and max_bytes")
+
+
+def _rate_of(params: dict[str, Any]) -> float:
+    """Bytes per second that who pulls needs; others have not said so yet."""
+    rate = params.get("rate", 0)
+    return float(rate) if type(rate) is int and 0 <= rate < ALL else 0.0
 
 
 def _is_cursor(value: Any) -> bool:

@@ -37,6 +37,10 @@ class File(Protocol):
     def preadv(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
         """Fill ``into`` from ``offset``; returns bytes read, fewer only at the end of the file. May block."""
 
+    def preadv_direct(self, into: memoryview, offset: int) -> int:
+        """As :meth:`preadv`, past the page cache where the file system allows it: what the disk has.
+        ``offset``, and address and size of ``into``, are multiples of the alignment of direct I/O (4096)."""
+
     def preadv_nowait(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
         """One attempt that never waits for the disk: bytes read, or WOULD_BLOCK."""
 
@@ -69,7 +73,7 @@ class RealFile:
 
     def pwritev_direct(self, buffers: Sequence[Buffer], offset: int) -> None:
         # Opened for each call, which costs microseconds: thousands of files need not be open twice.
-        with _direct(self._fd) as fd:
+        with _direct(self._fd, os.O_WRONLY) as fd:
             pending = [memoryview(each) for each in buffers]
             if fd is not None:
                 pending, offset = _pwritev_direct(fd, pending, offset)
@@ -87,6 +91,23 @@ class RealFile:
             total += done
             pending = _rest(pending, done)
         return total
+
+    def preadv_direct(self, into: memoryview, offset: int) -> int:
+        total = 0
+        with _direct(self._fd, os.O_RDONLY) as fd:
+            while fd is not None and total < len(into):
+                try:
+                    done = os.preadv(fd, (into[total:],), offset + total)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    break  # the end of the file is at no multiple, or memory is not aligned as it wants it
+                if done == 0:
+                    return total
+                total += done
+        # No direct I/O: have the cache forget these pages first, which it does where nobody maps them.
+        os.posix_fadvise(self._fd, offset + total, len(into) - total, os.POSIX_FADV_DONTNEED)
+        return total + self.preadv((into[total:],), offset + total)
 
     def preadv_nowait(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
         if not self._nowait:
@@ -132,11 +153,11 @@ def _pwritev_direct(fd: int, pending: list[memoryview], offset: int) -> tuple[li
 
 
 @contextlib.contextmanager
-def _direct(file: int) -> Iterator[int | None]:
+def _direct(file: int, access: int) -> Iterator[int | None]:
     """A descriptor of the same open file that goes past the page cache; None where there is no such thing, or
-    no descriptor left: nothing was written yet, and all can go through the cache."""
+    no descriptor left: nothing was done yet, and all can go through the cache."""
     try:
-        fd = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        fd = os.open(f"/proc/self/fd/{file}", access | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         yield None
         return

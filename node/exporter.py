@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from moorage.node.scheduler import Work
 from moorage.node.store import Store
 
 
@@ -23,7 +25,20 @@ class StoreCollector(Collector):
         for name, value in store.metrics.as_dict().items():
             words = name.replace("_", " ")
             yield CounterMetricFamily(f"moorage_node_{name}", f"{words} since the start", value=value)
-        gauges = {
+        by_work: dict[str, Mapping[Work, float]] = {
+            "background_bytes": store.pacer.scheduler.given,
+            "background_wait_seconds": store.pacer.waited_s,
+        }
+        for name, values in by_work.items():
+            family = CounterMetricFamily(
+                f"moorage_node_{name}", f"{name.replace('_', ' ')} since the start", labels=["work"]
+            )
+            for work, amount in values.items():
+                family.add_metric([work.name.lower()], amount)
+            yield family
+        checks = [store.scrubber.check(each) for each in store.replicas.values()]
+        verified = [check.verified_ms for check in checks if check.verified_ms]
+        gauges: dict[str, float] = {
             "capacity_bytes": store.config.capacity,
             "used_bytes": store.used,
             "room_bytes": store.room(),
@@ -34,7 +49,11 @@ class StoreCollector(Collector):
             "index_pages_dirty": len(store.index.dirty),
             "replicas": len(store.replicas),
             "replicas_damaged": sum(1 for each in store.replicas.values() if each.damaged),
+            "replicas_never_verified": len(checks) - len(verified),
+            "bad_blocks": sum(len(check.bad) for check in checks),
+            "verified_age_seconds": max(0.0, time.time() - min(verified) / 1000) if verified else 0.0,
+            "background_budget_bytes_per_second": store.pacer.scheduler.budget,
             "failed": int(store.failed is not None),
         }
-        for name, number in gauges.items():
-            yield GaugeMetricFamily(f"moorage_node_{name}", f"{name.replace('_', ' ')} now", value=number)
+        for name, level in gauges.items():
+            yield GaugeMetricFamily(f"moorage_node_{name}", f"{name.replace('_', ' ')} now", value=level)

@@ -33,11 +33,14 @@ class Fold:
         self.changed: set[int] = set()  # replicas to store with the next checkpoint, and those gone
         self.dead: dict[int, set[int]] = {}  # handles to sweep: page numbers already accounted for
         self.stored_tombstones: dict[int, list[Range]] = {}  # during a start: handle -> what LMDB has
+        self.stored_live: dict[int, int] = {}  # during a start: handle -> bytes of blocks in its stored pages
         self.seen: dict[int, int] = {}  # during a start: handle -> greatest LSN that had been in its index
         self.on_damage: Callable[[Replica, str], None] = _ignore
+        self.on_table: Callable[[Replica], None] = _ignore_table  # it has begun with nothing, live
 
     def new_table(self, handle: int) -> Table:
-        return Table(handle, Tombstones(self.stored_tombstones.get(handle)))
+        live = self.stored_live.get(handle, 0)
+        return Table(handle, Tombstones(self.stored_tombstones.get(handle)), live)
 
     def take_handle(self) -> int:
         handle = self.next_handle
@@ -52,6 +55,7 @@ class Fold:
         identity = replica.info.replica
         if entry.kind == EntryKind.CREATE:
             self.replicas[identity] = replica
+            self.on_table(replica)
         elif self.replicas.get(identity) is not replica:
             return
         self.changed.add(identity)
@@ -71,6 +75,8 @@ class Fold:
                 replica.fold_records(entry.records, location)
             case EntryKind.STATE | EntryKind.RESET:
                 self._note(replica, entry.kind, entry.argument, bytes(entry.bodies[0]))
+                if entry.kind == EntryKind.RESET:
+                    self.on_table(replica)
             case EntryKind.BLOCKS:
                 runs = unpack_runs(memoryview(b"".join(entry.bodies)))
                 self._blocks(replica, entry.argument, runs, location)
@@ -225,4 +231,8 @@ class Fold:
 
 
 def _ignore(replica: Replica, what: str) -> None:
+    pass
+
+
+def _ignore_table(replica: Replica) -> None:
     pass

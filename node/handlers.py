@@ -14,6 +14,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
+from moorage.node.checks import Check
 from moorage.node.copying import Copier
 from moorage.node.member import MemberShell
 from moorage.node.reader import Blocks
@@ -69,6 +70,7 @@ from moorage.wire.secret import ClusterSecret
 log = logging.getLogger(__name__)
 
 TAIL_BYTES_MAX = 4 << 20
+BAD_BLOCKS_MAX = 256  # in one answer: about what a client mends at once
 _ORDERERS = ("metadata", "host")
 
 
@@ -97,6 +99,8 @@ class Handlers:
             ("create_replica", self.create_replica),
             ("drop_replica", self.drop_replica),
             ("list_replicas", self.list_replicas),
+            ("bad_blocks", self.bad_blocks),
+            ("scrub", self.scrub),
             ("seal", self.seal),
             ("tail", self.tail),
             ("release", self.release),
@@ -420,10 +424,37 @@ class Handlers:
         return waiting
 
     async def list_replicas(self, context: CallContext, params: dict[str, Any]) -> Any:
-        members, withheld = self._members, self._sessions.withheld
-        rows = [_row(each.replica, each.core.state, each.core.whole) for each in members.values()]
-        rows += [_row(each, each.state, whole=False) for each in withheld.values()]
-        return sorted(rows, key=itemgetter("replica"))
+        """What is here of it, and how well: of all replicas, or of those of ``volume`` only. ``position`` is
+        that of the last record; ``verified_ms``: all that it holds was read back, or written, then or later;
+        0: never, or it has ``bad_blocks``."""
+        members, withheld, check = self._members, self._sessions.withheld, self._store.scrubber.check
+        rows = [
+            _row(each.replica, each.core.state, each.core.whole, check(each.replica))
+            for each in members.values()
+        ]
+        rows += [_row(each, each.state, False, check(each)) for each in withheld.values()]
+        volume = params.get("volume")
+        chosen = [row for row in rows if volume is None or row["volume"] == volume]
+        return sorted(chosen, key=itemgetter("replica"))
+
+    async def bad_blocks(self, context: CallContext, params: dict[str, Any]) -> Any:
+        """Of one replica, for its writer to write again: [chunk, block] of some of them."""
+        member = self._sessions.find(_number(params, "replica", LSN_MAX))
+        bad = sorted(self._store.scrubber.check(member.replica).bad)
+        return [list(block) for block in bad[:BAD_BLOCKS_MAX]]
+
+    async def scrub(self, context: CallContext, params: dict[str, Any]) -> Any:
+        """Begin to read back some replicas, or all, without waiting for their turn: which."""
+        self._require_device()
+        wanted = params.get("replicas")
+        if wanted is not None and not (
+            isinstance(wanted, list) and all(type(each) is int for each in wanted)
+        ):
+            raise Invalid("replicas: use a list of ids")
+        chosen = [each for each in self._members if wanted is None or each in wanted]
+        for identity in chosen:
+            self._store.scrubber.ask(self._members[identity].replica)
+        return sorted(chosen)
 
     async def describe(self, context: CallContext, params: dict[str, Any]) -> Any:
         return self._describe()
@@ -471,7 +502,7 @@ def _refusal(member: MemberShell, code: int, lsn: int) -> MoorageError:
     return Stale("no session of this epoch here: seal anew")
 
 
-def _row(replica: Replica, state: MemberState, whole: bool) -> dict[str, Any]:
+def _row(replica: Replica, state: MemberState, whole: bool, check: Check) -> dict[str, Any]:
     info = replica.info
     return {
         "replica": info.replica,
@@ -480,10 +511,15 @@ def _row(replica: Replica, state: MemberState, whole: bool) -> dict[str, Any]:
         "durability": info.durability,
         "epoch": state.epoch,
         "last": state.last,
+        "position": list(state.position),
         "commit": state.commit,
+        "bytes": replica.table.live,
         "whole": whole,
         "damaged": state.damaged,
         "offered": not state.promise_lost,
+        "bad_blocks": len(check.bad),
+        "verified_ms": check.verified_ms,
+        "scrub": {"asked": check.asked, "began_ms": check.began_ms, "bytes_done": check.done},
     }
 
 

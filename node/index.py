@@ -1,10 +1,11 @@
 """The index in memory: where each block of each replica is, in pages of 32 blocks.
 
 Owns: pages (location, checksum and LSN per block), tombstones, what of it is dirty, and how many bytes of
-each segment are alive. Must never do I/O other than ``load`` (one lookup in LMDB), nor drop a dirty page.
-Invariants: per block the greater LSN wins, whatever the order of arrival; ``live[segment]`` is the sum of the
-blocks that point there, over pages in memory (as they are) and pages on disk (as stored); a page is swept up
-to ``Tombstones.version`` before anybody looks at it.
+each segment, and of each table, are alive. Must never do I/O other than ``load`` (one lookup in LMDB), nor
+drop a dirty page. Invariants: per block the greater LSN wins, whatever the order of arrival;
+``live[segment]`` is the sum of the blocks that point there, over pages in memory (as they are) and pages on
+disk (as stored), ``table.live`` the sum of the blocks of that table; a page is swept up to
+``Tombstones.version`` before anybody looks at it.
 
 A cell with location 0 and an LSN is a tombstone; with both 0 the block was never written.
 """
@@ -53,12 +54,13 @@ class Page:
 class Table:
     """One replica's blocks. ``handle`` names it on disk and is never used again."""
 
-    __slots__ = ("alive", "handle", "pages", "tombstones")
+    __slots__ = ("alive", "handle", "live", "pages", "tombstones")
 
-    def __init__(self, handle: int, tombstones: Tombstones) -> None:
+    def __init__(self, handle: int, tombstones: Tombstones, live: int = 0) -> None:
         self.handle = handle
         self.pages: dict[int, Page] = {}
         self.tombstones = tombstones
+        self.live = live  # bytes of its blocks
         self.alive = True
 
 
@@ -111,13 +113,14 @@ class Index:
         cells = page.cells
         for at in range(PAGE_BLOCKS):
             if 0 < cells[_LSN + at] < lsn:
-                self._release(cells[at])
+                self._release(page.table, cells[at])
                 cells[at] = cells[PAGE_BLOCKS + at] = cells[_LSN + at] = 0
                 self._touch(page)
 
-    def _release(self, location: int) -> None:
+    def _release(self, table: Table, location: int) -> None:
         if location:
             self.live[location >> OFFSET_BITS] -= BLOCK_SIZE
+            table.live -= BLOCK_SIZE
 
     def _touch(self, page: Page) -> None:
         page.version += 1
@@ -137,12 +140,20 @@ class Index:
         numbers = set(table.pages)
         for page in table.pages.values():
             for location in page.cells[:PAGE_BLOCKS]:
-                self._release(location)
+                self._release(table, location)
             if page.dirty:
                 page.dirty = False
                 del self.dirty[page]
         table.pages = {}
         return numbers
+
+    def refresh(self, table: Table, number: int) -> bool:
+        """What LMDB has of this page is bad. Have it stored again with the next checkpoint: False when it is
+        not in memory."""
+        page = table.pages.get(number)
+        if page is not None:
+            self._touch(page)
+        return page is not None
 
     def size(self) -> int:
         return len(self._ring)
@@ -175,11 +186,13 @@ class Index:
         for old in cells[at : at + count]:
             if old:
                 self.live[old >> OFFSET_BITS] -= BLOCK_SIZE
+                page.table.live -= BLOCK_SIZE
         end = location + count * BLOCK_SIZE
         cells[at : at + count] = array("Q", range(location, end, BLOCK_SIZE))
         cells[PAGE_BLOCKS + at : PAGE_BLOCKS + at + count] = sums
         cells[_LSN + at : _LSN + at + count] = array("Q", [lsn]) * count
         self.live[location >> OFFSET_BITS] += count * BLOCK_SIZE
+        page.table.live += count * BLOCK_SIZE
         self._touch(page)
 
     def put_block(self, table: Table, chunk: int, block: int, location: int, check: int, lsn: int) -> None:
@@ -200,8 +213,10 @@ class Index:
         old = cells[at]
         if old:
             live[old >> OFFSET_BITS] -= BLOCK_SIZE
+            page.table.live -= BLOCK_SIZE
         if location:
             live[location >> OFFSET_BITS] += BLOCK_SIZE
+            page.table.live += BLOCK_SIZE
         cells[at] = location
         cells[PAGE_BLOCKS + at] = check
         cells[_LSN + at] = lsn
@@ -234,6 +249,15 @@ class Index:
         table.tombstones.add(chunk, chunk + count, lsn)
 
     # -- look-ups -----------------------------------------------------------------------------------
+
+    def cell(self, table: Table, chunk: int, block: int) -> tuple[int, int]:
+        """(location, LSN) of a block. Unlike :meth:`page`, it brings nothing into memory: for who looks at
+        all of a table once. Raises Corrupt."""
+        number, at = chunk * PAGES_PER_CHUNK + block // PAGE_BLOCKS, block & _MASK
+        page = table.pages.get(number)
+        cells = page.cells if page is not None else array("Q", self._load(table.handle, number) or _EMPTY)
+        lsn = cells[_LSN + at]
+        return (0, 0) if lsn < table.tombstones.lsn(chunk) else (cells[at], lsn)
 
     def find(self, table: Table, chunk: int, block: int, count: int) -> Iterator[tuple[int, int, int]]:
         """(location, checksum, LSN) of each block; location 0 reads as zeroes."""

@@ -23,6 +23,7 @@ from moorage.node.segment import (
     OFFSET_BITS,
     PAGE,
     Entry,
+    EntryKind,
     SegmentHeader,
     align,
     build_frame,
@@ -73,6 +74,8 @@ class Log:
         committed: Callable[[], None],
         fail: Callable[[DeviceFailed], None],
         metrics: StoreMetrics,
+        clock: Callable[[], float],
+        wrote: Callable[[int, float], None],
     ) -> None:
         self._device = device
         self.seed = seed
@@ -83,6 +86,11 @@ class Log:
         self._committed = committed
         self._fail = fail
         self._metrics = metrics
+        self._clock = clock
+        self._wrote = (
+            wrote  # told (bytes, seconds) of each group commit with records: what their writers felt
+        )
+        self._records_at = 0.0  # when the first record that is queued now was; 0: none is
         self.segments: dict[int, Segment] = {}  # in use, by number
         self.free: deque[Segment] = deque()
         self._leaving: list[Segment] = []
@@ -108,6 +116,8 @@ class Log:
         if self.failed is not None:
             raise self.failed
         replica.last_entry = entry
+        if entry.kind == EntryKind.RECORDS and not self._records_at:
+            self._records_at = self._clock()
         self.queued_bytes += entry.data_size
         self._queue.append((replica, entry))
         self._schedule()
@@ -229,6 +239,7 @@ class Log:
         if not frame.direct:
             buffers += frame.data
         self._in_flight, self._busy = taken, True
+        records_at, self._records_at = self._records_at, 0.0
         file = segment.file
 
         def work() -> None:
@@ -238,6 +249,9 @@ class Log:
             file.fdatasync()
 
         def done(_: object, error: BaseException | None) -> None:
+            if records_at:
+                records = sum(each.data_size for _, each in taken if each.kind == EntryKind.RECORDS)
+                self._wrote(records, self._clock() - records_at)
             self._finished(segment, start, frame.size, frame.data_at, error)
 
         self._lane.submit(work, done)

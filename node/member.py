@@ -259,6 +259,11 @@ class MemberShell:
         if self.conn is not None:
             self.nack(self.conn, self.core.state.epoch, self.core.session, NO_SESSION)
 
+    def bad_blocks(self, bad: bool) -> None:
+        """Scrub has found some, or the last one is mended."""
+        self.core.set_bad(bad)
+        self.send_ack()
+
     def stalled(self) -> None:
         """The source of the copy fails: the writer has to choose another one."""
         if self.conn is not None:

@@ -46,6 +46,10 @@ class MemoryFile:
         self._disk.event("preadv", self.name)
         return self._read(into, offset)
 
+    def preadv_direct(self, into: memoryview, offset: int) -> int:
+        """What is on the disk is what is in memory here."""
+        return self.preadv((into,), offset)
+
     def _read(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
         total = 0
         for each in into:

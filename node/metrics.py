@@ -24,6 +24,10 @@ class StoreMetrics:
     compacted_segments: int = 0
     compacted_bytes: int = 0
     copied_bytes: int = 0  # pulled from other nodes
+    scrubbed_bytes: int = 0  # read back from the disk
+    scrubbed_pages: int = 0  # of the index
+    scrub_passes: int = 0  # over a replica, to the end
+    scrub_bad_blocks: int = 0  # found, on the disk
 
     def group_commit(self, entries: int, size: int) -> None:
         self.group_commits += 1

@@ -96,9 +96,9 @@ class Opening:
         fold.stored_tombstones = await self._lane.run(index_store.tombstones)
         for handle, ranges in fold.stored_tombstones.items():
             fold.note_seen(handle, max(lsn for _, _, lsn in ranges))
+        await self._count_live(index_store)
         for identity, packed in await self._lane.run(lambda: list(index_store.replicas())):
             fold.replicas[identity] = self._unpack(identity, packed)
-        await self._count_live(index_store)
 
     def _unpack(self, identity: int, packed: Any) -> Replica:
         if packed is None:  # its entry is damaged: all that is known is that it was here
@@ -131,17 +131,21 @@ class Opening:
                 if page.cells is None:
                     self._bad_pages[page.handle] = page.number
                 else:
-                    self._count(page.cells)
+                    size = self._count(page.cells)
+                    stored = self._fold.stored_live
+                    stored[page.handle] = stored.get(page.handle, 0) + size
                     self._fold.note_seen(page.handle, max(memoryview(page.cells)[512:].cast("Q")))
             if len(pages) < _SCAN_PAGES:
                 return
             handle, number = pages[-1].handle, pages[-1].number + 1
 
-    def _count(self, cells: bytes) -> None:
-        live = self._store.index.live
+    def _count(self, cells: bytes) -> int:
+        live, size = self._store.index.live, 0
         for location in memoryview(cells)[:256].cast("Q"):
             if location:
                 live[location >> OFFSET_BITS] += BLOCK_SIZE
+                size += BLOCK_SIZE
+        return size
 
     # -- the log -------------------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class Opening:
         replay meets moved blocks before it knows that they are committed. What is in an index had been
         applied: so it is committed, and the log has all of it."""
         fold = self._fold
-        fold.stored_tombstones = {}
+        fold.stored_tombstones, fold.stored_live = {}, {}
         for replica in fold.replicas.values():
             handle = replica.table.handle
             if handle in self._bad_pages:

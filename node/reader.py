@@ -48,6 +48,9 @@ class Reader:
         self._lanes = [Lane(f"read-{number}", loop) for number in range(READERS)]
         self._next = 0
         self._closed = False
+        self._clock = loop.time
+        self.on_suspect: Callable[[Replica, int, int], None] = _nobody  # (replica, chunk, block): it is bad
+        self.on_read: Callable[[int, float], None] = _no_time  # (bytes, seconds) of reads that had to wait
 
     async def close(self) -> None:
         self._closed = True
@@ -163,8 +166,12 @@ class Reader:
         data: bytearray,
         done: Done,
     ) -> None:
+        began = self._clock()
+
         def finished(_: object, error: BaseException | None) -> None:
+            self.on_read(len(data), self._clock() - began)
             if error is not None:
+                self._suspect_all(replica, chunk, block, sums)
                 wrapped = Corrupt(f"reading replica {replica.info.replica} failed: {error}")
                 done(error if isinstance(error, MoorageError) else wrapped)
                 return
@@ -245,7 +252,24 @@ class Reader:
             chosen.append((record, size))
             size += length
         data = await self.fetch_all(extents, size)
-        return [_with_data(record, data, at, replica) for record, at in chosen]
+        return [self._with_data(record, data, at, replica) for record, at in chosen]
+
+    def _with_data(self, record: Record, data: memoryview, at: int, replica: Replica) -> Record:
+        if record.kind != Kind.WRITE:
+            return record
+        view = data[at : at + record.count * BLOCK_SIZE]
+        bad = first_bad_block(record.sums, view)
+        if bad >= 0:
+            self.on_suspect(replica, record.chunk, record.block + bad)
+            raise Corrupt(
+                f"replica {replica.info.replica}: record {record.lsn} block {bad} does not match its"
+                " checksum",
+                replica=replica.info.replica,
+                lsn=record.lsn,
+            )
+        return Record(
+            record.epoch, record.lsn, record.kind, record.chunk, record.block, record.count, record.sums, view
+        )
 
     # -- what is wrong ----------------------------------------------------------------------------------
 
@@ -263,6 +287,7 @@ class Reader:
         self, replica: Replica, chunk: int, block: int, segment: Segment | None, offset: int
     ) -> Corrupt:
         self._metrics.corrupt_blocks += 1
+        self.on_suspect(replica, chunk, block)
         name = segment.name if segment is not None else "?"
         identity = replica.info.replica
         return Corrupt(
@@ -274,6 +299,12 @@ class Reader:
             file=name,
             offset=offset,
         )
+
+    def _suspect_all(self, replica: Replica, chunk: int, block: int, sums: bytes) -> None:
+        """Some of these blocks cannot be read."""
+        for at in range(len(sums) // 8):
+            if sums[at * 8 : at * 8 + 8] != _NO_SUM:
+                self.on_suspect(replica, chunk, block + at)
 
     def _lost(self, replica: Replica, chunk: int, block: int) -> Corrupt:
         self._metrics.corrupt_blocks += 1
@@ -302,17 +333,9 @@ def _first_bad_beside_holes(sums: bytes, view: memoryview) -> int:
     return -1
 
 
-def _with_data(record: Record, data: memoryview, at: int, replica: Replica) -> Record:
-    if record.kind != Kind.WRITE:
-        return record
-    view = data[at : at + record.count * BLOCK_SIZE]
-    bad = first_bad_block(record.sums, view)
-    if bad >= 0:
-        raise Corrupt(
-            f"replica {replica.info.replica}: record {record.lsn} block {bad} does not match its checksum",
-            replica=replica.info.replica,
-            lsn=record.lsn,
-        )
-    return Record(
-        record.epoch, record.lsn, record.kind, record.chunk, record.block, record.count, record.sums, view
-    )
+def _nobody(replica: Replica, chunk: int, block: int) -> None:
+    pass
+
+
+def _no_time(size: int, took_s: float) -> None:
+    pass

@@ -68,7 +68,7 @@ class NodeService(EmbeddedService):
             secrets.token_hex(8),
             {"device": superblock.fields.device},
         )
-        copier = self._copier = Copier(store, hello, config.secret)
+        copier = self._copier = Copier(store, hello, config.secret, config.copy_within_s)
         sessions = self._sessions = Sessions(store, copier)
         sessions.load()
         client = self._client = LeaderClient(
@@ -94,6 +94,8 @@ class NodeService(EmbeddedService):
                 fields.capacity,
                 fields.segment_size,
                 int(fields.seed, 16),
+                scrub_period_s=self._config.scrub_period_s,
+                background_rate=self._config.background_rate,
             )
         )
         store.on_failed = self._device_failed
@@ -146,8 +148,11 @@ class NodeService(EmbeddedService):
         self.fatal(error)
 
     async def _ticks(self, sessions: Sessions) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             await asyncio.sleep(TICK_S)
+            sessions.store.pacer.late(loop.time() - began - TICK_S)
             sessions.tick()
 
     def _device_failed(self, error: DeviceFailed) -> None:

@@ -29,6 +29,7 @@ class Sessions:
         self.withheld: dict[int, Replica] = {}  # not offered: a promise may be lost
         self._leases: dict[Connection, GrantedLease] = {}
         store.on_damage = self._damaged
+        store.scrubber.on_bad = self._bad
 
     def load(self) -> None:
         """Members for what the store found at its start."""
@@ -59,6 +60,7 @@ class Sessions:
 
     def _enter(self, identity: int, member: MemberShell) -> None:
         member.on_pull = self._copier.begin
+        member.core.set_bad(bool(self.store.scrubber.check(member.replica).bad))
         self.members[identity] = member
 
     def dropped(self, identity: int) -> None:
@@ -111,6 +113,11 @@ class Sessions:
         member = self.members.get(replica.info.replica)
         if member is not None and member.replica is replica:
             member.damage(what)
+
+    def _bad(self, replica: Replica) -> None:
+        member = self.members.get(replica.info.replica)
+        if member is not None and member.replica is replica:
+            member.bad_blocks(bool(self.store.scrubber.check(replica).bad))
 
     def end(self, error: MoorageError) -> None:
         """The device has failed, or is being closed: nobody waits for it any longer."""

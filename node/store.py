@@ -15,6 +15,7 @@ import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -31,8 +32,11 @@ from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK, Index, Table
 from moorage.node.lane import Lane
 from moorage.node.log import ENTRY_BYTES_MAX, Log, Segment, check_size
 from moorage.node.metrics import StoreMetrics
+from moorage.node.pacing import Pacer
 from moorage.node.reader import Extent, Reader
 from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.scheduler import Work
+from moorage.node.scrub import Scrubber
 from moorage.node.segment import Entry, EntryKind, Run, pack_head
 from moorage.node.space import Layout, segment_size_for, writers_room
 from moorage.node.tombstones import Tombstones
@@ -47,6 +51,7 @@ EXTRA_SEGMENTS = 2  # past the capacity, when nothing else lets compaction go on
 COMPACTED_AT_ONCE = 8  # segments per checkpoint, which costs more than the copying when little lives in them
 UPKEEP_SECONDS = 0.1
 UPKEEP_RETRY_SECONDS = 2.0
+COMPACTION_DUE_SECONDS = 5.0  # how long a measured rate of writing is believed
 CLOSE_STALLED_SECONDS = 5.0  # for upkeep to make room, before what waits for it is given up
 
 Done = Callable[[MoorageError | None], None]
@@ -63,6 +68,8 @@ class StoreConfig:
     checkpoint_bytes: int = 256 << 20  # of log: bounds what a restart replays
     checkpoint_pages: int = 16_384  # dirty: bounds memory
     checkpoint_seconds: float = 30.0
+    scrub_period_s: float = 0.0  # within which every block is read back; 0: only when it is asked for
+    background_rate: int = 0  # bytes/s of all background work together; 0: what users leave
 
     @property
     def layout(self) -> Layout:
@@ -82,6 +89,8 @@ class Store:
         loop = asyncio.get_running_loop()
         self._device_lane = Lane("device", loop)
         self._index_lane = Lane("index", loop)
+        self._scrub_lane = Lane("scrub", loop)  # of its own: users' reads do not queue behind its large ones
+        self.pacer = Pacer(loop, config.background_rate)
         self.index_store: IndexStore | None = None
         self.index = Index(self._load_page, config.index_pages_max)
         self.fold = Fold(self.index)
@@ -96,8 +105,22 @@ class Store:
             committed=self._committed,
             fail=self._failed,
             metrics=self.metrics,
+            clock=loop.time,
+            wrote=self.pacer.wrote,
         )
         self.reader = Reader(self.index, self.log, loop, self.metrics)
+        self.reader.on_read = self.pacer.read
+        self.scrubber = Scrubber(
+            self.fold,
+            self.index,
+            self.log,
+            self._index_lane,
+            self._scrub_lane,
+            self.pacer,
+            self.metrics,
+            config.scrub_period_s,
+        )
+        self.reader.on_suspect = self.scrubber.suspect
         self.all_files: dict[str, File] = {}  # segments, used and free
         self._persisted: dict[Replica, int] = {}
         self.checkpointer: Checkpointer
@@ -105,6 +128,7 @@ class Store:
         self._upkeep: list[asyncio.Task[None]] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._file_system_full = False  # the last segment that was asked for could not be allocated
+        self._written_at = (loop.time(), 0)  # when, and how many bytes of records had been written
         self.granted = 0  # bytes promised to writers and not used: kept by who grants
 
     # -- open and close ------------------------------------------------------------------------------
@@ -117,7 +141,11 @@ class Store:
             # A later replay must not take a note from before the damage for the newer truth, and a missing
             # index is noticed from now on.
             await self.checkpoint()
-        for work, name in ((self._keep_up(), "store-upkeep"), (self._keep_ready(), "store-ready")):
+        for work, name in (
+            (self._keep_up(), "store-upkeep"),
+            (self._keep_ready(), "store-ready"),
+            (self.scrubber.run(), "store-scrub"),
+        ):
             task = asyncio.create_task(work, name=name)
             task.add_done_callback(self._upkeep_ended)
             self._upkeep.append(task)
@@ -129,11 +157,25 @@ class Store:
         await check_index(path)
         store = self.index_store = IndexStore(path)
         self.checkpointer = Checkpointer(
-            self.fold, self.index, self.log, store, self._index_lane, self.metrics
+            self.fold,
+            self.index,
+            self.log,
+            store,
+            self._index_lane,
+            self.metrics,
+            partial(self.pacer.charge, Work.CHECKPOINT),
         )
         self.compactor = Compactor(
-            self.fold, self.index, self.log, self.reader, self._index_lane, self.metrics
+            self.fold,
+            self.index,
+            self.log,
+            self.reader,
+            self._index_lane,
+            self.metrics,
+            self.pacer.piece,
+            self._compaction_admitted,
         )
+        await self._index_lane.run(partial(self.scrubber.load, store))
         return store
 
     async def close(self, checkpoint: bool = True) -> None:
@@ -143,7 +185,7 @@ class Store:
                 await self._end_upkeep(checkpoint)
         finally:
             await self.reader.close()
-            for lane in (self._device_lane, self._index_lane):
+            for lane in (self._device_lane, self._index_lane, self._scrub_lane):
                 await asyncio.to_thread(lane.close)
             for file in self.all_files.values():
                 file.close()
@@ -454,18 +496,45 @@ class Store:
             count += 1
         return count > 0
 
+    async def _compaction_admitted(self, size: int) -> None:
+        self._set_compaction_due()
+        await self.pacer.admitted(Work.COMPACT, size, urgent=self._compaction_urgent)
+
+    def _set_compaction_due(self) -> None:
+        """As much is to become free as users write meanwhile: of a segment that is to a part alive, that part
+        has to be moved for the rest."""
+        now, written = asyncio.get_running_loop().time(), self.metrics.record_bytes
+        since, before = self._written_at
+        if now - since >= 1.0:
+            self._written_at = now, written
+            alive = self.compactor.alive_per_mille / 1000
+            rate = (written - before) / (now - since) * alive / (1 - alive)
+            self.pacer.set_due(Work.COMPACT, self, rate, COMPACTION_DUE_SECONDS)
+
+    def _compaction_urgent(self) -> bool:
+        """It yields to users as long as they have room left. A checkpoint, which bounds memory and what a
+        restart replays, comes only when it has finished with a segment."""
+        return self.free_slots <= self.layout.reserve + 2 or self.log.stalled or self._checkpoint_overdue()
+
     def _checkpoint_due(self) -> bool:
-        config, log_ = self.config, self.log
-        written = log_.written_bytes - self.checkpointer.written_bytes
+        written = self.log.written_bytes - self.checkpointer.written_bytes
         if not written:
             return False
         age = asyncio.get_running_loop().time() - self.checkpointer.made_at
         return (
-            written >= config.checkpoint_bytes
-            or len(self.index.dirty) >= config.checkpoint_pages
-            or age >= config.checkpoint_seconds
+            self._checkpoint_overdue()
             or (self._short_of_space() and written >= self.layout.segment_size // 4)
             or (self._short_of_space() and age >= 1.0)
+        )
+
+    def _checkpoint_overdue(self) -> bool:
+        config = self.config
+        written = self.log.written_bytes - self.checkpointer.written_bytes
+        age = asyncio.get_running_loop().time() - self.checkpointer.made_at
+        return (
+            written >= config.checkpoint_bytes
+            or len(self.index.dirty) >= config.checkpoint_pages
+            or (written > 0 and age >= config.checkpoint_seconds)
         )
 
     def _short_of_space(self) -> bool:

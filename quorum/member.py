@@ -46,6 +46,7 @@ FLUSH = 1  # make what was received durable now (writeback)
 WHOLE = 1
 FULL = 2  # the space limit will not rise until space is freed
 FORKED = 4  # its copy contains records that are not in the log: only a fresh copy helps
+BAD = 8  # some of its blocks do not match their checksums: ``node.bad_blocks`` says which
 
 PENDING_MAX = 65_536  # records accepted and not applied; a writer's window is far below
 
@@ -78,6 +79,7 @@ class Member:
         "_ticket",
         "_unsynced",
         "_whole_ticket",
+        "bad",
         "charged",
         "full",
         "matched",
@@ -111,6 +113,7 @@ class Member:
         self.charged = 0  # bytes of records accepted in this session
         self.space_limit = 0
         self.full = False
+        self.bad = False  # of some blocks: told with each acknowledgement
         self._tail_from = tail_from
         self._ticket = 0
         self._durable = state.last
@@ -393,7 +396,13 @@ class Member:
         matched = self.matched
         durable = self._durable if self._durable < matched else matched
         flags = (WHOLE if self.whole else 0) | (FULL if self.full else 0) | (FORKED if self._forked() else 0)
+        flags |= BAD if self.bad else 0
         return self.session, matched, durable, self.state.commit, self.space_limit, flags
+
+    def set_bad(self, bad: bool) -> None:
+        """Some of its blocks are bad, or none is any more: its writer hears of it, also of more of them."""
+        self._dirty = self._dirty or bad or self.bad
+        self.bad = bad
 
     # -- space ---------------------------------------------------------------------------------------
 

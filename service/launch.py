@@ -48,6 +48,9 @@ class Settings:
     lease_ms: int
     read_lease_ms: int
     repair_after_s: int
+    scrub_period: float
+    copy_within: float
+    background_rate: int
     drain_s: int
     log_level: str
 

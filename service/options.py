@@ -27,6 +27,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _COUNT = re.compile(r"[0-9]{1,10}")
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 SIZE_END = 1 << 63  # no state and no message holds more
+_DURATION = re.compile(r"([0-9]{1,9})\s*([smhd]?)", re.IGNORECASE)
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 
 
@@ -59,6 +61,14 @@ def parse_count(text: str) -> int:
     if not (_COUNT.fullmatch(text) and 0 < int(text) < 1 << 31):
         raise Invalid("use a whole number above 0")
     return int(text)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, or with s, m, h, d; 0 for never."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise Invalid("use a number with s, m, h or d, such as 7d or 90m; 0 for never")
+    return int(match[1]) * _SECONDS[match[2].lower()]
 
 
 def parse_ip(text: str) -> str:
@@ -230,6 +240,20 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "read_lease_ms", "MS", parse_count, "1000", _NODE,
         "How long a device holds back a takeover for a silent holder's reads.",
+    ),
+    Option(
+        "scrub_period", "DURATION", parse_duration, "7d", _NODE,
+        "Within this, all data and index of a device are read back from the disk and checked; 0: never.",
+    ),
+    Option(
+        "copy_within", "DURATION", parse_duration, "2h", _NODE,
+        "A copy that brings redundancy back is complete so soon, whatever users do; 0: it only takes what"
+        " they leave.",
+    ),
+    Option(
+        "background_rate", "SIZE", parse_size, "0", _NODE,
+        "Bytes per second that copies, compaction and scrub never exceed together, such as 200M. 0: what"
+        " users leave.",
     ),
     Option(
         "drain_s", "S", parse_count, "5", _ALL,

@@ -129,6 +129,9 @@ class SimFile:
     def preadv(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
         return self._file.preadv(into, offset)
 
+    def preadv_direct(self, into: memoryview, offset: int) -> int:
+        return self._file.preadv_direct(into, offset)
+
     def preadv_nowait(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
         if self._device.loop.rng.random() < 0.1:
             return WOULD_BLOCK

@@ -10,8 +10,9 @@ import asyncio
 from random import Random
 from typing import Any
 
+from moorage.node.checks import Check
 from moorage.node.replica import Replica
-from moorage.node.segment import OFFSET_BITS
+from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.store import Store
 from moorage.quorum.record import BLOCK_SIZE, block_sum
 from moorage.simulation.chunks import blocks_per_chunk
@@ -97,22 +98,59 @@ class Checks:
             if written <= above and key in sent:
                 raise Wrong(f"{key} of replica {model.identity} has LSN {sent[key][0]}, not {written}")
 
+    def scrubbed(self, store: Store, asked: list[Replica]) -> None:
+        """What a pass says of each block, held against the disk itself."""
+        for replica in asked:
+            if replica.damaged:
+                continue
+            check = store.scrubber.check(replica)
+            self._stored_pages(store, replica)
+            for chunk in range(CHUNKS):
+                for block, (location, expected, _) in enumerate(
+                    store.index.find(replica.table, chunk, 0, 1024)
+                ):
+                    if location:
+                        name = store.log.segments[location >> OFFSET_BITS].name
+                        at = location & OFFSET_MASK
+                        data = self._device.disk.files[name].now[at : at + BLOCK_SIZE]
+                        self._same(check, (chunk, block), block_sum(data) != expected)
+            if bool(check.verified_ms) == bool(check.bad):
+                raise Wrong(f"replica {replica.info.replica} is verified at {check.verified_ms}: {check.bad}")
+
+    @staticmethod
+    def _stored_pages(store: Store, replica: Replica) -> None:
+        """One that is bad is to be stored again, from memory."""
+        assert store.index_store is not None
+        for handle, number, cells in store.index_store.pages(replica.table.handle, 0, 1 << 30):
+            page = replica.table.pages.get(number)
+            if cells is None and (page is None or not page.dirty):
+                raise Wrong(f"page {number} of handle {handle} is bad, and nobody knows")
+
+    @staticmethod
+    def _same(check: Check, block: tuple[int, int], is_bad: bool) -> None:
+        if (block in check.bad) != is_bad:
+            raise Wrong(f"block {block} of replica {check.replica} is bad: {is_bad}, scrub says {check.bad}")
+
     def accounts(self, store: Store, whole: bool = False) -> None:
         """What is counted as live is what the indexes refer to; ``whole``: nothing is left over anywhere."""
         alive: dict[int, int] = {}
         for replica in store.replicas.values():
             if not whole:
                 replica.validate()
+            own = 0
             try:
                 for chunk in range(CHUNKS):
                     for location, _, _ in store.index.find(replica.table, chunk, 0, blocks_per_chunk()):
                         if location:
                             number = location >> OFFSET_BITS
                             alive[number] = alive.get(number, 0) + BLOCK_SIZE
+                            own += BLOCK_SIZE
             except Corrupt:
                 if not self._device.damaged:
                     raise
                 return
+            if own != replica.table.live:
+                raise Wrong(f"replica {replica.info.replica} has {own} bytes, {replica.table.live} counted")
         counted = {number: size for number, size in store.index.live.items() if size}
         for number, size in alive.items():
             if counted.get(number, 0) < size:

@@ -40,6 +40,12 @@ class Faults:
         name = self._rng.choices(names, [self.kinds[each] for each in names])[0]
         getattr(self, "_fault_" + name)(store)
 
+    def rot_before_a_scrub(self, store: Store) -> None:
+        """All else is well: of a block or a page that rots now nobody can know before it is read back."""
+        if self._rots and self._rng.random() < 0.7:
+            self._rotted = False
+            self._rng.choice((self._fault_rot_alive, self._fault_rot_index))(store)
+
     def sure_before(self, group: int) -> int | None:
         """After a start: the group commit before which all is sure, of those that somebody was told something
         after. A write gone astray may have come down on several."""

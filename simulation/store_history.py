@@ -83,6 +83,8 @@ class StoreHistory:
             checkpoint_bytes=rng.choice((16, 64, 1000)) * KIB,
             checkpoint_pages=rng.choice((2, 1000)),
             checkpoint_seconds=rng.choice((0.005, 0.02, 0.2, 1e9)),
+            scrub_period_s=rng.choice((0.0, 0.01, 0.2)),
+            background_rate=rng.choice((0, 0, 1 << 20)),
         )
         self.config.directory.mkdir()
         self.device.disk.free = FREE
@@ -138,6 +140,7 @@ class StoreHistory:
         store = self.store = Store(self.config)
         store.on_damage = self._damaged
         store.on_failed = self._failed
+        store.scrubber.on_bad = self._bad
         try:
             report = await store.open()
         except (Corrupt, DeviceFailed, OSError) as error:
@@ -172,6 +175,12 @@ class StoreHistory:
         shell = self.shells.get(replica.info.replica)
         if shell is not None:
             shell.damage(what)
+
+    def _bad(self, replica: Replica) -> None:
+        bad = self.store.scrubber.check(replica).bad if self.store is not None else {}
+        self.loop.note(f"replica {replica.info.replica} has {len(bad)} bad blocks")
+        if bad and not self.device.damaged:
+            raise Wrong(f"blocks of replica {replica.info.replica} are called bad: {bad}")
 
     def _failed(self, error: DeviceFailed) -> None:
         if "input/output error" not in str(error):
@@ -338,10 +347,24 @@ class StoreHistory:
             self.checks.index(store, shell.model, shell.replica)
             await self.checks.all(store, shell.model, shell.replica)
             await self.checks.tail(store, shell.model, shell.replica)
+        await self._scrub(store, [shell.replica for shell in staying])
         self.quiet = True
         with patch.object(store, "_keep_up_once", _nothing):
             await asyncio.sleep(1.0)  # its last round ends
             await self._account_for_all(store)
+
+    async def _scrub(self, store: Store, asked: list[Replica]) -> None:
+        """Each block that the disk has lost by now is known after one more pass, and no other."""
+        self.faults.rot_before_a_scrub(store)
+        for replica in asked:
+            store.scrubber.ask(replica)
+        for _ in range(1000):
+            await asyncio.sleep(0.02)
+            if not any(store.scrubber.check(each).asked for each in asked if not each.damaged):
+                break
+        else:
+            raise Wrong("a scrub that does not end")
+        self.checks.scrubbed(store, asked)
 
     async def _account_for_all(self, store: Store) -> None:
         await store.checkpoint()

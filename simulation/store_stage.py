@@ -14,6 +14,7 @@ from unittest.mock import patch
 from moorage.node import checkpointer as checkpointer_module
 from moorage.node import reader as reader_module
 from moorage.node import replica as replica_module
+from moorage.node import scrub as scrub_module
 from moorage.node import segment as segment_module
 from moorage.node import store as store_module
 from moorage.node.store import Store
@@ -58,6 +59,11 @@ def staged(loop: SimLoop, device: Device, segment_size: int, is_quiet: Callable[
         (segment_module, "DIRECT_BYTES", rng.choice((8, 256)) * KIB),
         (segment_module, "DIRECT_PIECE", 4 * KIB),
         *chunk_patches(rng.choice(SIZES)),
+        (scrub_module, "TICK_S", rng.choice((0.005, 0.05))),
+        (scrub_module, "RETRY_S", 0.05),
+        (scrub_module, "SAVE_S", rng.choice((0.0, 0.05))),
+        (scrub_module, "PAGES_AT_ONCE", rng.choice((1, 2, 64))),
+        (scrub_module, "GAP", rng.choice((0, 16)) * KIB),
     ]
     if rng.random() < 0.3:
         small.append((reader_module, "Lane", _SlowLane))

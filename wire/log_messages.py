@@ -29,7 +29,7 @@ ACK (ONEWAY, member to writer), 56 bytes; cumulative within (epoch, session):
 32     8    applied    greatest LSN in its index
 40     8    limit      bytes of records granted since the session began
 48     4    session
-52     4    flags      1 WHOLE, 2 FULL, 4 FORKED (``quorum.member``)
+52     4    flags      1 WHOLE, 2 FULL, 4 FORKED, 8 BAD (``quorum.member``)
 ====== ==== ========== =====================================================================
 
 NACK (ONEWAY, member to writer), 40 bytes:

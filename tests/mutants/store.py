@@ -8,9 +8,10 @@ from typing import Any
 import msgpack
 import pytest
 
-from moorage.node import checkpointer, reader, replay, segment
+from moorage.node import checkpointer, reader, replay, scrub, segment
 from moorage.node.checkpoint import IndexStore, Meta
 from moorage.node.checkpointer import Checkpointer
+from moorage.node.checks import Check
 from moorage.node.compaction import Compactor
 from moorage.node.fold import Fold
 from moorage.node.index import Index, Page, Table
@@ -19,6 +20,8 @@ from moorage.node.opening import Opening
 from moorage.node.recovery import Cursor, Found, Place, Verdict
 from moorage.node.replay import Replay, Step
 from moorage.node.replica import Replica
+from moorage.node.scheduler import Scheduler, Work
+from moorage.node.scrub import Scrubber
 from moorage.node.segment import (
     OFFSET_BITS,
     Entry,
@@ -590,3 +593,59 @@ def handle_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def _pack_without_handle(self: Meta) -> bytes:
     packed: bytes = msgpack.packb([1, self.segment, self.offset, self.group, 1, self.segments])
     return packed
+
+
+# -- scrub and the scheduler -----------------------------------------------------------------------------
+
+
+@planted("store", "scrub")
+def scrub_skips_a_bad_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that does not match is passed over in silence."""
+    monkeypatch.setattr(scrub, "find_bad", lambda segment, piece: [])
+
+
+@planted("store", "scrub")
+def scrub_takes_no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was overwritten or moved while it was read is called bad."""
+    monkeypatch.setattr(Scrubber, "_is_there", lambda self, replica, block, place: True)
+
+
+@planted("store", "scrub")
+def verified_with_bad_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that came to its end is a clean one."""
+    monkeypatch.setattr(Check, "verified_ms", property(lambda self: self.passed_ms))
+
+
+@planted("store", "scrub")
+def scrub_believes_stored_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of the index that does not match its checksum is one without blocks."""
+    real = Scrubber._scan
+
+    async def scan(
+        self: Scrubber, replica: Replica, table: Table, first: int, fresh: list[int]
+    ) -> tuple[list[scrub.Place], int | None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "refresh", lambda self, table, number: True)
+            return await real(self, replica, table, first, fresh)
+
+    monkeypatch.setattr(Scrubber, "_scan", scan)
+
+
+@planted("store", "scrub")
+def mended_blocks_stay_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that was written again is never taken off the list."""
+    monkeypatch.setattr(Check, "forget_mended", lambda self, is_there: False)
+
+
+@planted("store", "scheduler")
+def scheduler_starves_scrub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due has no account of its own: who always asks takes all, and scrub, which takes no more than
+    is due, nothing."""
+    real = Scheduler.admit
+
+    def admit(self: Scheduler, work: Work, size: int, now: float, *, spare: bool = True) -> float:
+        self._own[work].balance = -1.0
+        self._own[work].at = now
+        return 1.0 if not spare or work is Work.SCRUB else real(self, work, size, now, spare=spare)
+
+    monkeypatch.setattr(Scheduler, "admit", admit)
