@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from moorage.node import scrub as scrub_module
+from moorage.node import store as store_module
 from moorage.node.checks import BAD_MAX, Check
 from moorage.node.disk import RealDisk
 from moorage.node.replica import Replica
@@ -32,6 +33,11 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ms = 1_700_000_000_000
         monkeypatch.setattr(scrub_module, "_now_ms", lambda: self.now_ms)
+        monkeypatch.setattr(store_module, "check_index", _no_check)
+
+
+async def _no_check(path: Path) -> None:
+    """A process each time, and not what is tested here."""
 
 
 @pytest.fixture
