@@ -17,9 +17,11 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-d
     && /opt/moorage/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl
 
 FROM debian:12-slim
+# Besides Python: what mounts are made with, also those of CSI, Docker and the mount table (docs/launch.md).
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 \
+    && apt-get install -y --no-install-recommends \
+        e2fsprogs fuse3 mount python3 s3fs util-linux xfsprogs \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 6789 --home-dir /var/lib/moorage --create-home moorage
 COPY --from=build /opt/moorage /opt/moorage

@@ -50,7 +50,7 @@ test-all: setup lint
 	@$(BIN)/python -m pytest -q -m "not mutants"
 
 mutants: setup
-	@$(BIN)/python -m tests.mutants --jobs 2 $(MUTANTS)
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.mutants --jobs 2 $(MUTANTS)
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet .
@@ -77,7 +77,7 @@ proto: setup
 
 lock: setup
 	@$(BIN)/pip install --quiet uv
-	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q --extra csi pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q --extra dev pyproject.toml -o requirements-dev.lock -c requirements.lock
 
 clean:

@@ -22,6 +22,8 @@ from pathlib import Path
 from moorage.cli.local_cluster import LocalHost, die_with_parent
 from moorage.cli.network import PATH, Network
 from moorage.cli.network_cluster import HOSTS, NetworkCluster
+from moorage.gateway.mount import system
+from moorage.gateway.mount.record import DEVICE
 from moorage.wire.errors import Unavailable
 
 START_TIMEOUT_S = 10.0
@@ -100,7 +102,7 @@ class Machine:
     async def clear_away(self) -> None:
         """After it died: what a real machine would have taken along."""
         for device in self._left:
-            await _run("losetup", "--detach", device)
+            await asyncio.to_thread(system.clear_loop, device, f"/{DEVICE}")  # what is left of the path
         self._left = []
 
 

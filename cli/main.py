@@ -30,12 +30,19 @@ DRILL = {
     "bit-rot": "moorage.cli.drill.main:bit_rot",
     "full-disk": "moorage.cli.drill.main:full_disk",
     "host-loss": "moorage.cli.drill.main:host_loss",
+    "move": "moorage.cli.drill.main:move",
     "partition": "moorage.cli.drill.main:partition",
+    "repair": "moorage.cli.drill.main:repair",
     "silent-host": "moorage.cli.drill.main:silent_host",
     "zombie": "moorage.cli.drill.main:zombie",
 }
 DVDI = {
     "run": "moorage.cli.dvdi:run_task",
+}
+QUOTA = {
+    "list": "moorage.cli.quota:list_quotas",
+    "remove": "moorage.cli.quota:remove",
+    "set": "moorage.cli.quota:set_quota",
 }
 TABLE = {
     "apply": "moorage.cli.table:apply",
@@ -49,16 +56,20 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "csi": "moorage.cli.csi:csi",
     "demo": "moorage.cli.demo.main:demo",
     "demo-mysql": "moorage.cli.demo.databases.main:demo_mysql",
+    "device": "moorage.cli.places:device",
     "docker": "moorage.cli.docker:docker",
     "drill": DRILL,
     "dvdcli": "moorage.cli.dvdcli:dvdcli",
     "dvdi": DVDI,
+    "events": "moorage.cli.why:events",
     "health": "moorage.cli.health:health",
     "host": "moorage.cli.services:host",
+    "member": "moorage.cli.member:member",
     "metadata": "moorage.cli.services:metadata",
     "mount": "moorage.cli.mount:mount",
     "mounts": "moorage.cli.mount:mounts",
     "node": "moorage.cli.services:node",
+    "quota": QUOTA,
     "registry": "moorage.cli.services:registry",
     "resolve": "moorage.cli.resolve:resolve",
     "scrub": "moorage.cli.scrub:scrub",
@@ -68,11 +79,13 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "umount": "moorage.cli.mount:umount",
     "up": "moorage.cli.up:up",
     "volume": "moorage.cli.volume:volume",
+    "why": "moorage.cli.why:why",
 }
 _HELP = {
     "bench": "Measure a volume, load it and verify what it reads, or measure how it is taken over.",
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
     "dvdi": "Volumes of a task that names them in its environment.",
+    "quota": "Limit what the volumes of a principal (a team, a framework) come to.",
     "secret": "Make the files that services and clients prove themselves with.",
     "table": "Say what is mounted where on all hosts, and make it so on this one.",
 }

@@ -29,6 +29,11 @@ def emit_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=_encode))
 
 
+def emit_json_line(value: Any) -> None:
+    """One of many that come one after the other."""
+    click.echo(json.dumps(value, default=_encode))
+
+
 def _encode(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes | bytearray) else str(value)
 

@@ -66,6 +66,7 @@ def _registry(launch: Launch, directory: Path) -> EmbeddedService:
 
 
 def _metadata(launch: Launch, directory: Path, registry: str) -> EmbeddedService:
+    from moorage.client.repairer import Repairer
     from moorage.metadata.service import MetadataConfig, MetadataService
 
     settings = launch.settings
@@ -81,7 +82,9 @@ def _metadata(launch: Launch, directory: Path, registry: str) -> EmbeddedService
             hello=launch.hello,
             peers=_peers(launch),
             lease_ms=settings.lease_ms,
-        )
+            repair_after_ms=settings.repair_after_s * 1000,
+        ),
+        Repairer(launch.hello, launch.secret),
     )
 
 
@@ -128,6 +131,35 @@ def _command(service: str, build: Build, help_text: str) -> click.Command:
     return click.Command(service, params=params, callback=callback, help=help_text)
 
 
+def _host() -> click.Group:
+    """Runs the services of a host; its subcommands are about hosts of a cluster."""
+    from moorage.cli import places
+
+    runs = _command("host", build_host, "")
+    group = click.Group(
+        "host",
+        invoke_without_command=True,
+        params=runs.params,
+        help="Run registry, metadata and node of one host in one process; or empty a host, or give it up.",
+    )
+
+    @click.pass_context
+    def callback(context: click.Context, /, **flags: str | None) -> None:
+        if context.invoked_subcommand is None:
+            assert runs.callback is not None
+            runs.callback(**flags)
+
+    group.callback = callback
+    for command in (
+        places.list_hosts,
+        places.drain_of("host"),
+        places.undrain_of("host"),
+        places.evict_of("host"),
+    ):
+        group.add_command(command)
+    return group
+
+
 def _help_of(option: Option) -> str:
     default = f" Default: {option.default}." if option.default else ""
     return f"{option.help}{default} [{option.variable}]"
@@ -140,7 +172,7 @@ metadata = _command(
     "metadata", build_metadata, "Run one member of a metadata group: what volumes exist, and who may write."
 )
 node = _command("node", build_node, "Run the data node of one device.")
-host = _command("host", build_host, "Run registry, metadata and node of one host in one process.")
+host = _host()
 
 
 @click.command("create")

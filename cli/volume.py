@@ -1,4 +1,4 @@
-"""`moorage volume`: create, list, show, resize, delete."""
+"""`moorage volume`: create, list, show, resize, set, delete."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from moorage.cli import output
 from moorage.cli.options import SIZE, cluster_command
 from moorage.client.cluster import Cluster
 from moorage.client.redundancy import Redundancy
+from moorage.wire.errors import Invalid, NotFound
 
 
 @click.group()
 def volume() -> None:
-    """Create, look at, grow and delete volumes."""
+    """Create, look at, grow, limit and delete volumes."""
+
+
+IOPS = click.option("--iops", type=click.IntRange(min=0), help="At most so many operations a second; 0: any.")
+BW = click.option("--bw", type=SIZE, help="At most so many bytes a second, such as 50M; 0: any.")
 
 
 @volume.command()
@@ -24,6 +29,9 @@ def volume() -> None:
 @click.option("--groups", type=int, default=0, help="Replica groups to stripe over; 0 chooses.")
 @click.option("--durability", type=click.Choice(["sync", "writeback"]), default="sync", show_default=True)
 @click.option("--fs", type=click.Choice(["ext4", "xfs"]), help="What its first mount makes of it.")
+@IOPS
+@BW
+@click.option("--principal", help="For whose quota it counts  [env: MOORAGE_PRINCIPAL; default: default]")
 @cluster_command
 async def create(
     cluster: Cluster,
@@ -34,10 +42,20 @@ async def create(
     groups: int,
     durability: str,
     fs: str | None,
+    iops: int | None,
+    bw: int | None,
+    principal: str | None,
 ) -> None:
     """Create volume NAME. Its space is taken only as it is written."""
     made = await cluster.create_volume(
-        name, size=size, replicas=replicas, groups=groups, durability=durability, fs=fs
+        *(name, size),
+        replicas=replicas,
+        groups=groups,
+        durability=durability,
+        fs=fs,
+        iops=iops or 0,
+        bw=bw or 0,
+        principal=principal,
     )
     if as_json:
         output.emit_json(made.to_json())
@@ -85,6 +103,7 @@ async def show(cluster: Cluster, as_json: bool, name: str) -> None:
         return
     click.echo(f"{name}: {output.size(one['size'])}, {one['durability']}, {one['state']}")
     click.echo(f"held by {holder_text(one.get('holder'))}, epoch {one['epoch']}")
+    click.echo(f"ceilings: {ceilings_text(one['iops'], one['bw'])}; principal: {one['principal']}")
     if one["fs"]:
         click.echo(f"file system: {one['fs']['type']}, {one['fs']['state']}")
     for line in redundancy_text(redundancy):
@@ -119,6 +138,49 @@ async def resize(cluster: Cluster, as_json: bool, name: str, size: int) -> None:
         click.echo(f"{name} is {output.size(size)} now")
 
 
+@volume.command("set")
+@click.argument("name")
+@IOPS
+@BW
+@cluster_command
+async def set_volume(cluster: Cluster, as_json: bool, name: str, iops: int | None, bw: int | None) -> None:
+    """Limit volume NAME to so many operations and bytes a second, also while it is attached.
+
+    Who has it attached keeps to it within about a second. What is not given stays; 0 takes a ceiling away.
+    """
+    if iops is None and bw is None:
+        raise Invalid("nothing to set: give --iops, --bw or both; 0 takes a ceiling away")
+    changed = await cluster.set_volume(name, iops=iops, bw=bw)
+    if as_json:
+        output.emit_json(changed.to_json())
+    else:
+        click.echo(f"ceilings of {name}: {ceilings_text(changed.iops, changed.bw)}")
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--from", "off", required=True, metavar="HOST|DEVICE", help="Where it should leave.")
+@click.option("--to", default="", metavar="DEVICE", help="Where it should go; default: as placement says.")
+@cluster_command
+async def move(cluster: Cluster, as_json: bool, name: str, off: str, to: str) -> None:
+    """Move what volume NAME has on one host or device, also while it is written. It goes on by itself;
+    `moorage volume show NAME` says where it is, `moorage why NAME` how far."""
+    devices = await _devices_called(cluster, off)
+    on_it = {member["device"] for group in (await cluster.show(name)).groups for member in group["members"]}
+    moving = sum([await cluster.move(name, device, to=to) for device in devices if device in on_it])
+    if not moving:
+        raise NotFound(f"volume {name!r} has no replica on {off}: `moorage volume show {name}` says where")
+    if as_json:
+        output.emit_json({"name": name, "moving": moving})
+    else:
+        click.echo(f"{moving} replicas of {name} leave {off}")
+
+
+async def _devices_called(cluster: Cluster, name: str) -> list[str]:
+    view = await cluster.status()
+    return [name] if name in view["devices"] else await cluster.places.devices("host", name)
+
+
 @volume.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Also when somebody holds it: the holder is fenced.")
@@ -130,6 +192,11 @@ async def delete(cluster: Cluster, as_json: bool, name: str, force: bool) -> Non
         output.emit_json({"deleted": name})
     else:
         click.echo(f"deleted {name}")
+
+
+def ceilings_text(iops: int, bw: int) -> str:
+    texts = [f"{iops} operations/s"] * bool(iops) + [f"{output.size(bw)}/s"] * bool(bw)
+    return ", ".join(texts) or "none"
 
 
 def holder_text(holder: dict[str, Any] | None) -> str:

@@ -1,31 +1,33 @@
-"""An attachment: one epoch of one volume in this process, from metadata's word to the end.
+"""An attachment: a volume in this process, from metadata's word to the end.
 
 Owns the epoch, the lease with metadata (renewed every second; it decides only when others may take over
-unasked, so an outage of metadata stops no I/O), what metadata says of addresses and the size (a reader asks
-for that alone), the sessions of all groups, their clock, and the end: detached, fenced by another holder, or
-lost. An epoch serves one process once: attaching again is a new ``Attachment``.
+unasked, so an outage of metadata stops no I/O), what metadata says of addresses, the size and the ceilings
+(a reader asks for that alone), the sessions of all groups, their clock, and the end: detached, fenced by
+another holder, or lost. An epoch serves one process once: one that was fenced by a recovery alone goes on in
+a new epoch, in the place of what it was; after the end, attaching again is a new ``Attachment``.
 
-Invariants: no session serves before all of them can; after the end nothing is sent but the release of read
-leases, and every operation fails with the same error.
+Invariants: no session serves before all of them can; of an epoch that is over nothing is sent but the release
+of read leases; after the end every operation fails with the same error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from moorage.client.nodes import NodePool, boot_clock_ms
 from moorage.client.outcome import fresh
 from moorage.client.readonly import ReadOnlyGroup
 from moorage.client.reads import ReadSweep
 from moorage.client.session import GroupSession, Shared
+from moorage.client.succession import Lives, MetadataCall, Succession, new_writer
 from moorage.client.volume import Volume
+from moorage.quorum.record import Position
 from moorage.quorum.writer import TICK_MS, Phase
 from moorage.wire.errors import (
+    AttachmentLost,
     Busy,
     Fatal,
     Fenced,
@@ -38,7 +40,7 @@ from moorage.wire.errors import (
 
 log = logging.getLogger(__name__)
 
-MetadataCall = Callable[[str, dict[str, Any], float], Awaitable[Any]]
+T = TypeVar("T")
 
 RENEW_S = 1.0
 RENEW_TIMEOUT_S = 3.0
@@ -46,25 +48,9 @@ READER_ROUNDS = 3  # a reader asks every so many RENEW_S, and in the next one wh
 IDLE_TICK_S = 0.5  # hundreds of idle volumes must cost little: 64 groups took 1.3 % of a core at 0.2
 METADATA_S = 10.0
 RECOVERY_POLL_S = 0.05
+LEAD_POLL_S = 0.2
 BUSY_POLL_S = 1.2  # more than RENEW_S: a living holder has renewed in between
 RENEWAL_SEEN_S = 0.3  # by so much a lease ends later than it would have
-
-
-@dataclass(frozen=True)
-class Succession:
-    """For a program that goes on where a former life of it ended, with what that one had cached.
-
-    ``writer`` is the id of this life (random, used once, noted durably by the caller *before* it attaches),
-    ``former`` those of earlier ones. The attach waits for no lease, and is refused with
-    :class:`~moorage.errors.Fenced` when others may have written since.
-    """
-
-    writer: int
-    former: tuple[int, ...] = ()
-
-    @staticmethod
-    def new_writer() -> int:
-        return 1 + secrets.randbits(62)
 
 
 class Attachment:
@@ -105,7 +91,10 @@ class Attachment:
         end = asyncio.get_running_loop().time() + timeout
         attached, writer = await _attach(call, params, timeout)
         if not read_only:
-            return await WriterAttachment(call, attached, writer)._serve(nodes, attached, io_timeout, end)
+            lives = Lives(call, holder, writer, succession)
+            return await WriterAttachment(call, attached, writer, lives)._serve(
+                nodes, attached, io_timeout, end
+            )
         floors: dict[int, int] = {}
         if attached["epoch"] and not attached["holder_alive"]:
             floors = await _recover(call, nodes, holder, end)
@@ -141,13 +130,13 @@ class Attachment:
     async def _ask(self) -> None:
         raise NotImplementedError
 
-    def _heard(self, size: int, groups: list[dict[str, Any]]) -> None:
+    def _heard(self, volume: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+        """``volume``: its size and its ceilings."""
         if self._volume is not None:
-            self._volume.size = max(self._volume.size, size)
+            self._volume.size = max(self._volume.size, volume["size"])
+            self._volume.limit(*_ceilings(volume))
         for ours, group in zip(self._groups, groups, strict=True):
-            addresses = {row["replica"]: row["address"] for row in group["members"]}
-            for member in ours.members:
-                member.link.move(addresses.get(member.replica) or "")
+            ours.heard(group)
 
     async def note_fs(self, fs: dict[str, str]) -> None:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")
@@ -158,7 +147,14 @@ class Attachment:
 
 
 class WriterAttachment(Attachment):
-    """The holder: leads the log of every group."""
+    """The holder: leads the log of every group. ``lives``: for one that goes on after a recovery."""
+
+    def __init__(
+        self, call: MetadataCall, attached: dict[str, Any], writer: int, lives: Lives | None = None
+    ) -> None:
+        super().__init__(call, attached, writer)
+        self._lives = lives
+        self._goes_on = False  # in another epoch, which does not serve yet
 
     async def _serve(
         self, nodes: NodePool, attached: dict[str, Any], io_timeout: float, end: float
@@ -174,6 +170,7 @@ class WriterAttachment(Attachment):
         self._releasing: asyncio.Task[None] | None = None
         self._shared = Shared(
             name=self.name,
+            volume=self.volume_id,
             epoch=self.epoch,
             writer=self.writer,
             capability=attached["capability"],
@@ -184,6 +181,7 @@ class WriterAttachment(Attachment):
             wake=self._wake,
             suspect=self._suspect,
             broken=self._broken,
+            ask=self._call,
             tasks=self._tasks,
         )
         sessions = [GroupSession(self._shared, group, self._repair) for group in attached["groups"]]
@@ -196,6 +194,7 @@ class WriterAttachment(Attachment):
             attached=self,
             io_timeout=io_timeout,
         )
+        volume.limit(*_ceilings(attached["volume"]))
         for session in sessions:
             session.start()
         self._wake()
@@ -258,9 +257,13 @@ class WriterAttachment(Attachment):
         elif error is not None:
             self._end(error)
         elif not self._serving.done() and all(s.writer.phase is Phase.SERVING for s in self._sessions):
-            for session in self._sessions:
-                session.serving = True
-                session.kick()
+            try:
+                for session in self._sessions:
+                    session.serve()
+            except AttachmentLost as lost:
+                self._end(lost)
+                return
+            self._suspecting = self._goes_on = False
             self._serving.set_result(None)
 
     def _repair(self, session: GroupSession, chunk: int, block: int, count: int) -> None:
@@ -283,34 +286,105 @@ class WriterAttachment(Attachment):
             error = Fatal(f"volume {self.name!r} cannot go on, attach it anew: {error!r}")
         self._end(error)
 
+    # -- fenced --------------------------------------------------------------------------------------
+
     def _suspect(self, error: Fenced) -> None:
-        """A member has promised a higher epoch: it is over. Ask metadata who it is, but not for long."""
-        if not self._suspecting and self.ended is None:
+        """A member has promised a higher epoch, or metadata has given it: this one is over."""
+        if self.ended is not None:
+            return
+        if not self._suspecting:
             self._suspecting = True
             self._shared.spawn(self._fenced(error), f"fenced {self.name}")
+        elif self._goes_on and not self._serving.done():  # the next epoch is over too
+            self._serving.set_exception(error)
+            self._serving.exception()  # seen: perhaps nobody waits yet
 
     async def _fenced(self, error: Fenced) -> None:
+        """Ask metadata who it is, but not for long; go on if it only recovers."""
+        lives = self._lives
+        try:
+            if lives is not None and self._serving.done():
+                await self._go_on(lives, error)
+            else:
+                self._end(await self._by_whom(error))
+        except MoorageError as final:
+            self._end(final)
+        except Exception as nonsense:  # also an answer that makes no sense: it is over all the same
+            self._end(Fenced(f"volume {self.name!r} was taken over by another attachment ({nonsense!r})"))
+
+    async def _by_whom(self, error: Fenced) -> Fenced:
         try:
             await self._renew(RENEW_S)
         except Fenced as told:
-            error = told
-        except Exception:  # also an answer that makes no sense: it is over all the same
-            error = Fenced(f"volume {self.name!r} was taken over by another attachment ({error})")
-        self._end(error)
+            return told
+        except Exception as nonsense:
+            return Fenced(f"volume {self.name!r} was taken over by another attachment ({nonsense})")
+        return error
+
+    async def _go_on(self, lives: Lives, error: Fenced) -> None:
+        """Attach in the place of what this was, until an epoch serves; what waits is issued again there.
+        Raises what ends the attachment."""
+        for session in self._sessions:
+            session.pause("fenced: asking metadata by whom")
+        released = [session.release() for session in self._sessions]
+        self._shared.spawn(_all_of(released), f"release {self.name}")
+        error = await self._by_whom(error)
+        holder = error.details.get("holder")
+        if holder is not None and not holder["recovers"] and not lives.knows(holder["writer"]):
+            raise error
+        log.warning("volume %s epoch %d: attaching again: %s", self.name, self.epoch, error)
+        while True:
+            for session in self._sessions:
+                session.pause(f"fenced, attaching again: {error}")
+            try:
+                attached, writer = await lives.attach(self._say)
+            except NotFound:
+                raise error from None
+            if self.ended is not None:
+                return
+            self._serving = serving = self._loop.create_future()
+            self._take_up(attached, writer)
+            try:
+                await serving
+            except Fenced as again:
+                error = again
+                continue
+            lives.serves()
+            log.warning("volume %s epoch %d: goes on", self.name, self.epoch)
+            return
+
+    def _say(self, trouble: str) -> None:
+        for session in self._sessions:
+            session.pause(f"fenced, metadata does not let it attach again: {trouble}")
+
+    def _take_up(self, attached: dict[str, Any], writer: int) -> None:
+        if attached["volume"]["id"] != self.volume_id:
+            raise Fenced(f"volume {self.name!r} was deleted, and another one has its name")
+        self._goes_on = True
+        shared = self._shared
+        self.epoch, self.writer = attached["epoch"], writer
+        shared.epoch, shared.writer, shared.capability = self.epoch, writer, attached["capability"]
+        for session, group in zip(self._sessions, attached["groups"], strict=True):
+            session.take_up(group)
 
     # -- the lease -----------------------------------------------------------------------------------
 
     async def _ask(self) -> None:
+        epoch = self.epoch
         try:
             await self._renew(RENEW_TIMEOUT_S)
         except Fenced as error:
-            self._end(error)
+            if epoch == self.epoch:  # else it has gone on meanwhile
+                self._suspect(error)
 
     async def _renew(self, timeout: float) -> None:
-        params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}
+        epoch = self.epoch
+        params = {"volume": self.volume_id, "epoch": epoch, "writer": self.writer}
         renewed = await self._call("metadata.renew", params, timeout)
+        if epoch != self.epoch:
+            return
         self._shared.capability = renewed.get("capability", self._shared.capability)
-        self._heard(renewed["size"], renewed["groups"])
+        self._heard(renewed, renewed["groups"])
 
     async def note_fs(self, fs: dict[str, str]) -> None:
         params = {"epoch": self.epoch, "writer": self.writer, "fs": fs}
@@ -343,7 +417,7 @@ class WriterAttachment(Attachment):
         self._releasing = self._shared.spawn(self._let_go(), f"release {self.name}")
 
     async def _let_go(self) -> None:
-        await asyncio.gather(*(session.release() for session in self._sessions))
+        await _all_of([session.release() for session in self._sessions])
         for session in self._sessions:
             session.leave()
 
@@ -375,14 +449,24 @@ class WriterAttachment(Attachment):
 
 async def _attach(call: MetadataCall, params: dict[str, Any], timeout: float) -> tuple[dict[str, Any], int]:
     """Ask metadata: its word, and the writer id, which serves this one attach."""
-    params = {"writer": Succession.new_writer(), **params}
+    params = {"writer": new_writer(), **params}
     return await call("metadata.attach", params, timeout), params["writer"]
 
 
-async def after_the_lease(opening: Callable[[], Awaitable[Volume]], wait: float) -> Volume:
-    """Attach; while another holder's lease runs, wait ``wait`` seconds for its end. One that renews its lease
-    lives, and is not waited for: it is told apart by the second time that more of the lease is left than can
-    be (the first may be a new leader of metadata, who gives every holder a whole one)."""
+async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
+    await asyncio.gather(*calls)
+
+
+def _ceilings(volume: dict[str, Any]) -> tuple[int, int]:
+    """Operations and bytes a second, 0: no limit. A metadata service of an older version knows none."""
+    return volume.get("iops", 0), volume.get("bw", 0)
+
+
+async def after_the_lease(opening: Callable[[], Awaitable[T]], wait: float) -> T:
+    """Attach (or whatever raises Busy with ``remaining_ms``); while another holder's lease runs, wait up to
+    ``wait`` seconds for its end. One that renews its lease lives, and is not waited for: it is told apart by
+    the second time that more of the lease is left than can be (the first may be a new leader of metadata, who
+    gives every holder a whole one)."""
     now = asyncio.get_running_loop().time
     end, ends, renewals = now() + wait, float("inf"), 0
     while True:
@@ -417,6 +501,29 @@ async def _recover(call: MetadataCall, nodes: NodePool, holder: dict[str, Any], 
         await asyncio.sleep(RECOVERY_POLL_S)  # another reader is at it
 
 
+async def lead(
+    call: MetadataCall,
+    nodes: NodePool,
+    holder: dict[str, Any],
+    end: float,
+    done: Callable[[], bool],
+) -> None:
+    """Hold a volume that nobody holds until ``done``, and all members that are connected have all: changes of
+    its members are carried out meanwhile, and who is behind catches up. ``end``: loop time at which to give
+    up attaching."""
+    loop = asyncio.get_running_loop()
+    params = {"mode": "recover", "holder": holder}
+    taken, writer = await _attach(call, params, max(end - loop.time(), 1.0))
+    leading = WriterAttachment(call, taken, writer)
+    async with await leading._serve(nodes, taken, 0, end):
+        while True:
+            await asyncio.sleep(LEAD_POLL_S)
+            if leading.ended is not None:
+                raise fresh(leading.ended)
+            if done() and all(session.in_step for session in leading._sessions):
+                return
+
+
 class ReadOnlyAttachment(Attachment):
     """Beside a writer, or without one: reads a prefix of each group's log that never goes back."""
 
@@ -429,11 +536,12 @@ class ReadOnlyAttachment(Attachment):
         floors: dict[int, int],
     ) -> Volume:
         """``params``: what metadata was asked, and is asked again; ``floors``: the LSN of a group that its
-        reads must see."""
+        reads must see. They see what the writer of the epoch that metadata tells began with, in any case."""
+        self._nodes = nodes
         self._params = params
         self._sweep = ReadSweep(io_timeout)
         self._readers = [
-            ReadOnlyGroup(nodes, self._sweep, group, floors.get(group["group"], 0))
+            ReadOnlyGroup(nodes, self._sweep, group, Position(self.epoch, floors.get(group["group"], 0)))
             for group in attached["groups"]
         ]
         self._groups = self._readers
@@ -446,6 +554,7 @@ class ReadOnlyAttachment(Attachment):
             io_timeout=io_timeout,
             read_only=True,
         )
+        self._volume.limit(*_ceilings(attached["volume"]))
         self._following = self._loop.create_task(self._follow(), name=f"reader of {self.name}")
         return self._volume
 
@@ -459,7 +568,14 @@ class ReadOnlyAttachment(Attachment):
         attached, _ = await _attach(self._call, self._params, RENEW_TIMEOUT_S)
         if attached["volume"]["id"] != self.volume_id:
             raise NotFound(f"volume {self.name!r} was deleted, and another one has its name")
-        self._heard(attached["volume"]["size"], attached["groups"])
+        self._heard(attached["volume"], attached["groups"])
+        if not attached["holder_alive"] and self._waits():
+            await _recover(self._call, self._nodes, self._params["holder"], self._loop.time() + METADATA_S)
+
+    def _waits(self) -> bool:
+        """Whether a read finds no member that may answer: perhaps the writer died before it had begun."""
+        oldest = next(iter(self._sweep.reads), None)
+        return oldest is not None and self._loop.time() - oldest.started > RENEW_S
 
     async def resize(self, size: int) -> int:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")

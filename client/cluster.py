@@ -25,12 +25,17 @@ import xxhash
 
 from moorage.client import config as configuration
 from moorage.client import uri
-from moorage.client.attachment import Attachment, Succession, after_the_lease
+from moorage.client.attachment import Attachment, after_the_lease
+from moorage.client.members import REGISTRY, Members
 from moorage.client.mount_table import MountTable
 from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
+from moorage.client.places import Places
+from moorage.client.quota import Quota
 from moorage.client.redundancy import Redundancy, measure
+from moorage.client.succession import Succession
 from moorage.client.volume import Volume
+from moorage.client.why import Facts, Finding, about_device, about_host, about_volume
 from moorage.wire import discovery
 from moorage.wire.errors import Invalid, MoorageError, NameTaken, NotFound, Unavailable
 from moorage.wire.handshake import Hello
@@ -43,14 +48,18 @@ if TYPE_CHECKING:
     from moorage.gateway.table.resolving import Storage
 
 CALL_TIMEOUT = 10.0
+DEFAULT_PRINCIPAL = "default"
 REDUNDANCY_S = 3.0  # a host that is so late is as good as lost to who asks
 NOTE_MAX = 256
+SILENT_S = 3.0  # a member that takes longer to answer counts as silent
 
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None;
-    ``fs`` is ``{"type", "state"}`` of the file system that mounts made or are to make of it, or None."""
+    """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None, and
+    ``lease_left_ms`` for how long nobody takes it over unasked, unless it renews; ``fs`` is ``{"type",
+    "state"}`` of the file system that mounts made or are to make of it, or None; ``iops`` and ``bw`` are its
+    ceilings, operations and bytes a second, 0 for none; ``principal`` is whose quota it counts for."""
 
     id: int
     name: str
@@ -63,11 +72,17 @@ class VolumeInfo:
     created_ms: int
     holder: dict[str, Any] | None
     holder_alive: bool
+    lease_left_ms: int
     fs: dict[str, str] | None
+    iops: int = 0
+    bw: int = 0
+    principal: str = DEFAULT_PRINCIPAL
 
     @classmethod
     def from_wire(cls, value: dict[str, Any]) -> VolumeInfo:
-        return cls(**{name: value.get(name) for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
+        fields = {name: value.get(name) for name in cls.__dataclass_fields__}
+        later = {"iops": 0, "bw": 0, "principal": DEFAULT_PRINCIPAL}  # an older service knows none of them
+        return cls(**(fields | later | {key: value[key] for key in later if key in value}))  # type: ignore[arg-type]
 
     @property
     def has_writer(self) -> bool:
@@ -84,6 +99,7 @@ async def connect(
     registry: str | None = None,
     secret_file: str | Path | None = None,
     host: str | None = None,
+    principal: str | None = None,
     timeout: float = CALL_TIMEOUT,
 ) -> Cluster:
     """Connect to a cluster, and check that its registry answers.
@@ -92,11 +108,12 @@ async def connect(
     ``"srv:NAME"``); or neither: ``$MOORAGE_REGISTRY``, else the cluster configured as ``default``.
     ``secret_file``: the cluster's secret (mode 0600), default ``$MOORAGE_SECRET_FILE``. ``host``: the name
     of the host that this program runs on, so that reads prefer replicas there (default ``$MOORAGE_HOST``).
+    ``principal``: for whose quota the volumes count that it creates (default ``$MOORAGE_PRINCIPAL``).
 
     Raises :class:`~moorage.errors.Invalid` (configuration), :class:`~moorage.errors.AuthenticationFailed`, or
     :class:`~moorage.errors.Unavailable` when no registry answered within ``timeout`` seconds.
     """
-    settled = configuration.load(cluster, registry=registry, secret_file=secret_file)
+    settled = configuration.load(cluster, registry=registry, secret_file=secret_file, principal=principal)
     found = Cluster(
         settled, ClusterSecret.load(settled.secret_file), host=host or os.environ.get("MOORAGE_HOST")
     )
@@ -140,15 +157,19 @@ class Cluster:
         groups: int = 0,
         durability: str = "sync",
         fs: str | None = None,
+        iops: int = 0,
+        bw: int | str = 0,
+        principal: str | None = None,
         timeout: float = 30.0,
     ) -> VolumeInfo:
         """Create a volume. ``size``: bytes, or text such as ``"10GiB"``; a multiple of 4096 from 1 MiB to
         64 TiB. ``replicas``: 1, 3 or 5, on as many hosts. ``groups``: replica groups it is striped over,
         fixed for life (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``. ``fs``: what its
-        first mount makes of it, ``"ext4"`` or ``"xfs"``.
+        first mount makes of it, ``"ext4"`` or ``"xfs"``. ``iops``, ``bw``: ceilings, see :meth:`set_volume`.
+        ``principal``: whose quota it counts for (default: the one that this client is configured with).
 
         Repeating a call whose outcome is unknown is not idempotent: it may raise NameTaken for the first one.
-        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded, Invalid.
+        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded (past a quota, too), Invalid.
         """
         params = {
             "name": uri.check_name(name),
@@ -159,6 +180,8 @@ class Cluster:
             "fs": {"type": fs, "state": "new"} if fs else None,
             "request": secrets.token_hex(16),
         }
+        later = {"iops": iops, "bw": uri.parse_size(bw), "principal": principal or self.config.principal}
+        params |= {key: value for key, value in later.items() if value}  # an older service knows none of them
         group = await self._group_for_new(name)
         result = await self._client_of(group).call("metadata.create_volume", params, timeout=timeout)
         self._owner[name] = group
@@ -184,6 +207,22 @@ class Cluster:
         """Grow a volume; an attached holder hears of it with its lease, within about a second."""
         params = {"size": uri.parse_size(size)}
         return VolumeInfo.from_wire(await self._call_owner(name, "metadata.resize_volume", params))
+
+    async def move(self, name: str, device: str, *, to: str = "") -> int:
+        """Move what a volume has on a device to device ``to``, or to where placement says; how many replicas
+        are on their way. :meth:`show` tells when they are there. Raises NotFound, NotEnoughHosts."""
+        params = {"device": device, "to": to}
+        return int((await self._call_owner(name, "metadata.move_replica", params))["moves"])
+
+    async def set_volume(
+        self, name: str, *, iops: int | None = None, bw: int | str | None = None
+    ) -> VolumeInfo:
+        """Change the ceilings of a volume: ``iops`` operations and ``bw`` bytes a second (or text such as
+        ``"50M"``), 0 for none; what is None stays. Its holder keeps them within about a second, readers
+        within three; each attachment counts for itself. Nothing fails because a ceiling lets it wait."""
+        wanted = {"iops": iops, "bw": None if bw is None else uri.parse_size(bw)}
+        params = {key: value for key, value in wanted.items() if value is not None}
+        return VolumeInfo.from_wire(await self._call_owner(name, "metadata.set_volume", params))
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a volume and its data. Busy while somebody holds it, unless ``force``."""
@@ -298,20 +337,41 @@ class Cluster:
             await self.show(address.name)
         except NotFound:
             with contextlib.suppress(NameTaken):  # somebody else was faster
-                await self.create_volume(
-                    address.name,
-                    options["size"],
-                    replicas=uri.parse_count("replicas", options.get("replicas", "3")),
-                    groups=uri.parse_count("groups", options.get("groups", "0")),
-                    durability=options.get("durability", "sync"),
-                    fs=options.get("fs"),
-                )
+                await self.create_volume(address.name, options["size"], **uri.creation(options))
 
     def check_here(self, address: uri.Address) -> None:
         """Raises Invalid when it is of another cluster."""
         if address.cluster not in ("", self.config.name, self.config.registry):
             here = self.config.name or self.config.registry
             raise Invalid(f"{address} is not in {here!r}: connect to {address.cluster!r} for it")
+
+    # -- quotas ---------------------------------------------------------------------------------------
+
+    async def set_quota(
+        self, principal: str, *, capacity: int | str | None = None, volumes: int | None = None
+    ) -> Quota:
+        """Limit the volumes of a principal: ``capacity`` of all in sum (bytes, or text such as ``"1T"``), and
+        their number; None: any. It replaces the quota that there was. What would be past it is refused with
+        LimitExceeded, the numbers in the message; what there is already stays."""
+        wanted = {"capacity": None if capacity is None else uri.parse_size(capacity), "volumes": volumes}
+        params = {"principal": uri.check_principal(principal), **wanted}
+        return Quota.from_wire(await self._registry.call("registry.set_quota", params, timeout=CALL_TIMEOUT))
+
+    async def remove_quota(self, principal: str) -> Quota:
+        """No limit any more; what it has. NotFound when it had no quota."""
+        params = {"principal": principal}
+        answer = await self._registry.call("registry.remove_quota", params, timeout=CALL_TIMEOUT)
+        return Quota.from_wire(answer)
+
+    async def quotas(self) -> list[Quota]:
+        """Of every principal that has a quota or volumes, by name."""
+        found: list[Quota] = []
+        after: str | None = ""
+        while after is not None:
+            page = await self._registry.call("registry.quotas", {"after": after}, timeout=CALL_TIMEOUT)
+            found += [Quota.from_wire(row) for row in page["quotas"]]
+            after = page["next"]
+        return found
 
     # -- the mount table -----------------------------------------------------------------------------
 
@@ -332,7 +392,7 @@ class Cluster:
         params = {
             "version": version,
             "text": text,
-            "by": f"{Path(sys.argv[0] or 'python').name} (pid {os.getpid()}) on {self.hello.name}"[:NOTE_MAX],
+            "by": self._by,
             "request": secrets.token_hex(16),
         }
         answer = await self._registry.call("registry.set_mount_table", params, timeout=CALL_TIMEOUT)
@@ -347,6 +407,85 @@ class Cluster:
         return await resolve(self, name, StateDirectory(state_directory(state_dir)))
 
     # -- the cluster ---------------------------------------------------------------------------------
+
+    @property
+    def places(self) -> Places:
+        """Hosts and devices, to be emptied or given up."""
+
+        async def registry(method: str, params: dict[str, Any]) -> Any:
+            return await self._registry.call(method, params, timeout=CALL_TIMEOUT)
+
+        return Places(registry, self._call_groups, self._by)
+
+    async def why(self, name: str) -> list[Finding]:
+        """What is not as it should be with a volume, host or device, since when, and what is done about it.
+        NotFound when there is nothing of that name."""
+        view = await self._view()
+        if name in view["devices"]:
+            facts = Facts(view, await self.places.moves([name]))
+            return about_device(name, facts)
+        if name in view["hosts"]:
+            on_it = [device for device, row in view["devices"].items() if row["host"] == name]
+            return about_host(name, Facts(view, await self.places.moves(on_it)))
+        volume = (await self.show(name)).to_json()
+        wished = [group["wish"] for group in volume["groups"] if group["wish"]]
+        members = [member for group in volume["groups"] for member in group["members"]]
+        devices = sorted({each["device"] for each in [*members, *wished]})
+        answers = await asyncio.gather(*map(self._replicas_or_why, devices))
+        rows = {row["replica"]: row for answer in answers if isinstance(answer, list) for row in answer}
+        silent = {
+            each: answer for each, answer in zip(devices, answers, strict=True) if isinstance(answer, str)
+        }
+        return about_volume(volume, Facts(view, await self.places.moves(), rows, silent))
+
+    async def _replicas_or_why(self, device: str) -> list[dict[str, Any]] | str:
+        try:
+            return await self.list_replicas(device, timeout=SILENT_S)
+        except MoorageError as error:
+            return str(error)
+
+    async def events(self, *, after: int = -20, about: str = "") -> tuple[list[dict[str, Any]], int]:
+        """What has happened: ``{number, at_ms, kind, about, text}`` each, behind number ``after`` (negative:
+        the last so many), about a name or all; and where to go on from."""
+        params = {"after": after, "about": about}
+        answer = await self._registry.call("registry.events", params, timeout=CALL_TIMEOUT)
+        return answer["events"], answer["next"]
+
+    @property
+    def members(self) -> Members:
+        """Of the Raft groups: the registry and the metadata groups."""
+
+        async def call(group: str, method: str, params: dict[str, Any]) -> Any:
+            client = self._registry if group == REGISTRY else self._client_of(group)
+            return await client.call(f"raft.{group}.{method}", params, timeout=CALL_TIMEOUT)
+
+        async def groups() -> list[str]:
+            return list((await self._view())["groups"])
+
+        async def trouble(group: str, name: str, address: str) -> str:
+            service = REGISTRY if group == REGISTRY else "metadata"
+            row = {"service": service, "name": name, "address": address}
+            return await self._ask_service(row, SILENT_S)
+
+        async def forget(service: str) -> None:
+            params = {"kind": "service", "name": service}
+            await self._registry.call("registry.forget", params, timeout=CALL_TIMEOUT)
+
+        return Members(call, groups, trouble, forget)
+
+    async def metadata_status(self) -> list[dict[str, Any]]:
+        """What each metadata group says of itself: volumes, tasks under way, replicas still to be dropped."""
+        return await self._call_groups("metadata.status", {})
+
+    async def _call_groups(self, method: str, params: dict[str, Any]) -> list[Any]:
+        names = (await self._view())["groups"]
+        calls = (self._client_of(name).call(method, params, timeout=CALL_TIMEOUT) for name in names)
+        return list(await asyncio.gather(*calls))
+
+    @property
+    def _by(self) -> str:
+        """Who asks, as others are told."""
+        return f"{Path(sys.argv[0] or 'python').name} (pid {os.getpid()}) on {self.hello.name}"[:NOTE_MAX]
 
     async def status(self, *, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
         """The registry's view: hosts and devices with their health and its reasons, services, metadata

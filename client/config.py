@@ -2,9 +2,9 @@
 
 Owns the look-up order and its error messages; it opens no connection and never reads the key itself.
 A named cluster is ``~/.config/moorage/clusters/NAME.json`` (below ``$XDG_CONFIG_HOME`` when that is set):
-``{"registry": "host:port,host:port", "secret_file": "/path"}``; a relative ``secret_file`` is relative to
-that file. Explicit arguments win over the name, the name over ``$MOORAGE_REGISTRY`` and
-``$MOORAGE_SECRET_FILE``.
+``{"registry": "host:port,host:port", "secret_file": "/path", "principal": "team-a"}``; a relative
+``secret_file`` is relative to that file, the principal may be left out. Explicit arguments win over the name,
+the name over ``$MOORAGE_REGISTRY``, ``$MOORAGE_SECRET_FILE`` and ``$MOORAGE_PRINCIPAL``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from moorage.client import uri
 from moorage.wire.errors import Invalid
 
 DEFAULT_CLUSTER = "default"
@@ -29,6 +30,7 @@ class ClusterConfig:
     registry: str
     secret_file: Path
     name: str = ""  # as it was asked for; "" for the default
+    principal: str = ""  # for whose quota its volumes count; "" where nobody said
 
 
 def clusters_directory(environment: Mapping[str, str] = os.environ) -> Path:
@@ -41,6 +43,7 @@ def load(
     *,
     registry: str | None = None,
     secret_file: str | Path | None = None,
+    principal: str | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> ClusterConfig:
     """Settle where the cluster is. ``cluster`` is a configured name, an SRV name or ``host:port``.
@@ -50,6 +53,7 @@ def load(
     named = _from_authority(cluster, environment) if registry is None else {}
     found = registry or named.get("registry") or environment.get("MOORAGE_REGISTRY")
     secret = secret_file or named.get("secret_file") or environment.get("MOORAGE_SECRET_FILE")
+    who = principal or named.get("principal") or environment.get("MOORAGE_PRINCIPAL") or ""
     directory = clusters_directory(environment)
     if not found:
         raise Invalid(
@@ -61,7 +65,9 @@ def load(
             f"no secret file is given for registry {found}: pass secret_file= (--secret-file), "
             "or set $MOORAGE_SECRET_FILE"
         )
-    return ClusterConfig(found, Path(secret).expanduser(), cluster or "")
+    return ClusterConfig(
+        found, Path(secret).expanduser(), cluster or "", uri.check_principal(who) if who else ""
+    )
 
 
 def _from_authority(cluster: str | None, environment: Mapping[str, str]) -> dict[str, str]:
@@ -91,6 +97,8 @@ def _read_named(name: str, environment: Mapping[str, str]) -> dict[str, str] | N
     if not isinstance(content, dict) or not isinstance(content.get("registry"), str):
         raise Invalid(f'{path} has no "registry": write {{"registry": "host:port", "secret_file": "/path"}}')
     found = {"registry": content["registry"]}
+    if isinstance(content.get("principal"), str):
+        found["principal"] = content["principal"]
     if isinstance(content.get("secret_file"), str):
         found["secret_file"] = str(path.parent / content["secret_file"])
     return found

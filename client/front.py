@@ -2,6 +2,8 @@
 
 Owns addressing (chunk ``i`` is ``i // G`` of group ``i % G``), read-modify-write of partial blocks, the order
 of writes per block, bounds and the io timeout of writes. It never looks at members, connections or epochs.
+Under ceilings a request waits at the gate first, and everything else begins when it is let through: no
+ceiling makes an operation fail.
 
 Invariants:
 - A range stays held until the group knows the outcome of its record, also when the caller was told
@@ -16,8 +18,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 from moorage.client.device import Done
+from moorage.client.gate import Gate
 from moorage.client.group import GroupLog
 from moorage.client.ordering import BlockOrder, Holder
 from moorage.client.outcome import callback_failed, fresh
@@ -225,6 +229,7 @@ class Front:
         self.now = now
         self.io_timeout = io_timeout
         self.failed: MoorageError | None = None  # terminal: fenced, lost or detached
+        self.gate: Gate | None = None  # only with ceilings
         self.order = BlockOrder()
         self.repairs: set[int] = set()  # volume blocks being repaired
         self.flushes: dict[_Flush, None] = {}
@@ -233,9 +238,47 @@ class Front:
         self._later = later
         self._sweep: asyncio.TimerHandle | None = None
 
+    # -- ceilings --------------------------------------------------------------------------------------
+
+    def limit(self, iops: int, bw: int) -> None:
+        """Take on no more than ``iops`` operations and ``bw`` bytes a second from now on; 0: no limit.
+        Zeroes and discards are operations without bytes; flushes, repairs and the reads of partial writes
+        are none."""
+        if self.failed is not None or not (iops or bw):
+            self.lift()
+        elif self.gate is None:
+            self.gate = Gate(iops, bw, now=self.now, later=self._later)
+        elif self.gate.rates != (iops, bw):
+            self.gate.change(iops, bw)
+
+    def lift(self) -> None:
+        """No ceilings any more: what waits for them goes on."""
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.open()
+
+    def _in_turn(
+        self, gate: Gate, offset: int, length: int, size: int, start: Callable[..., None], *arguments: Any
+    ) -> None:
+        """Through the gate; what would be refused is refused at once, and costs nothing. The third argument
+        is ``done``."""
+        error = self._refusal(offset, length, write=start != self._read)
+        if error is None and len(gate) >= PIECES_MAX:
+            error = Overloaded(f"{len(gate)} requests wait for the ceilings of the volume: wait for some")
+        if error is not None:
+            arguments[2](error)
+        else:
+            gate.submit(size, start, arguments)
+
     # -- reads ---------------------------------------------------------------------------------------
 
     def read_nowait(self, offset: int, into: memoryview, done: Done) -> None:
+        if self.gate is None:
+            self._read(offset, into, done)
+        else:
+            self._in_turn(self.gate, offset, len(into), len(into), self._read, offset, into, done)
+
+    def _read(self, offset: int, into: memoryview, done: Done) -> None:
         length = len(into)
         if (
             (offset | length) & BLOCK_MASK
@@ -262,7 +305,7 @@ class Front:
 
     def _read_piece(self, offset: int, into: memoryview, done: Done) -> None:
         if not (offset | len(into)) & BLOCK_MASK:
-            self.read_nowait(offset, into, done)
+            self._read(offset, into, done)
             return
         first = offset & ~BLOCK_MASK
         whole = memoryview(bytearray(_round_up(offset + len(into)) - first))
@@ -272,11 +315,17 @@ class Front:
                 into[:] = whole[offset - first : offset - first + len(into)]
             done(error)
 
-        self.read_nowait(first, whole, copy)
+        self._read(first, whole, copy)
 
     # -- writes --------------------------------------------------------------------------------------
 
     def write_nowait(self, offset: int, data: memoryview, done: Done, fua: bool = False) -> None:
+        if self.gate is None:
+            self._write(offset, data, done, fua)
+        else:
+            self._in_turn(self.gate, offset, len(data), len(data), self._write, offset, data, done, fua)
+
+    def _write(self, offset: int, data: memoryview, done: Done, fua: bool) -> None:
         error = self._refusal(offset, len(data), write=True)
         if error is not None or not len(data):
             done(error)
@@ -301,6 +350,12 @@ class Front:
                 self._start(_Piece(self, first, first + length // BLOCK_SIZE, part, join.piece_done, fua))
 
     def zero_nowait(self, offset: int, length: int, done: Done, discard: bool, fua: bool = False) -> None:
+        if self.gate is None:
+            self._zero(offset, length, done, fua)
+        else:  # no bytes: else to discard a whole volume would take as long as to write it
+            self._in_turn(self.gate, offset, length, 0, self._zero, offset, length, done, fua)
+
+    def _zero(self, offset: int, length: int, done: Done, fua: bool) -> None:
         error = self._refusal(offset, length, write=True)
         if error is not None or not length:
             done(error)
@@ -468,6 +523,7 @@ class Front:
         """Refuse everything from now on with ``error``. What is in flight is the groups' to end."""
         if self.failed is None:
             self.failed = error
+        self.lift()
         self.next_in_room()
         if self._sweep is not None:
             self._sweep.cancel()

@@ -1,8 +1,12 @@
 """One replica group of a read-only attachment: no seal, no lease, no log of its own.
 
-Owns the floor below which reads of this group never go back: the greatest LSN that a read has shown, or to
-which the log was recovered when nobody held the volume. What is read is a prefix of the writer's log, beside
-a writer perhaps not the newest one.
+Owns the floor below which reads of this group never go back: the greatest position that a read has shown, or
+to which the log was recovered when nobody held the volume, and no earlier epoch than metadata told. What is
+read is a prefix of the writer's log, beside a writer perhaps not the newest one.
+
+Why the epoch: in ``writeback`` a member may have applied records that the power took from all others. If the
+next writer's recovery does not reach it, it knows of no loss, and its LSNs may be as great as the new ones.
+But its last record is of an earlier epoch than the barrier of that recovery.
 """
 
 from __future__ import annotations
@@ -12,12 +16,12 @@ from typing import Any
 from moorage.client.device import Done
 from moorage.client.nodes import AckFields, NackFields, NodePool, UserKey
 from moorage.client.reads import GroupReader, ReadSweep, Target
-from moorage.quorum.record import Buffer
+from moorage.quorum.record import Buffer, Position
 from moorage.wire.connection import Connection
 from moorage.wire.errors import Fenced, MoorageError, ReadOnly
+from moorage.wire.log_messages import PREFIX
 
 FOR_EVER_MS = 1 << 62
-READER_EPOCH = 0
 
 
 class _Member:
@@ -26,12 +30,13 @@ class _Member:
 
     _count = 0
 
-    def __init__(self, nodes: NodePool, replica: int, device: str, host: str, address: str) -> None:
+    def __init__(self, nodes: NodePool, row: dict[str, Any]) -> None:
+        """``row``: as metadata describes the replica."""
         _Member._count -= 1
-        self.key: UserKey = (replica, _Member._count)
-        self.replica = replica
-        self.link = nodes.link(device, host, address)
-        self.target = Target(self.link, replica)
+        self.replica: int = row["replica"]
+        self.key: UserKey = (self.replica, _Member._count)
+        self.link = nodes.link(row["device"], row["host"], row["address"] or "")
+        self.target = Target(self.link, self.replica)
 
     def link_up(self, conn: Connection) -> None:
         self.target.readable = True
@@ -52,18 +57,16 @@ class _Member:
 class ReadOnlyGroup:
     """A :class:`~moorage.client.group.GroupLog` that refuses to write, and a source of reads."""
 
-    def __init__(self, nodes: NodePool, sweep: ReadSweep, group: dict[str, Any], floor: int) -> None:
-        self.epoch = READER_EPOCH
+    def __init__(self, nodes: NodePool, sweep: ReadSweep, group: dict[str, Any], floor: Position) -> None:
+        self.flags = PREFIX
         self.reads_until_ms = FOR_EVER_MS
         self.index: int = group["group"]
         self._nodes = nodes
         self._floor = floor
-        self.members = [
-            _Member(nodes, row["replica"], row["device"], row["host"], row["address"] or "")
-            for row in group["members"]
-        ]
+        self._version: int = group["version"]
+        self.members = [_Member(nodes, row) for row in group["members"]]
         targets = [member.target for member in self.members]
-        reader = GroupReader(
+        self._reader = reader = GroupReader(
             self,
             targets,
             sweep,
@@ -73,6 +76,26 @@ class ReadOnlyGroup:
         self.read, self.look, self.read_from = reader.read, reader.look, reader.read_from
         for member in self.members:
             nodes.join(member, member.link)
+
+    def heard(self, group: dict[str, Any]) -> None:
+        """What metadata says of the group: where its members are, and which they are now. One that is none
+        any more may never hear of a later write, and is about to be dropped."""
+        rows = {row["replica"]: row for row in group["members"]}
+        if group["version"] > self._version:
+            self._version = group["version"]
+            known = {member.replica: member for member in self.members}
+            gone = [member for replica, member in known.items() if replica not in rows]
+            come = [_Member(self._nodes, row) for replica, row in rows.items() if replica not in known]
+            self.members = [*(known[each] for each in known if each in rows), *come]
+            self._reader.set_targets([member.target for member in self.members])
+            for member in come:
+                self._nodes.join(member, member.link)
+            for member in gone:
+                member.target.readable = False
+                self._nodes.leave(member, member.link)
+        for member in self.members:
+            if (row := rows.get(member.replica)) is not None:
+                member.link.move(row["address"] or "")
 
     def write(self, chunk: int, block: int, data: Buffer, done: Done, fua: bool) -> None:
         done(ReadOnly("attached read-only"))
@@ -86,11 +109,15 @@ class ReadOnlyGroup:
     def flush(self, done: Done) -> None:
         done(None)
 
-    def read_lsn(self, chunk: int) -> int:
-        return self._floor
+    @property
+    def epoch(self) -> int:
+        return self._floor.epoch
 
-    def showed(self, applied: int) -> None:
-        self._floor = max(self._floor, applied)
+    def read_lsn(self, chunk: int) -> int:
+        return self._floor.lsn
+
+    def showed(self, epoch: int, applied: int) -> None:
+        self._floor = max(self._floor, Position(epoch, applied))
 
     def refused_by(self, error: Fenced) -> None:
         """A prefix stays one, whoever writes."""
@@ -109,7 +136,7 @@ class ReadOnlyGroup:
         return {
             "group": self.index,
             "phase": "reading",
-            "commit": self._floor,
+            "commit": self._floor.lsn,
             "waiting_for": self.waiting_for(),
             "queued": 0,
             "members": [
@@ -117,6 +144,7 @@ class ReadOnlyGroup:
                     "host": member.link.host,
                     "device": member.link.device,
                     "replica": member.target.replica,
+                    "learner": False,
                     "state": member.link.trouble() or "current",
                     "behind": 0,
                 }

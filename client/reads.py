@@ -29,7 +29,7 @@ from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.connection import Connection, Reply
 from moorage.wire.errors import Corrupt, Damaged, Fenced, Invalid, MoorageError, NoQuorum, ProtocolError
 from moorage.wire.frame import READ
-from moorage.wire.log_messages import HOLES, SUMS, pack_read, unpack_read_reply
+from moorage.wire.log_messages import HOLES, SUMS, pack_read, split_epoch, unpack_read_reply
 
 SWEEP_S = HEDGE_FLOOR_S / 2
 _xxh3 = xxhash.xxh3_64_intdigest
@@ -43,15 +43,19 @@ class ReadSource(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Goes with every request; 0: read-only."""
+        """Goes with every request."""
+
+    flags: int
+    """Of every request: PREFIX where the source has no epoch of its own."""
 
     reads_until_ms: int
     """Until when (boot clock) reads may be handed out."""
 
     def read_lsn(self, chunk: int) -> int: ...
 
-    def showed(self, applied: int) -> None:
-        """A read is handed out that shows the log up to there (read-only: never go back)."""
+    def showed(self, epoch: int, applied: int) -> None:
+        """A read is handed out that shows the log up to there: never go back. The epoch is that of the
+        record, where the source has none of its own."""
 
     def refused_by(self, error: Fenced) -> None: ...
 
@@ -123,9 +127,21 @@ class GroupReader:
         self.source = source
         self.sweep = sweep
         self.repair = repair
+        self._rotation = rotation
+        self.set_targets(targets)
+
+    def set_targets(self, targets: Sequence[Target]) -> None:
+        """From now on these may be asked; requests on their way to another one end by themselves."""
         self.targets = list(targets)
-        self.order = preference([target.link.health for target in targets], rotation)
+        self.order = preference([target.link.health for target in targets], self._rotation)
         self.preferred = [self.targets[index] for index in self.order]
+
+    def ask_others(self, targets: Sequence[Target]) -> None:
+        """Another epoch has begun, with these: reads that are open begin again, when these may be asked."""
+        self.set_targets(targets)
+        for read in self.sweep.reads:
+            if read.group is self:
+                read.begin_again()
 
     def read(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
         """See :class:`~moorage.client.group.GroupLog`."""
@@ -190,7 +206,8 @@ class Attempt:
             len(into) // read.unit,
         )
         self.target.link.reading += len(into)
-        self.request_id = self.conn.request(READ, body, (), self.on_reply, into, flags=read.flags)
+        flags = read.flags | source.flags
+        self.request_id = self.conn.request(READ, body, (), self.on_reply, into, flags=flags)
 
     def send_late(self) -> None:
         """Its turn has come, if the read is not over."""
@@ -215,7 +232,10 @@ class Attempt:
             read.refused_by(self, reply)
             return
         link.health.answered(self.conn.last_received, self.sent_at)
+        epoch = 0
         try:
+            if read.group.source.flags:
+                reply.body, epoch = split_epoch(reply.body, reply.flags)
             applied, bad = read.check(reply, into)
         except ProtocolError as error:
             read.refused_by(self, error)
@@ -223,7 +243,7 @@ class Attempt:
         if bad:
             read.found_bad(self, bad)  # on that member's disk, or on the way
         else:
-            read.answered(self, applied)
+            read.answered(self, epoch, applied)
 
 
 class Read:
@@ -239,6 +259,7 @@ class Read:
         "block",
         "chunk",
         "done",
+        "epoch",
         "group",
         "into",
         "parked",
@@ -259,7 +280,7 @@ class Read:
         self.refused: list[Target] = []  # answered that they cannot, in this round
         self.bad_at: set[int] = set()  # replicas whose copy does not match its checksum
         self.parked = False  # the bytes are there, but no read lease runs
-        self.applied = 0
+        self.epoch = self.applied = 0  # what it shows
 
     # -- asking --------------------------------------------------------------------------------------
 
@@ -294,6 +315,12 @@ class Read:
             return False
         self.ask(group.targets[index], now)
         return True
+
+    def begin_again(self) -> None:
+        self._cancel_others()
+        self.refused.clear()
+        self.bad_at.clear()
+        self.parked = False
 
     def look(self, now: float) -> None:
         """From time to time: is this read late?"""
@@ -353,12 +380,12 @@ class Read:
         if not self.attempts:
             self.ask_another(self.group.sweep.loop.time())
 
-    def answered(self, attempt: Attempt, applied: int) -> None:
+    def answered(self, attempt: Attempt, epoch: int, applied: int) -> None:
         if self.attempts:
             self._cancel_others()
         if attempt.into is not self.into:
             self.into[:] = attempt.into
-        self.applied = applied
+        self.epoch, self.applied = epoch, applied
         self.hand_out()
 
     def _cancel_others(self) -> None:
@@ -371,7 +398,7 @@ class Read:
         if boot_clock_ms() >= source.reads_until_ms:
             self.parked = True  # a frozen process that was thawed: perhaps the volume has another owner
             return
-        source.showed(self.applied)
+        source.showed(self.epoch, self.applied)
         self.end(None)
 
     def check(self, reply: Reply, into: memoryview) -> tuple[int, list[int]]:
@@ -409,6 +436,11 @@ class ReadAlone(Read):
     __slots__ = ("only",)
 
     only: Target
+
+    def begin_again(self) -> None:
+        super().begin_again()
+        host = self.only.link.host
+        self.only = next((target for target in self.group.targets if target.link.host == host), self.only)
 
     def ask_another(self, now: float) -> bool:
         target = self.only

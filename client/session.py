@@ -9,6 +9,8 @@ the core does.
 Invariants:
 - Records enter the core in the order of the calls; nothing passes a queued one.
 - Nothing is submitted before all groups of the volume are SERVING.
+- From ``pause`` on nothing of that epoch is sent, handed out or acknowledged. In the next one (``take_up``)
+  what is not in the log that was chosen is issued again, before all else, and reads wait for it.
 - After ``fail`` every ``done`` has been called, and the session is silent.
 """
 
@@ -17,21 +19,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from moorage.client.device import Done
+from moorage.client.membership import Membership
 from moorage.client.nodes import NodeLink, NodePool, UserKey, boot_clock_ms
 from moorage.client.outcome import callback_failed
 from moorage.client.reads import GroupReader, ReadSweep, Target
+from moorage.client.succession import FLUSH, MetadataCall, Queued, Rest
 from moorage.quorum.majority import is_majority
 from moorage.quorum.member import BAD
 from moorage.quorum.orders import ConfigurationReady, CopyOrder, Order, ReadTail, Seal, SealAnswer
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, block_sums, decode_batch
 from moorage.quorum.writer import NO_SPACE, WAIT, Phase, Status, Writer
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Fenced, MoorageError, NoSpace, ProtocolError, Unavailable, violated
+from moorage.wire.errors import (
+    AttachmentLost,
+    Fenced,
+    MoorageError,
+    NoSpace,
+    ProtocolError,
+    Unavailable,
+)
 from moorage.wire.frame import APPEND, ONEWAY
 from moorage.wire.log_messages import pack_append
 
@@ -42,6 +53,7 @@ QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps 
 TAIL_BYTES = 4 << 20
 CURRENT_RECORDS = 256
 MEND_S, MEND_MAX_S = 3.0, 60.0  # between two questions for bad blocks: a node looks once a second
+ROOM_S = 30.0  # a discard could make room, but waits behind this: not for ever
 CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
 
 _WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
@@ -53,7 +65,6 @@ _STATES = {
     Status.ORDERED: "is about to be copied to",
     Status.COPYING: "is being copied to",
 }
-_Queued = tuple[int, int, int, int, Buffer, Buffer, Done, bool]
 
 
 @dataclass
@@ -61,6 +72,7 @@ class Shared:
     """What the sessions of one attachment have in common."""
 
     name: str
+    volume: int
     epoch: int
     writer: int
     capability: bytes
@@ -71,6 +83,7 @@ class Shared:
     wake: Callable[[], None]  # something is going on: tick fast
     suspect: Callable[[Fenced], None]  # a member says that there is a higher epoch
     broken: Callable[[Exception], None]  # a mistake of ours: nothing can go on
+    ask: MetadataCall  # about this volume
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -83,17 +96,18 @@ class Shared:
 class Member:
     """One replica of the group, and its device's link. A :class:`~moorage.client.nodes.LinkUser`."""
 
-    def __init__(self, group: GroupSession, replica: int, device: str, host: str, address: str) -> None:
-        self.key: UserKey = (replica, group.epoch)
-        self.replica = replica
-        self.host = host
+    def __init__(self, group: GroupSession, row: dict[str, Any]) -> None:
+        """``row``: as metadata describes the replica."""
+        self.replica: int = row["replica"]
+        self.key: UserKey = (self.replica, group.epoch)
+        self.host: str = row["host"]
         self.group = group
         self.session = 0  # of the SEAL that was answered on the connection that is up now
         self.sealed_ms = 0  # when it was answered
         self.bad = False  # it says that some of its blocks are bad
         self._mending = False
-        self.link: NodeLink = group.shared.pool.link(device, host, address)
-        self.target = Target(self.link, replica)
+        self.link: NodeLink = group.shared.pool.link(row["device"], row["host"], row["address"] or "")
+        self.target = Target(self.link, self.replica)
 
     @property
     def conn(self) -> Connection | None:
@@ -163,31 +177,25 @@ class GroupSession:
         self, shared: Shared, group: dict[str, Any], repair: Callable[[GroupSession, int, int, int], None]
     ) -> None:
         self.shared = shared
-        self.epoch = shared.epoch
         self.index: int = group["group"]
         self.failed: MoorageError | None = None
         self.serving = False
+        self.paused = ""  # the epoch is over; why the next one has not begun
         # The core's answer, looked up when it changes: between two events a promise that runs still binds its
         # member, also one that has refused us since (it answers the other writer's SEAL after the promise).
         self.reads_until_ms = 0
-        rows = group["members"]
         self.repair: Callable[[int, int, int], None] = lambda chunk, block, count: repair(
             self, chunk, block, count
         )
-        self.writer = Writer(
-            epoch=shared.epoch,
-            writer=shared.writer,
-            members=tuple(row["replica"] for row in rows),
-            sync=shared.sync,
-        )
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Queued] = deque()
+        self._queue: deque[Queued] = deque()
+        self._rest: Rest | None = None  # of an epoch that is over, until the next one serves
+        self._again = 0  # at the head of the queue: what is issued again
+        self._again_end = 0  # LSN of the last of it
+        self._room_until = 0.0  # loop time until which what was acknowledged waits for room
         self._kicked = False
         self._busy = True
-        self.members = [
-            Member(self, row["replica"], row["device"], row["host"], row["address"] or "") for row in rows
-        ]
-        self._by_replica = {member.replica: member for member in self.members}
+        self._begin(group)
         self.reader = GroupReader(
             self,
             [member.target for member in self.members],
@@ -197,11 +205,60 @@ class GroupSession:
         )
         self.read, self.look, self.read_from = self.reader.read, self.reader.look, self.reader.read_from
 
+    def _begin(self, group: dict[str, Any]) -> None:
+        """The epoch, and members of it; nobody is asked yet."""
+        rows, shared = group["members"], self.shared
+        self.epoch = shared.epoch
+        self.writer = Writer(
+            epoch=shared.epoch,
+            writer=shared.writer,
+            members=tuple(row["replica"] for row in rows),
+            sync=shared.sync,
+        )
+        self.members = [Member(self, row) for row in rows]
+        self._by_replica = {member.replica: member for member in self.members}
+        self.membership = Membership(self, group)
+
     def start(self) -> None:
         self.writer.tick(boot_clock_ms())
         for member in self.members:
             self.shared.pool.join(member, member.link)
         self.kick()
+
+    # -- members come and go ---------------------------------------------------------------------------
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A learner, which the core knows already."""
+        member = Member(self, row)
+        self._set_members([*self.members, member])
+        self.shared.pool.join(member, member.link)
+
+    def keep(self, replicas: Collection[int]) -> None:
+        """Let go of all others: the core has."""
+        for member in self.members:
+            if member.replica not in replicas:
+                member.target.readable = False
+                self.shared.pool.leave(member, member.link)
+        self._set_members([member for member in self.members if member.replica in replicas])
+        self.lease_changed()
+        self.kick()
+
+    def heard(self, group: dict[str, Any]) -> None:
+        """What metadata says of the group."""
+        if self.paused:
+            return
+        self.membership.heard(group)
+        rows = {
+            row["replica"]: row for row in (*group["members"], *([group["wish"]] if group["wish"] else []))
+        }
+        for member in self.members:
+            if (row := rows.get(member.replica)) is not None:
+                member.link.move(row["address"] or "")
+
+    def _set_members(self, members: list[Member]) -> None:
+        self.members = members
+        self._by_replica = {member.replica: member for member in members}
+        self.reader.set_targets([member.target for member in members])
 
     # -- GroupLog ------------------------------------------------------------------------------------
 
@@ -217,15 +274,24 @@ class GroupSession:
     def flush(self, done: Done) -> None:
         if self.failed is not None or self.shared.sync:
             done(self.failed)
-            return
-        self.writer.flush(done)
-        self.kick()
+        elif self.serving and not self._again:
+            self.writer.flush(done)
+            self.kick()
+        else:  # what was acknowledged may be in the queue
+            self._submit((FLUSH, 0, 0, 0, b"", b"", done, False))
 
     def waiting_for(self) -> str:
-        troubles = [text for text in map(self._trouble, self.members) if text]
+        if self.paused:
+            return self.paused
+        counting = [member for member in self.members if self._counts(member)]
+        troubles = [text for text in map(self._trouble, counting) if text]
         if not troubles:
             return ""
-        return f"waiting for {len(troubles)} of {len(self.members)}: {', '.join(troubles)}"
+        return f"waiting for {len(troubles)} of {len(counting)}: {', '.join(troubles)}"
+
+    def _counts(self, member: Member) -> bool:
+        """Whether it is in a configuration that is in force: a learner is waited for by nobody."""
+        return any(member.replica in members for members in self.writer.configurations)
 
     def _trouble(self, member: Member) -> str:
         """What keeps this member from counting, as in "host2 silent for 14 s"; "" when nothing does."""
@@ -239,18 +305,39 @@ class GroupSession:
     @property
     def settled(self) -> bool:
         """Whether a majority has applied all that is committed: it shows that to readers without a writer."""
-        peers = self.writer.peers.values()
-        return is_majority(peer.applied >= self.writer.commit for peer in peers)
+        peers, commit = self.writer.peers, self.writer.commit
+        return all(
+            is_majority(peers[replica].applied >= commit for replica in members)
+            for members in self.writer.configurations
+        )
+
+    @property
+    def in_step(self) -> bool:
+        """Whether every member that is connected has all, and has applied it."""
+        peers, commit = self.writer.peers, self.writer.commit
+        return all(
+            peers[member.replica].status is Status.STREAMING and peers[member.replica].applied >= commit
+            for member in self.members
+            if member.conn is not None
+        )
 
     # -- ReadSource ----------------------------------------------------------------------------------
+
+    flags = 0
 
     def read_lsn(self, chunk: int) -> int:
         return self.writer.read_lsn(chunk)
 
     def lease_changed(self) -> None:
-        self.reads_until_ms = 0 if self.failed is not None else self.writer.reads_until_ms()
+        self.reads_until_ms = self.writer.reads_until_ms() if self._may_read else 0
 
-    def showed(self, applied: int) -> None:
+    @property
+    def _may_read(self) -> bool:
+        """Before all groups serve, and what a former epoch had acknowledged is there again, a read would miss
+        some of it."""
+        return self.serving and not self._again and self.writer.commit >= self._again_end
+
+    def showed(self, epoch: int, applied: int) -> None:
         pass  # a writer's own acknowledgements say what a read must see
 
     def refused_by(self, error: Fenced) -> None:
@@ -258,24 +345,39 @@ class GroupSession:
 
     # -- submitting ----------------------------------------------------------------------------------
 
-    def _submit(self, record: _Queued) -> None:
+    def _submit(self, record: Queued) -> None:
         if self.failed is not None:
-            record[6](self.failed)
+            self._tell(record[6], self.failed)
         elif self._queue or not self.serving or not self._enter(record):
             self._queue.append(record)
         self.kick()
 
-    def _enter(self, record: _Queued) -> bool:
+    def _enter(self, record: Queued) -> bool:
         """Give it to the core; False when it has to wait."""
         kind, chunk, block, count, sums, data, done, fua = record
+        if kind == FLUSH:
+            self.writer.flush(done, self.writer.window.last)
+            return True
         stable_later = fua and not self.shared.sync
         lsn = self.writer.submit(kind, chunk, block, count, sums, data, None if stable_later else done)
         if lsn == WAIT:
             return False
         if lsn == NO_SPACE:
-            self._tell(done, NoSpace(self._no_space()))
-        elif stable_later:
+            return self._refused(done)
+        if stable_later:
             self.writer.flush(done, lsn)
+        return True
+
+    def _refused(self, done: Done | None) -> bool:
+        """There is no room for a record; False when it waits for room all the same."""
+        error = NoSpace(self._no_space())
+        if done is not None:
+            self._tell(done, error)
+            return True
+        # It was acknowledged in a former epoch. Devices that have just started may have room again soon.
+        if self._loop.time() < self._room_until:
+            return False
+        self.writer.ended = AttachmentLost(f"what was acknowledged cannot be issued again: {error}")
         return True
 
     def _no_space(self) -> str:
@@ -296,7 +398,8 @@ class GroupSession:
             self.shared.wake()
 
     def _pump(self) -> None:
-        if self.failed is not None:
+        if self.failed is not None or self.paused:
+            self._kicked = False
             return
         try:
             self._carry()
@@ -310,11 +413,14 @@ class GroupSession:
         queue = self._queue
         while queue and self.serving and self._enter(queue[0]):
             queue.popleft()
+            if self._again:
+                self._again -= 1
+                self._again_end = writer.window.last
         for order in writer.take_orders():
             self._perform(order)
         for member in self.members:
             self._send(member)
-        readable = writer.readable()
+        readable = writer.readable() if self._may_read else ()
         for member in self.members:
             member.target.readable = member.replica in readable
         self.lease_changed()
@@ -345,7 +451,7 @@ class GroupSession:
 
     def tick(self, now_ms: int) -> bool:
         """Time passes; True while something is going on (tick again soon)."""
-        if self.failed is not None:
+        if self.failed is not None or self.paused:
             return False
         busy, self._busy = self._busy or bool(self._queue), False
         self.writer.tick(now_ms)
@@ -368,7 +474,7 @@ class GroupSession:
                 member = self._by_replica[replica]
                 self._control(member, session, "node.copy", self._copy(member, order))
             case ConfigurationReady():
-                violated("a membership change that nobody asked for", group=self.index)
+                self.membership.ready()
 
     def _control(self, member: Member, session: int, method: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a control call in a task; its error goes to the core, which asks again later. An answer that
@@ -384,9 +490,11 @@ class GroupSession:
                 log.warning("volume %s group %d: %s", self.shared.name, self.index, text)
                 refused(ProtocolError(text, device=member.link.device, replica=member.replica))
 
+        writer = self.writer
+
         def refused(error: MoorageError) -> None:
-            if self.failed is None:
-                self.writer.refused(member.replica, session, error)
+            if self.failed is None and not self.paused and writer is self.writer:
+                writer.refused(member.replica, session, error)
                 self.kick()
 
         self.shared.spawn(run(), f"{self.shared.name} group {self.index} replica {member.replica:x}")
@@ -404,8 +512,8 @@ class GroupSession:
             "session": session,
         }
         answer = await conn.call(method, common | params, timeout=CALL_S)
-        if conn is not member.conn or self.failed is not None:
-            raise Unavailable(f"{member.host}: the connection changed meanwhile")
+        if conn is not member.conn or self.failed is not None or self.paused or member not in self.members:
+            raise Unavailable(f"{member.host}: the connection or the epoch changed meanwhile")
         return answer
 
     async def _seal(self, member: Member, session: int) -> None:
@@ -445,32 +553,74 @@ class GroupSession:
         self.writer.copy_started(order.replica, order.session)
         self.kick()
 
-    # -- the end -------------------------------------------------------------------------------------
+    # -- the end of an epoch -------------------------------------------------------------------------
+
+    def pause(self, why: str) -> None:
+        """The epoch is over, the attachment perhaps is not: what comes waits for the next one."""
+        if not self.paused:
+            self._stop()
+        self.paused = why
+
+    def take_up(self, group: dict[str, Any]) -> None:
+        """Another epoch, which ``shared`` has: seal, and recover what the log has."""
+        former = self.members
+        self._begin(group)
+        self.paused = ""
+        self._again_end = 0
+        self.reader.ask_others([member.target for member in self.members])
+        self.start()  # first: a link that both use stays
+        for member in former:
+            self.shared.pool.leave(member, member.link)
+
+    def serve(self) -> None:
+        """All groups can. Raises AttachmentLost when it cannot be known what of a former epoch is there."""
+        there: list[Done | None] = []
+        if self._rest is not None:
+            there, again = self._rest.divide(self.writer)
+            self._queue.extendleft(reversed(again))
+            self._again += len(again)
+            self._room_until = self._loop.time() + ROOM_S
+            self._rest = None
+        self.serving = True
+        for done in there:
+            self._tell(done, None)
+        self.kick()
+
+    def _stop(self) -> None:
+        """Nothing more is sent or handed out; what was sent, and has no end, is left over."""
+        for done in self.writer.take_done():  # these are done: say so
+            self._tell(done, None)
+        if self.serving:  # else nothing of this epoch was sent, and what a former one left is there yet
+            self._rest = Rest(self.writer)
+        self.serving = False
+        self.reads_until_ms = 0
+        for member in self.members:
+            member.target.readable = False
 
     def fail(self, error: MoorageError) -> None:
         """End: everything that waits fails with ``error`` (writes that were sent: outcome unknown)."""
         if self.failed is not None:
             return
+        if not self.paused:
+            self._stop()
         self.failed = error
-        self.reads_until_ms = 0
-        for done in self.writer.take_done():  # these are done: say so
-            self._tell(done, None)
         unknown = type(error)(error.message, **{**error.details, "outcome": "unknown"})
-        for done in self.writer.take_unfinished():
-            self._tell(done, unknown)
+        for _, record in self._rest.records if self._rest is not None else ():
+            self._tell(record[6], unknown)
         queue, self._queue = self._queue, deque()
         for record in queue:
             self._tell(record[6], error)
 
-    async def release(self) -> None:
-        """Let go of the read leases, so that the next writer need not wait for them; then of the links."""
+    def release(self) -> asyncio.Future[Any]:
+        """Let go of the read leases, so that the next writer need not wait for them; to be waited for before
+        the links are left."""
         params = {"epoch": self.epoch, "writer": self.shared.writer}
         calls = [
             member.conn.call("node.release", {"replica": member.replica, **params}, timeout=1.0)
             for member in self.members
             if member.conn is not None and member.session
         ]
-        await asyncio.gather(*calls, return_exceptions=True)  # best effort: they run out by themselves
+        return asyncio.gather(*calls, return_exceptions=True)  # best effort: they run out by themselves
 
     def leave(self) -> None:
         for member in self.members:
@@ -502,6 +652,7 @@ class GroupSession:
                     "host": member.host,
                     "device": member.link.device,
                     "replica": member.replica,
+                    "learner": not self._counts(member),
                     **self._progress(member),
                 }
                 for member in self.members

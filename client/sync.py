@@ -23,6 +23,7 @@ import uvloop
 from moorage.client import cluster as asynchronous
 from moorage.client.cluster import VolumeInfo
 from moorage.client.mount_table import MountTable
+from moorage.client.quota import Quota
 from moorage.client.volume import Volume as AsyncVolume
 from moorage.quorum.record import Buffer
 from moorage.wire.errors import ShuttingDown
@@ -68,13 +69,19 @@ def connect(
     registry: str | None = None,
     secret_file: str | Path | None = None,
     host: str | None = None,
+    principal: str | None = None,
     timeout: float = asynchronous.CALL_TIMEOUT,
 ) -> Cluster:
     """See :func:`moorage.connect`."""
     loop = _Loop()
     try:
         connecting = asynchronous.connect(
-            cluster, registry=registry, secret_file=secret_file, host=host, timeout=timeout
+            cluster,
+            registry=registry,
+            secret_file=secret_file,
+            host=host,
+            principal=principal,
+            timeout=timeout,
         )
         return Cluster(loop.run(connecting), loop)
     except BaseException:
@@ -98,11 +105,23 @@ class Cluster:
         groups: int = 0,
         durability: str = "sync",
         fs: str | None = None,
+        iops: int = 0,
+        bw: int | str = 0,
+        principal: str | None = None,
         timeout: float = 30.0,
     ) -> VolumeInfo:
         return self._loop.run(
             self._cluster.create_volume(
-                name, size, replicas=replicas, groups=groups, durability=durability, fs=fs, timeout=timeout
+                name,
+                size,
+                replicas=replicas,
+                groups=groups,
+                durability=durability,
+                fs=fs,
+                iops=iops,
+                bw=bw,
+                principal=principal,
+                timeout=timeout,
             )
         )
 
@@ -114,6 +133,9 @@ class Cluster:
 
     def resize(self, name: str, size: int | str) -> VolumeInfo:
         return self._loop.run(self._cluster.resize(name, size))
+
+    def set_volume(self, name: str, *, iops: int | None = None, bw: int | str | None = None) -> VolumeInfo:
+        return self._loop.run(self._cluster.set_volume(name, iops=iops, bw=bw))
 
     def delete(self, name: str, *, force: bool = False) -> None:
         self._loop.run(self._cluster.delete(name, force=force))
@@ -139,6 +161,17 @@ class Cluster:
     def mount(self, name: str, path: str | Path, **options: Any) -> Mount:
         """The options are those of :meth:`moorage.Cluster.mount`."""
         return Mount(self._loop.run(self._cluster.mount(name, path, **options)), self._loop)
+
+    def set_quota(
+        self, principal: str, *, capacity: int | str | None = None, volumes: int | None = None
+    ) -> Quota:
+        return self._loop.run(self._cluster.set_quota(principal, capacity=capacity, volumes=volumes))
+
+    def remove_quota(self, principal: str) -> Quota:
+        return self._loop.run(self._cluster.remove_quota(principal))
+
+    def quotas(self) -> list[Quota]:
+        return self._loop.run(self._cluster.quotas())
 
     def mount_table(self, version: int | None = None) -> MountTable:
         return self._loop.run(self._cluster.mount_table(version))

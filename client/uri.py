@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
 from moorage.wire.errors import Invalid
@@ -17,8 +18,11 @@ from moorage.wire.errors import Invalid
 SCHEME = "moorage:"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
-OPTIONS = frozenset({"size", "replicas", "groups", "durability", "mode", "io_timeout", "fs", "iops", "bw"})
-CHOICES = {"durability": ("sync", "writeback"), "fs": ("ext4", "xfs")}
+# What a volume is made with, once; one that exists stays as it is.
+CREATING = ("size", "replicas", "groups", "durability", "fs", "iops", "bw", "principal")
+USING = ("mode", "io_timeout")
+OPTIONS = frozenset((*CREATING, *USING))
+CHOICES = {"durability": ("sync", "writeback"), "fs": ("ext4", "xfs"), "mode": ("rw", "ro")}
 IO_TIMEOUT = "60"
 SIZE_END = 1 << 63  # no message holds more
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
@@ -80,11 +84,38 @@ def parse_count(key: str, text: str) -> int:
     return int(text)
 
 
+def check_option(key: str, value: str) -> None:
+    """Raises :class:`Invalid` for a value that no volume can have, whatever metadata's limits are."""
+    if value not in CHOICES.get(key, (value,)):
+        raise Invalid(f"{key}={value!r}: write {' or '.join(CHOICES[key])}")
+    if key in ("size", "bw"):
+        parse_size(value)
+    elif key in ("replicas", "groups", "iops"):
+        parse_count(key, value)
+    elif key == "principal":
+        check_principal(value)
+    elif key == "io_timeout":
+        parse_seconds(key, value)
+
+
+def check_principal(name: str) -> str:
+    """Return ``name`` when it can be a principal's, else raise :class:`Invalid` with the rule."""
+    if not NAME.fullmatch(name):
+        raise Invalid(f"{name!r} is not the name of a principal: use {NAME_RULE}")
+    return name
+
+
+def creation(options: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of :meth:`moorage.Cluster.create_volume`, but name and size, that options say."""
+    counts = {key: parse_count(key, options[key]) for key in ("replicas", "groups", "iops") if key in options}
+    texts = {key: options[key] for key in ("durability", "fs", "bw", "principal") if key in options}
+    return {**counts, **texts}
+
+
 def read_only(address: Address) -> bool:
     """``mode=ro``."""
     mode = address.options.get("mode", "rw")
-    if mode not in ("rw", "ro"):
-        raise Invalid(f"mode={mode!r} in {address}: write mode=rw or mode=ro")
+    check_option("mode", mode)
     return mode == "ro"
 
 
@@ -110,17 +141,8 @@ def parse_volume(text: str) -> Address:
     address = parse(text)
     if address.path:
         raise Invalid(f"{text} names a file in a volume: write moorage:///{address.name}")
-    options = address.options
-    if "size" in options:
-        parse_size(options["size"])
-    for key in ("replicas", "groups"):
-        if key in options:
-            parse_count(key, options[key])
-    for key, known in CHOICES.items():
-        if options.get(key, known[0]) not in known:
-            raise Invalid(f"{key}={options[key]}: write {' or '.join(known)}")
-    read_only(address)
-    io_timeout(address)
+    for key, value in address.options.items():
+        check_option(key, value)
     return address
 
 

@@ -152,7 +152,7 @@ class Volume(Front):
         first call, which goes on also when its caller is cancelled. After ``timeout`` seconds it gives up
         waiting: the volume is let go all the same, and :class:`~moorage.errors.DeadlineExceeded` says that
         writes in flight have an unknown outcome. ``keep``: others still wait until the lease is over, so
-        that a next life of this program can go on (:class:`~moorage.client.attachment.Succession`)."""
+        that a next life of this program can go on (:class:`~moorage.client.succession.Succession`)."""
         if self._detaching is None:
             name = f"detach {self.name}"
             self._detaching = self._loop.create_task(self._detach(timeout, keep), name=name)
@@ -174,7 +174,9 @@ class Volume(Front):
             await self._attached.detach(keep=keep)
 
     async def _drain(self) -> None:
-        """Stand behind all writes in flight, then flush. New ones queue behind it, and are refused after."""
+        """Stand behind all writes in flight, then flush. New ones queue behind it, and are refused after. No
+        ceiling keeps who lets go."""
+        self.lift()
         everything = _Everything(self._loop.create_future())
         self.order.acquire(everything)
         try:
@@ -203,8 +205,9 @@ class Volume(Front):
         return [{"group": group["group"], **member} for group in groups for member in group["members"]]
 
     def describe(self) -> dict[str, Any]:
-        """State of the attachment: epoch, members and their health, whom operations wait for, and how often a
-        copy was found bad (``bad_blocks``)."""
+        """State of the attachment: epoch, members and their health, whom operations wait for, the ceilings
+        and how many requests wait for them, and how often a copy was found bad (``bad_blocks``)."""
+        iops, bw = self.gate.rates if self.gate is not None else (0, 0)
         return {
             "name": self.name,
             "size": self.size,
@@ -212,6 +215,9 @@ class Volume(Front):
             "read_only": self.read_only,
             "failed": str(self.failed) if self.failed else None,
             "writes_in_flight": len(self.order.active),
+            "iops": iops,
+            "bw": bw,
+            "waiting_for_ceilings": len(self.gate) if self.gate is not None else 0,
             **self._attached.describe(),
         }
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from moorage.metadata import limits, records
 from moorage.metadata.directory import Directory
-from moorage.metadata.lease import LeaseTable, check_current, check_takeover
+from moorage.metadata.lease import LeaseTable, check_current, check_takeover, describe_holder
 from moorage.metadata.params import check_known, flag_of, number_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
 from moorage.quorum.record import EPOCH_MAX
@@ -34,6 +34,7 @@ CAPABILITY_MS: Final = 3_600_000
 # A holder that metadata does not hear of may be well, and cut off from metadata only: a reader is no reason
 # to fence it. One that has been silent for so long will hardly come back.
 RECOVERY_GRACE_MS: Final = 15_000
+NEVER_MS: Final = 1 << 62  # nobody holds it at all
 SCAN_AT_ONCE: Final = 500  # volumes looked at before others are served
 ATTACH_TRIES: Final = 8  # somebody else's attach came between that often: then say Busy
 
@@ -81,6 +82,7 @@ class Attachments:
             records.check_ready(volume)
             return self._attachment(volume, writer, "ro")
         if volume["holder"] is None or volume["holder"]["writer"] != writer:  # else: sent again
+            former = volume["holder"]
             volume = await self.against_epoch(
                 name,
                 lambda found: {
@@ -97,6 +99,10 @@ class Attachments:
                 "attach",
                 RECOVERY_GRACE_MS if recovers else 0,
             )
+            if former is not None and not former["recovers"] and not recovers:
+                by = describe_holder(volume["holder"])
+                text = f"volume {name} was taken over from {describe_holder(former)} by {by}"
+                self._directory.tell("takeover", [name, former["host"], holder["host"]], text)
         self._leases.grant(volume["id"], volume["epoch"], _now_ms())
         return self._attachment(volume, writer, "rw")
 
@@ -118,6 +124,7 @@ class Attachments:
         return {
             "lease_ms": self._leases.lease_ms,
             "size": volume["size"],
+            **{key: volume.get(key, 0) for key in ("iops", "bw")},
             "groups": self.groups(volume),
             "capability": self._capability(volume, writer, "rw"),
         }
@@ -190,7 +197,7 @@ class Attachments:
             "lease_ms": self._leases.lease_ms,
             "capability": self._capability(volume, writer, rights),
             "groups": self.groups(volume),
-            "holder_alive": self._alive(volume),
+            "holder_alive": self.is_alive(volume),
         }
 
     def _capability(self, volume: Params, writer: int, rights: Literal["rw", "ro"]) -> bytes:
@@ -205,9 +212,17 @@ class Attachments:
         self._leases.end(volume, EPOCH_MAX)
 
     def public(self, volume: Params) -> Reply:
-        return {**records.public(volume), "holder_alive": self._alive(volume)}
+        left_ms = max(0, self._remaining_ms(volume))
+        return {**records.public(volume), "holder_alive": left_ms > 0, "lease_left_ms": left_ms}
 
-    def _alive(self, volume: Params) -> bool:
+    def lapsed_ms(self, volume: Params) -> int:
+        """For how long no lease has run, under this leader; 0: one does."""
+        if volume["holder"] is None:
+            return NEVER_MS
+        return max(0, -self._remaining_ms(volume))
+
+    def is_alive(self, volume: Params) -> bool:
+        """Whether a holder's lease runs, or one that only recovers."""
         return self._remaining_ms(volume) > 0
 
     def _remaining_ms(self, volume: Params) -> int:

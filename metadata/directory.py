@@ -10,9 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
 from typing import Any
 
+from moorage.metadata.records import LATER
 from moorage.wire import discovery
 from moorage.wire.errors import IdentityConflict, MoorageError, NameTaken, Unavailable
 from moorage.wire.handshake import Hello
@@ -27,6 +32,9 @@ VIEW_TIMEOUT_S = 5.0
 KNOW_TIMEOUT_S = 2.0  # an attach does not wait longer for a registry that is away
 SOON_S = 0.05  # between looks while the group has yet to be founded and known
 KIND = "volume"
+EVENTS_KEPT = 512
+EVENTS_AT_ONCE = 64
+EVENT_TEXT_MAX = 512  # as the registry takes it
 
 
 class Directory:
@@ -38,6 +46,7 @@ class Directory:
         self._client = LeaderClient(self._candidates, service="registry", hello=hello, secret=secret)
         self.view: View = EMPTY_VIEW  # the last one seen
         self.joined = False
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)  # not told yet
         self.last_error: MoorageError | None = None
 
     async def _candidates(self) -> list[str]:
@@ -67,12 +76,32 @@ class Directory:
                     self.joined = True
                     join_at = loop.time() + (join_interval_s if await admitted() else 0)
                 await self.fetch_view()
+                await self._tell_events()
                 self._note(None)
             except IdentityConflict:
                 raise
             except MoorageError as error:
                 self._note(error)
             await asyncio.sleep(view_interval_s if self.joined else min(SOON_S, view_interval_s))
+
+    def tell(self, kind: str, about: Iterable[str], text: str) -> None:
+        """An event for the cluster's log, told within a second or so; ``about``: names of volumes, hosts and
+        devices. The oldest are forgotten when the registry is away for long."""
+        event = {
+            "at_ms": time.time_ns() // 1_000_000,
+            "kind": kind,
+            "about": [*about],
+            "text": text[:EVENT_TEXT_MAX],
+        }
+        self._events.append({**event, "id": secrets.token_hex(8)})
+
+    async def _tell_events(self) -> None:
+        while self._events:
+            events = [*islice(self._events, EVENTS_AT_ONCE)]
+            await self._client.call("registry.note_events", {"events": events}, timeout=VIEW_TIMEOUT_S)
+            for event in events:
+                if self._events and self._events[0] is event:
+                    self._events.popleft()
 
     async def fetch_view(self, timeout: float = VIEW_TIMEOUT_S) -> View:
         """The view as of now; raises when the registry cannot be asked."""
@@ -83,10 +112,27 @@ class Directory:
         self.view = await self._client.call("registry.view", {}, timeout=timeout)
         return self.view
 
-    async def claim(self, name: str, volume: int, timeout: float) -> None:
-        """Make the name ours in the whole cluster; NameTaken when it is another group's. May be repeated."""
-        params = {"name": name, "kind": KIND, "group": self._group, "id": volume}
+    async def claim(self, volume: dict[str, Any], timeout: float) -> None:
+        """Make its name ours in the whole cluster, and charge its principal; NameTaken when it is another
+        group's, LimitExceeded when that is too much. May be repeated."""
+        params = {"kind": KIND, **self._charged(volume)}
         await self._client.call("registry.claim", params, timeout=timeout)
+
+    async def charge(self, volume: dict[str, Any], turn: tuple[int, int], timeout: float) -> None:
+        """It is about to have that size. LimitExceeded when that is too much for its principal. ``turn``:
+        term and number of this charge; Stale when a later one came before it."""
+        params = {"term": turn[0], "count": turn[1], **self._charged(volume)}
+        await self._client.call("registry.charge", params, timeout=timeout)
+
+    async def settle(self, charges: list[list[Any]], turn: tuple[int, int], timeout: float) -> None:
+        """``[name, id, principal, size]`` of volumes, as they are; ``turn`` as for :meth:`charge`."""
+        params = {"group": self._group, "term": turn[0], "count": turn[1], "charges": charges}
+        await self._client.call("registry.settle", params, timeout=timeout)
+
+    def _charged(self, volume: dict[str, Any]) -> dict[str, Any]:
+        principal = volume.get("principal", LATER["principal"])
+        about = {"name": volume["name"], "id": volume["id"], "size": volume["size"]}
+        return {**about, "group": self._group, "principal": principal}
 
     async def release(self, name: str, volume: int, timeout: float) -> None:
         """Give the name back; nothing happens when it is not this volume's. May be repeated."""
@@ -98,6 +144,11 @@ class Directory:
         """Where the device's node listened when last seen; empty when that is not known."""
         entry = self.view["devices"].get(device)
         return str(entry["address"]) if entry else ""
+
+    def is_refused(self, device: str) -> bool:
+        """Whether the registry has refused it, which is for good: an old copy of the view cannot be wrong."""
+        entry = self.view["devices"].get(device)
+        return entry is not None and entry["health"] == "refused"
 
     async def know(self, devices: set[str], timeout: float = KNOW_TIMEOUT_S) -> None:
         """Have their addresses in the copy, if the registry can tell them soon."""

@@ -15,8 +15,10 @@ from typing import Any, Final
 
 from moorage.metadata import limits, placement, records
 from moorage.metadata.attachments import Attachments
+from moorage.metadata.charges import Charges
 from moorage.metadata.directory import Directory
-from moorage.metadata.params import check_known, flag_of, remaining_s
+from moorage.metadata.moves import Moves
+from moorage.metadata.params import check_known, flag_of, number_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.replicated import Replicated
@@ -53,6 +55,7 @@ class Handlers:
         directory: Directory,
         runner: TaskRunner,
         attachments: Attachments,
+        charges: Charges,
     ) -> None:
         self._group = group
         self._name = name
@@ -61,6 +64,8 @@ class Handlers:
         self._directory = directory
         self._runner = runner
         self._attachments = attachments
+        self._moves = Moves(replicated, directory, runner, attachments)
+        self._charges = charges
 
     def register(self, router: Router) -> None:
         for name, handler in self.methods().items():
@@ -74,11 +79,16 @@ class Handlers:
             "list_volumes": self.list_volumes,
             "show_volume": self.show_volume,
             "resize_volume": self.resize_volume,
+            "set_volume": self.set_volume,
             "delete_volume": self.delete_volume,
             "attach": self._attachments.attach,
             "renew": self._attachments.renew,
             "note_fs": self._attachments.note_fs,
             "detach": self._attachments.detach,
+            "reconfigure": self.reconfigure,
+            "moves": self._moves.moves,
+            "check_departure": self._moves.check_departure,
+            "move_replica": self._moves.move_replica,
             "current_epochs": self._attachments.current_epochs,
         }
         return {"describe": self.describe} | {name: self._led(handler) for name, handler in leading.items()}
@@ -130,7 +140,8 @@ class Handlers:
     # -- volumes ---------------------------------------------------------------------------------------
 
     async def create_volume(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "size", "replicas", "groups", "durability", "fs", "request")
+        known = ("name", "size", "replicas", "groups", "durability", "fs", "request", *records.LATER)
+        check_known(params, *known)
         name = limits.check_name(params.get("name"))
         size = limits.check_size(params.get("size"))
         replicas = limits.check_replicas(params.get("replicas", 3))
@@ -140,6 +151,7 @@ class Handlers:
         durability = limits.check_durability(params.get("durability", "sync"))
         fs = limits.check_fs(params.get("fs"))
         request = limits.check_request(params.get("request"))
+        later = limits.check_later(params)
         timeout = remaining_s(context) - REPLY_MARGIN_S
         deadline = _now_s() + timeout
         await self._replicated.read_barrier(remaining_s(context))
@@ -150,7 +162,7 @@ class Handlers:
             placed = await self._place(size, replicas, groups, deadline - _now_s())
         volume = await self._replicated.propose(
             {
-                "do": "create",
+                "do": "create_limited" if later else "create",
                 "request": request,
                 "name": name,
                 "size": size,
@@ -159,6 +171,7 @@ class Handlers:
                 "fs": fs,
                 "placement": placed,
                 "created_ms": wall_ms(),
+                **later,
             }
         )
         return self._attachments.public(await self._created(volume, request, deadline - _now_s()))
@@ -242,10 +255,38 @@ class Handlers:
     async def resize_volume(self, context: CallContext | None, params: Params) -> Reply:
         check_known(params, "name", "size")
         name, size = limits.check_name(params.get("name")), limits.check_size(params.get("size"))
+        timeout = remaining_s(context) - REPLY_MARGIN_S
+        return self._attachments.public(await self._charges.resize(name, size, timeout))
+
+    async def set_volume(self, context: CallContext | None, params: Params) -> Reply:
+        """Its ceilings; what is not given stays. The holder hears of it with its lease."""
+        check_known(params, "name", "iops", "bw")
+        name = limits.check_name(params.get("name"))
+        ceilings = limits.check_later(params)
+        if not ceilings:
+            raise Invalid("set_volume: give iops, bw or both; 0 takes a ceiling away")
         await self._replicated.read_barrier()
         volume = records.volume_by_name(self._replicated.kv, name)
-        changed = await self._replicated.propose({"do": "resize", "volume": volume["id"], "size": size})
-        return self._attachments.public(changed)
+        command = {"do": "set_ceilings", "volume": volume["id"], "iops": None, "bw": None, **ceilings}
+        return self._attachments.public(await self._replicated.propose(command))
+
+    async def reconfigure(self, context: CallContext | None, params: Params) -> Reply:
+        """The holder of ``epoch``: a record is committed by the old members and by the new ones."""
+        check_known(params, "name", "volume", "group", "epoch", "version", "old", "new")
+        found, group, epoch, version, old, new = (
+            number_of(params, key) for key in ("volume", "group", "epoch", "version", "old", "new")
+        )
+        await self._replicated.read_barrier(remaining_s(context))
+        command = {"do": "reconfigure", "volume": found, "group": group, "epoch": epoch, "version": version}
+        await self._replicated.propose({**command, "replace": {"old": old, "new": new}, "now_ms": wall_ms()})
+        self._runner.start_volume(found)  # the old one is to be dropped
+        volume = records.volume_by_id(self._replicated.kv, found)
+        if volume is None:
+            raise NotFound(f"volume {params.get('name', found)!r} was deleted meanwhile")
+        text = f"volume {volume['name']} group {group}: replica {new:x} has taken the place of {old:x}"
+        self._directory.tell("moved", [volume["name"]], text)
+        changed: Reply = self._attachments.groups(volume)[group]
+        return changed
 
     async def delete_volume(self, context: CallContext | None, params: Params) -> Reply:
         """Returns when the name is free again and every device that answers has dropped its replicas."""

@@ -63,7 +63,7 @@ class LeaseTable:
 
 
 def describe_holder(holder: dict[str, Any]) -> str:
-    what = "recovery before a read by " if holder["recovers"] else ""
+    what = "a recovery by " if holder["recovers"] else ""
     return f"{what}{holder['program']} on {holder['host']} (pid {holder['pid']})"
 
 

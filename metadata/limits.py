@@ -10,8 +10,10 @@ for one of the wrong kind.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeGuard
 
+from moorage.service.units import human
 from moorage.wire.errors import Invalid, LimitExceeded
 
 KIB: Final = 1 << 10
@@ -34,6 +36,9 @@ VOLUMES_PER_GROUP_MAX: Final = 10_000
 REQUESTS_KEPT: Final = 16_384
 REQUEST_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 REQUEST_SIZE_MAX: Final = 64
+IOPS_MAX: Final = 10_000_000
+BW_MIN: Final = 64 * KIB  # less is a unit that was forgotten: a mount would take minutes
+BW_MAX: Final = TIB
 HOLDER_TEXT_MAX: Final = 255
 REPLICAS_ASKED_MAX: Final = 1000
 WRITER_MAX: Final = (1 << 63) - 1
@@ -58,14 +63,6 @@ class Limit(NamedTuple):
     beyond: str  # what happens just past it
 
 
-def human(size: int) -> str:
-    """``1048576`` -> ``1 MiB``; exact where a whole number of a unit, else one decimal."""
-    for unit, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size >= unit:
-            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
-    return f"{size} bytes"
-
-
 TABLE: Final = (
     Limit("Name of a volume", f"`{NAME_PATTERN}`", "`Invalid`"),
     Limit("Size of a volume", f"{human(SIZE_MIN)} to {human(SIZE_MAX)}", "`LimitExceeded`"),
@@ -74,6 +71,13 @@ TABLE: Final = (
     Limit("Replicas of a volume", ", ".join(map(str, REPLICAS)), "`Invalid`"),
     Limit("Replica groups per volume", f"{GROUPS_MIN} to {GROUPS_MAX}", "`LimitExceeded`"),
     Limit("Durability", ", ".join(f"`{name}`" for name in DURABILITIES), "`Invalid`"),
+    Limit("Ceiling `iops` of a volume, operations a second", f"1 to {IOPS_MAX}, 0: none", "`LimitExceeded`"),
+    Limit(
+        "Ceiling `bw` of a volume, bytes a second",
+        f"{human(BW_MIN)} to {human(BW_MAX)}, 0: none",
+        "`LimitExceeded`",
+    ),
+    Limit("Name of a principal", f"`{NAME_PATTERN}`", "`Invalid`"),
     Limit("Volumes per metadata group", f"{VOLUMES_PER_GROUP_MAX}", "`LimitExceeded`"),
     Limit("Number of a metadata group", f"`m1` to `m{METADATA_GROUPS_MAX}`", "`Invalid` at start"),
     Limit("Volume and replica ids ever given by a metadata group", f"{ID_COUNTER_MAX}", "`LimitExceeded`"),
@@ -139,6 +143,42 @@ def check_durability(durability: Any) -> str:
     if durability not in DURABILITIES:
         raise Invalid(f"durability {_shown(durability)} is not accepted: use sync or writeback")
     return str(durability)
+
+
+def check_iops(iops: Any) -> int:
+    if not _is_int(iops):
+        raise Invalid(f"iops {_shown(iops)} is not a whole number of operations a second")
+    if not 0 <= iops <= IOPS_MAX:
+        raise LimitExceeded(f"iops {_shown(iops)} is out of range: use 1 to {IOPS_MAX}, or 0 for no ceiling")
+    return int(iops)
+
+
+def check_bw(bw: Any) -> int:
+    if not _is_int(bw):
+        raise Invalid(f"bw {_shown(bw)} is not a whole number of bytes a second")
+    if bw != 0 and not BW_MIN <= bw <= BW_MAX:
+        raise LimitExceeded(
+            f"bw {_shown(bw)} is out of range: use {human(BW_MIN)} to {human(BW_MAX)} a second, or 0 for no"
+            " ceiling"
+        )
+    return int(bw)
+
+
+def check_principal(principal: Any) -> str:
+    if not isinstance(principal, str) or not _NAME.fullmatch(principal):
+        raise Invalid(
+            f"principal {_shown(principal)} is not accepted: use 1 to {NAME_SIZE_MAX} of a-z, 0-9, '.', '_' "
+            "and '-', beginning with a letter or digit"
+        )
+    return principal
+
+
+_LATER: Final = {"iops": check_iops, "bw": check_bw, "principal": check_principal}
+
+
+def check_later(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the fields that volumes did not always have (``records.LATER``) those that are given."""
+    return {key: check(values[key]) for key, check in _LATER.items() if values.get(key) is not None}
 
 
 def check_replica_ids(replicas: Any) -> frozenset[int]:

@@ -7,9 +7,12 @@ ports are used again, so the peer has to name the device in its handshake.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from moorage.metadata.directory import Directory
+from moorage.wire.connection import Connection
 from moorage.wire.errors import CannotConnect, MoorageError, NoReplica, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.secret import ClusterSecret
@@ -41,6 +44,15 @@ class NodeOrders:
         outcomes = await self._send(device, "node.drop_replica", term, orders, timeout)
         return [None if isinstance(outcome, NoReplica) else outcome for outcome in outcomes]
 
+    async def list_replicas(self, device: str, timeout: float) -> list[dict[str, Any]]:
+        """What a device says of its replicas. Raises Unavailable when it does not answer."""
+        try:
+            async with asyncio.timeout(timeout), self._connected(device, timeout) as conn:
+                rows, _ = await conn.call("node.list_replicas", {}, timeout=timeout)
+        except TimeoutError:
+            raise CannotConnect(f"device {device} did not answer within {timeout:.1f} s") from None
+        return list(rows)
+
     async def _send(
         self, device: str, method: str, term: int, orders: list[dict[str, Any]], timeout: float
     ) -> list[MoorageError | None]:
@@ -57,16 +69,8 @@ class NodeOrders:
     async def _send_over_one_connection(
         self, device: str, method: str, orders: list[dict[str, Any]], timeout: float
     ) -> list[MoorageError | None]:
-        address = await self._directory.reach(device)
-        conn = await connect(address, hello=self._hello, secret=self._secret, timeout=timeout)
-        try:
-            found = conn.peer.extra.get("device")
-            if conn.peer.service not in NODE_SERVICES or found != device:
-                raise Unavailable(  # passes: the registry hears of the new address with the next heartbeat
-                    f"{address} is {conn.peer.service} {conn.peer.name} with device {found}, not {device}",
-                    device=device,
-                )
-            slots = asyncio.Semaphore(AT_ONCE)
+        slots = asyncio.Semaphore(AT_ONCE)
+        async with self._connected(device, timeout) as conn:
 
             async def send(order: dict[str, Any]) -> MoorageError | None:
                 try:
@@ -77,5 +81,18 @@ class NodeOrders:
                 return None
 
             return list(await asyncio.gather(*(send(order) for order in orders)))
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, device: str, timeout: float) -> AsyncIterator[Connection]:
+        address = await self._directory.reach(device)
+        conn = await connect(address, hello=self._hello, secret=self._secret, timeout=timeout)
+        try:
+            found = conn.peer.extra.get("device")
+            if conn.peer.service not in NODE_SERVICES or found != device:
+                raise Unavailable(  # passes: the registry hears of the new address with the next heartbeat
+                    f"{address} is {conn.peer.service} {conn.peer.name} with device {found}, not {device}",
+                    device=device,
+                )
+            yield conn
         finally:
             conn.close()

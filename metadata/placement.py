@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from moorage.metadata.limits import MIB, human
+from moorage.metadata.limits import MIB
 from moorage.quorum.record import CHUNK_SIZE
+from moorage.service.units import human
 from moorage.wire.errors import NoSpace, NotEnoughHosts
 
 # Room that a device must have for a new replica (or all of the replica, where that is less): enough to be
@@ -73,8 +74,8 @@ def cluster_from_view(view: Mapping[str, Any], provisioned: Mapping[str, int]) -
             host=hosts.get(entry["host"]) or _unknown_host(entry["host"]),
             capacity=int(entry["capacity"]),
             used=int(entry["used"]),
-            up=entry["health"] == "up",
-            reason="" if entry["health"] == "up" else _reason(entry),
+            up=entry["health"] == "up" and not entry.get("drain"),
+            reason=_reason(entry),
         )
         for device, entry in sorted(view["devices"].items())
     ]
@@ -102,12 +103,17 @@ def place(cluster: Cluster, *, size: int, replicas: int, groups: int) -> list[li
     return [_place_group(roomy, provisioned, share, replicas) for _ in range(groups)]
 
 
-def place_replacement(cluster: Cluster, *, size: int, groups: int, keep: Iterable[str]) -> Choice:
-    """Choose one device for a group whose other members are on the hosts ``keep``."""
+def place_replacement(
+    cluster: Cluster, *, size: int, groups: int, keep: Iterable[str], only: str = ""
+) -> Choice:
+    """Choose one device (``only``: this one) for a group whose other members are on the hosts ``keep``."""
     kept = [cluster.hosts.get(name) or _unknown_host(name) for name in sorted(keep)]
     taken = {host.name for host in kept}
     usable = [d for d in cluster.devices if d.up and d.host.up and d.host.name not in taken]
-    needs = f"needs a host besides {', '.join(sorted(taken))}, none is up"
+    needs = f"needs a host besides {', '.join(sorted(taken)) or 'none'}, none is up"
+    if only:
+        usable = [device for device in usable if device.id == only]
+        needs = f"needs device {only}, which is not up"
     if not usable:
         raise NotEnoughHosts(f"{needs}{_why_not(cluster, taken)}: bring a host up, or add one", needs=1, up=0)
     share = replica_share(size, groups)
@@ -200,9 +206,8 @@ def _check_room(usable: list[Device], roomy: list[Device], replicas: int, room: 
 
 def _host(name: str, entry: Mapping[str, Any]) -> Host:
     labels = entry.get("labels") or {}
-    up = entry["health"] == "up"
-    reason = "" if up else _reason(entry)
-    return Host(name, tuple(str(labels.get(domain, "")) for domain in DOMAINS), up, reason)
+    up = entry["health"] == "up" and not entry.get("drain")
+    return Host(name, tuple(str(labels.get(domain, "")) for domain in DOMAINS), up, _reason(entry))
 
 
 def _unknown_host(name: str) -> Host:
@@ -210,5 +215,7 @@ def _unknown_host(name: str) -> Host:
 
 
 def _reason(entry: Mapping[str, Any]) -> str:
-    """``"down (silent for 14 s)"``: the registry's verdict and its reason."""
+    """``"down (silent for 14 s)"``: the registry's verdict and its reason; "" for what may be used."""
+    if entry["health"] == "up":
+        return "being drained" if entry.get("drain") else ""
     return f"{entry['health']} ({entry['reason']})" if entry.get("reason") else str(entry["health"])

@@ -46,6 +46,9 @@ DELETING: Final = "deleting"
 
 NEAR_MAX: Final = 500  # names compared for a hint: 35 us each, on the leader's event loop
 
+# Fields of a volume that came later, and what a volume without them has.
+LATER: Final = {"iops": 0, "bw": 0, "principal": "default"}
+
 _PRIVATE: Final = ("writers", "owner", "released", "ended_ms", "request")
 
 
@@ -101,6 +104,16 @@ def volumes(kv: KV) -> Iterator[dict[str, Any]]:
         yield volume
 
 
+def wishes(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its groups that are to have another member."""
+    return [group for group in volume["groups"] if group["wish"] is not None]
+
+
+def devices(volume: dict[str, Any]) -> set[str]:
+    """Where its replicas are; not those that are to come."""
+    return {member["device"] for group in volume["groups"] for member in group["members"]}
+
+
 def drops(kv: KV, volume: int) -> list[tuple[int, str, str]]:
     """(replica, device, host) of this volume's replicas that are still to be dropped."""
     prefix = drops_prefix(volume)
@@ -127,7 +140,7 @@ def admitted(kv: KV) -> bool:
 
 def public(volume: dict[str, Any]) -> dict[str, Any]:
     """The volume as callers see it."""
-    return {key: value for key, value in volume.items() if key not in _PRIVATE}
+    return LATER | {key: value for key, value in volume.items() if key not in _PRIVATE}
 
 
 def error_record(error: MoorageError) -> dict[str, Any]:

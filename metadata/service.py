@@ -23,15 +23,16 @@ from prometheus_client.registry import Collector
 
 from moorage.metadata import limits, records
 from moorage.metadata.attachments import Attachments
+from moorage.metadata.charges import Charges
 from moorage.metadata.directory import Directory
 from moorage.metadata.handlers import Handlers
 from moorage.metadata.orders import NodeOrders
 from moorage.metadata.state import StateMachine
-from moorage.metadata.tasks.context import TaskContext
+from moorage.metadata.tasks.context import Leading, TaskContext
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.embed import EmbeddedService, Route
 from moorage.service.replicated import Replicated
-from moorage.wire.errors import Fatal, Invalid, MoorageError
+from moorage.wire.errors import DeadlineExceeded, Fatal, Invalid, MoorageError
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Router
 from moorage.wire.secret import ClusterSecret
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 LEASE_MS_DEFAULT: Final = 4000
 READ_LEASE_MS: Final = 1000
+REPAIR_AFTER_MS_DEFAULT: Final = 600_000
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class MetadataConfig:
     hello: Hello
     peers: Mapping[str, str]
     lease_ms: int = LEASE_MS_DEFAULT
+    repair_after_ms: int = REPAIR_AFTER_MS_DEFAULT
     create_timeout_s: float = 10.0  # for the replicas of a new volume; then it is rolled back
     join_interval_s: float = 10.0
     view_interval_s: float = 1.0
@@ -73,10 +76,11 @@ class MetadataService(EmbeddedService):
 
     kind: ClassVar[str] = "metadata"
 
-    def __init__(self, config: MetadataConfig) -> None:
+    def __init__(self, config: MetadataConfig, leading: Leading) -> None:
         super().__init__()
         config.validate()
         self.config = config
+        self._leading = leading
         self.directory = Directory(
             config.registry, group=config.group, hello=config.hello, secret=config.secret
         )
@@ -92,9 +96,19 @@ class MetadataService(EmbeddedService):
         self.attachments = Attachments(
             self.replicated, self.directory, config.secret, lease_ms=config.lease_ms
         )
+        self.charges = Charges(self.replicated, self.directory)
         orders = NodeOrders(self.directory, group=config.group, hello=config.hello, secret=config.secret)
         self.runner = TaskRunner(
-            TaskContext(self.replicated, self.directory, orders, create_timeout_s=config.create_timeout_s)
+            TaskContext(
+                self.replicated,
+                self.directory,
+                orders,
+                leading,
+                call=lambda name: partial(self._call, name),
+                lapsed_ms=self.attachments.lapsed_ms,
+                create_timeout_s=config.create_timeout_s,
+                repair_after_ms=config.repair_after_ms,
+            )
         )
         self.handlers = Handlers(
             group=config.group,
@@ -104,6 +118,7 @@ class MetadataService(EmbeddedService):
             directory=self.directory,
             runner=self.runner,
             attachments=self.attachments,
+            charges=self.charges,
         )
         self.running = False  # between start and stop: the state may be read
         self._joining: asyncio.Task[None] | None = None
@@ -156,8 +171,19 @@ class MetadataService(EmbeddedService):
             await asyncio.gather(self._joining, return_exceptions=True)
             self._joining = None
         await self.runner.stop()
+        await self._leading.close()
+        await self.charges.stop()
         await self.replicated.stop()
         await self.directory.close()
+
+    async def _call(self, name: str, method: str, params: dict[str, Any], timeout: float) -> Any:
+        """A call of ours to ourselves, as a client would make it."""
+        handler = self.handlers.methods()[method.removeprefix("metadata.")]
+        try:
+            async with asyncio.timeout(timeout):
+                return await handler(None, {"name": name, **params})
+        except TimeoutError:
+            raise DeadlineExceeded(f"{method} took longer than {timeout:.1f} s") from None
 
     def not_ready(self) -> list[str]:
         if self.replicated.failed is not None:
@@ -165,6 +191,8 @@ class MetadataService(EmbeddedService):
         reasons = []
         if self.replicated.leader is None:
             reasons.append(f"group {self.config.group} has no leader: a majority of its members must be up")
+        elif not self.replicated.is_served:
+            reasons.append(f"group {self.config.group}: catching up with what it has committed")
         if not self.directory.joined:
             reasons.append(f"not known to the registry yet: {self.directory.last_error or 'asking'}")
         elif not records.admitted(self.replicated.kv):
@@ -172,8 +200,8 @@ class MetadataService(EmbeddedService):
         return reasons
 
     def routes(self) -> list[Route]:
-        reading = ("describe", "status", "list_volumes", "show_volume")
-        writing = ("create_volume", "resize_volume", "delete_volume")
+        reading = ("describe", "status", "list_volumes", "show_volume", "moves")
+        writing = ("create_volume", "resize_volume", "set_volume", "delete_volume")
         methods = self.handlers.methods()
         calls = [("GET", name) for name in reading] + [("POST", name) for name in writing]
         return [
@@ -197,7 +225,9 @@ class MetadataService(EmbeddedService):
         if leading:
             self.attachments.lead()
             self.runner.lead()
+            self.charges.lead()
         else:
+            self.charges.follow()
             self.runner.follow()
             self.attachments.follow()
 

@@ -12,11 +12,13 @@ task may send again is idempotent.
 
 A volume: ``{id, name, size, replicas, durability, epoch, state, groups, created_ms, holder, writers,
 released, ended_ms, request}`` with ``groups: [{group, version, members: [{replica, device, host}],
-wish}]``, ``wish``: the ``{replica, device, host, replaces}`` of a replacement under way or None,
+wish}]``, ``wish``: ``{replica, device, host, replaces, why, since_ms}`` of a replacement under way or None,
 ``holder``: ``{host, pid, program, recovers, writer, since_ms}`` or None. ``writers`` are the ids of the last
 writers, the newest at the end: a detach sent again is told from a fenced one, and an attach that comes
 late from a new one. ``owner`` is the last of them that came to write, not only to recover (0: none yet).
 ``fs``: ``{type, state}`` of the file system on it, as its mounts note it, or None (see ``limits.check_fs``).
+``iops``, ``bw``: its ceilings, 0 for none; ``principal``: whose quota it counts for. A volume of before they
+were known has none of these three (see ``records.LATER``).
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from moorage.wire.errors import (
     LimitExceeded,
     NotFound,
     StaleConfiguration,
+    VersionMismatch,
     invariant,
 )
 
@@ -56,11 +59,13 @@ class StateMachine:
             "found": self._found,
             "admit": self._admit,
             "create": self._create,
+            "create_limited": self._create,  # a member that knows no ceilings would pass over them: it stops
             "ready": self._ready,
             "abandon": self._abandon,
             "attach": self._attach,
             "detach": self._detach,
             "resize": self._resize,
+            "set_ceilings": self._set_ceilings,
             "note_fs": self._note_fs,
             "delete": self._delete,
             "dropped": self._dropped,
@@ -73,8 +78,8 @@ class StateMachine:
     def apply(self, kv: KV, command: Command, index: int) -> Any:
         apply = self._commands.get(command.get("do", ""))
         if apply is None:
-            raise Invalid(
-                f"unknown metadata command {command.get('do')!r}: is a member older than the others?"
+            raise VersionMismatch(
+                f"unknown metadata command {command.get('do')!r}: this member is too old, upgrade it"
             )
         return apply(kv, command, index)
 
@@ -97,7 +102,8 @@ class StateMachine:
     # -- the life of a volume ------------------------------------------------------------------------
 
     def _create(self, kv: KV, command: Command, index: int) -> Volume:
-        """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}``"""
+        """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}`` and,
+        where they are not what they are without (``records.LATER``), iops, bw, principal."""
         name = limits.check_name(command["name"])
         known = requests.known(kv, command["request"], "create", name)
         if known is not None:
@@ -106,6 +112,7 @@ class StateMachine:
         limits.check_replicas(command["replicas"])
         limits.check_durability(command["durability"])
         limits.check_groups(len(command["placement"]))
+        later = limits.check_later(command)
         records.check_name_free(kv, name)
         count = int(kv.get(records.COUNTER_VOLUMES) or 0)
         if count >= limits.VOLUMES_PER_GROUP_MAX:
@@ -130,6 +137,7 @@ class StateMachine:
             "released": False,
             "ended_ms": 0,
             "request": command["request"],
+            **later,
         }
         for number, placed in enumerate(command["placement"]):
             volume["groups"].append(self._new_group(kv, number, placed, command["replicas"]))
@@ -218,6 +226,13 @@ class StateMachine:
         self._load(kv, volume, +1)
         return self._put(kv, volume)
 
+    def _set_ceilings(self, kv: KV, command: Command, index: int) -> Volume:
+        """``{volume, iops, bw}``: None leaves it as it is, 0 takes it away."""
+        volume = self._volume(kv, command)
+        records.check_ready(volume)
+        volume |= limits.check_later({key: command[key] for key in ("iops", "bw")})
+        return self._put(kv, volume)
+
     def _delete(self, kv: KV, command: Command, index: int) -> Volume:
         """``{volume, epoch, request, name, now_ms}``: raises the epoch, so that a holder is fenced at
         metadata.
@@ -254,9 +269,8 @@ class StateMachine:
     # -- configurations --------------------------------------------------------------------------------
 
     def _plan_replacement(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
-        """``{volume, group, version, old, device, host}`` -> the wish: a learner that may replace ``old``
-        later.
-        """
+        """``{volume, group, version, old, device, host, why, now_ms}`` -> the wish: a learner that may
+        replace ``old`` later."""
         volume, group = self._group(kv, command)
         wish = group["wish"]
         asked = (command["old"], command["device"], command["host"])
@@ -281,6 +295,8 @@ class StateMachine:
             "device": command["device"],
             "host": command["host"],
             "replaces": command["old"],
+            "why": command.get("why", ""),
+            "since_ms": command.get("now_ms", 0),
         }
         group["wish"] = wish
         self._load_device(kv, wish["device"], self._share(volume), +1)

@@ -23,6 +23,7 @@ from moorage.node.segment import pack_head
 from moorage.node.sessions import Sessions
 from moorage.node.store import Store
 from moorage.quorum import member as outcomes
+from moorage.quorum.history import epoch_at
 from moorage.quorum.lease import LEASE_MS
 from moorage.quorum.record import (
     BLOCKS_PER_CHUNK,
@@ -54,6 +55,7 @@ from moorage.wire.frame import APPEND, HEARTBEAT, NACK, ONEWAY, READ
 from moorage.wire.log_messages import (
     APPEND_SIZE,
     HOLES,
+    PREFIX,
     SUMS,
     pack_heartbeat_reply,
     pack_nack,
@@ -191,8 +193,10 @@ class Handlers:
         what: tuple[int, int, int, int, int, int],
     ) -> None:
         epoch, lsn, chunk, block, count, flags = what
-        code = member.core.may_read(epoch, lsn)
-        if code:
+        prefix = flags & PREFIX
+        if prefix:
+            lsn = _reach(member, Position(epoch, lsn))
+        elif code := member.core.may_read(epoch, lsn):
             raise _refusal(member, code, lsn)
         if member.gone:
             raise NoReplica("the replica was dropped meanwhile")
@@ -205,21 +209,22 @@ class Handlers:
             member.park(lsn, lambda error: self._read_again(member, conn, request_id, what, error))
             return
         reader = self._store.reader
+        applied = replica.state.commit
+        end = epoch_at(member.core.state.history, applied).to_bytes(8, "little") if prefix else b""
         if flags & SUMS:
             sums = reader.sums(replica, chunk, block, count)
-            conn.reply(request_id, READ, pack_read_reply(replica.state.commit, count, sums))
+            conn.reply(request_id, READ, pack_read_reply(applied, count, sums) + end, (), prefix)
             return
         found = reader.read_now(replica, chunk, block, count)
         if found is not None:
-            _answer(conn, request_id, replica.state.commit, count, found)
+            _answer(conn, request_id, applied, count, found, end)
             return
-        applied = replica.state.commit
 
         def done(result: Blocks | MoorageError) -> None:
             if isinstance(result, MoorageError):
                 conn.reply_error(request_id, READ, result)
             else:
-                _answer(conn, request_id, applied, count, result)
+                _answer(conn, request_id, applied, count, result, end)
 
         reader.read_later(replica, chunk, block, count, done)
 
@@ -469,13 +474,21 @@ class Handlers:
             raise DeviceFailed(str(self._store.failed))
 
 
-def _answer(conn: Connection, request_id: int, applied: int, count: int, found: Blocks) -> None:
+def _answer(conn: Connection, request_id: int, applied: int, count: int, found: Blocks, end: bytes) -> None:
     sums, data = found
-    body = pack_read_reply(applied, count, sums)
+    body = pack_read_reply(applied, count, sums) + end
+    flags = PREFIX if end else 0
     if data is None:
-        conn.reply(request_id, READ, body, (), HOLES)
+        conn.reply(request_id, READ, body, (), flags | HOLES)
     else:
-        conn.reply(request_id, READ, body, (data,))
+        conn.reply(request_id, READ, body, (data,), flags)
+
+
+def _reach(member: MemberShell, position: Position) -> int:
+    lsn = member.core.may_show(position)
+    if lsn is None:
+        raise _refusal(member, outcomes.BEHIND, position.lsn)
+    return lsn
 
 
 def _refusal(member: MemberShell, code: int, lsn: int) -> MoorageError:

@@ -142,8 +142,9 @@ class MemberShell:
             self._grant_target = min(2 * self._grant_target, GRANT_MAX)
         held = core.room
         wanted = min(self._grant_target, held + self.store.room())
-        full = wanted < GRANT_MIN
-        core.grant(max(held, 0 if full else wanted), full)
+        # Too little for any one record is promised all the same: a member that lacks some when all are full
+        # would never get them.
+        core.grant(max(held, wanted), wanted < GRANT_MIN)
         self._account(core.room)
 
     def _low_water(self) -> int:

@@ -29,6 +29,21 @@ def position_at(history: History, lsn: int) -> Position:
     return Position(epoch_at(history, lsn), lsn)
 
 
+def reach(history: History, position: Position) -> int | None:
+    """The first LSN at which this log is not before ``position``, if its history has one. What a recovery has
+    cut off somewhere else is before all that was recovered then, however long it is."""
+    if not position.epoch:
+        return position.lsn
+    for at, (epoch, first) in enumerate(history):
+        if epoch > position.epoch:
+            return first
+        if epoch == position.epoch:
+            lsn = max(first, position.lsn)
+            if at + 1 == len(history) or lsn < history[at + 1][1]:
+                return lsn
+    return None
+
+
 def extend(history: History, epoch: int, lsn: int) -> None:
     """Note that the record at ``lsn``, the next one of the log, has ``epoch``."""
     if not history or history[-1][0] < epoch:

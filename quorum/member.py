@@ -9,7 +9,7 @@ within a session; nothing is accepted under another epoch, writer or session tha
 
 The shell (one for each device, all its members in one event loop) does per loop turn:
 
-1. messages in: ``seal``, ``append``, ``may_read``, ``copy``, ``release``; heartbeats renew the
+1. messages in: ``seal``, ``append``, ``may_read``, ``may_show``, ``copy``, ``release``; heartbeats renew the
    connection's ``GrantedLease``;
 2. ``take_effects()`` to the store, in order (``orders.Effect``);
 3. store says what became durable: ``persisted(ticket)`` (then possibly new effects: drain again);
@@ -426,18 +426,26 @@ class Member:
 
     def may_read(self, epoch: int, lsn: int) -> int:
         """Whether a read that must see ``lsn`` can be served now: OK (drain effects first: they may contain
-        the Apply that it needs), BEHIND, FENCED or NO_SESSION. The reader vouches that ``lsn`` is committed.
-        Epoch 0: a read-only reader, who sees a prefix; it vouches for nothing."""
+        the Apply that it needs), BEHIND, FENCED or NO_SESSION. The reader vouches that ``lsn`` is
+        committed."""
         state = self.state
-        if epoch and epoch != state.epoch:
+        if epoch != state.epoch:
             return FENCED if epoch < state.epoch else NO_SESSION
         if not self.whole:
             return BEHIND
         if lsn > state.commit:
-            if not epoch or lsn > self.matched:
+            if lsn > self.matched:
                 return BEHIND
             self._advance(lsn)
         return OK
+
+    def may_show(self, position: Position) -> int | None:
+        """For a reader without an epoch, to whom a prefix of the log is shown: the LSN that it has to see, so
+        that its read is not before ``position``; None: this member cannot show that. The reader vouches for
+        nothing. Its position is at least of the epoch that metadata told it: who was away when that one's
+        writer recovered may have applied what was lost then, and is not asked (docs/quorum-log.md)."""
+        lsn = epochs.reach(self.state.history, position)
+        return lsn if lsn is not None and self.whole and lsn <= self.state.commit else None
 
     # -- copy: a member that is too far behind ---------------------------------------------------------
 

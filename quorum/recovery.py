@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from moorage.quorum import choice
 from moorage.quorum.counting import Counting, Phase
+from moorage.quorum.history import UNKNOWN
 from moorage.quorum.majority import Configuration
 from moorage.quorum.member import FENCED, FORKED, FULL, NO_SESSION, STALLED, WHOLE
 from moorage.quorum.orders import ConfigurationReady, CopyOrder, ReadTail, Seal, SealAnswer
@@ -167,10 +168,14 @@ class Recovery(Counting):
         self.window.add(Entry(self.epoch, lsn, Kind.BARRIER, 0, 0, 0, b"", b"", self.window.end, None))
         return lsn
 
-    def recovered(self, epoch: int, lsn: int) -> bool:
+    def recovered(self, epoch: int, lsn: int) -> bool | None:
         """Whether the log that was chosen contains the record that ``epoch`` had written at ``lsn``: how a
-        client that attaches again finds out whether all it was acknowledged in writeback is there."""
-        return 0 < lsn < self.barrier and self.window.position_at(lsn).epoch == epoch
+        holder that goes on in another epoch finds out what of its own is there. None: the log is known to
+        begin later, and does not tell."""
+        if not 0 < lsn < self.barrier:
+            return False
+        found = self.window.position_at(lsn).epoch
+        return None if found == UNKNOWN else found == epoch
 
     # -- bringing a member up to the log -----------------------------------------------------------------
 

@@ -44,7 +44,7 @@ BATCH_HEADS_MAX = 512 << 10  # bytes of heads: well below the limit of a frame's
 WAIT = 0  # not now: the window is full, or too few members are there; try again after the next events
 NO_SPACE = -1  # a majority of the members has no room: ENOSPC, nothing was sent
 
-_WRITE = int(Kind.WRITE)
+_WRITE, _BARRIER = int(Kind.WRITE), int(Kind.BARRIER)
 
 
 class Batch:
@@ -131,16 +131,24 @@ class Writer(Recovery):
             self._trim()
         return done
 
-    def take_unfinished(self) -> list[Any]:
-        """After ``ended``: the tags that never came back, writes in the order of their LSNs, then flushes.
-        Their outcome is unknown."""
-        entries = self.window.entries
-        tags = [
-            entries[lsn].tag for lsn in range(max(self.commit + 1, self.window.first), self.window.last + 1)
-        ]
-        flushes = [tag for _, tag in self._flushes]
-        self._flushes.clear()
-        return [tag for tag in tags if tag is not None] + flushes
+    def take_rest(self) -> list[tuple[int, Entry | None, Any]]:
+        """When the epoch is over: what is not known to be durable at a majority, in the order of the log, as
+        (LSN, record, tag). A record without a tag was acknowledged (writeback), or nobody asks for it; in
+        place of a flush there is no record, and all up to the LSN is what it waits for. Whether the records
+        are in the log of a later epoch, ``recovered`` of its writer says."""
+        window = self.window
+        flushes: dict[int, list[Any]] = {}
+        while self._flushes:
+            lsn, tag = self._flushes.popleft()
+            flushes.setdefault(lsn, []).append(tag)
+        rest: list[tuple[int, Entry | None, Any]] = []
+        for lsn in range(max(self.durable + 1, self.barrier, window.first), window.last + 1):
+            entry = window.entries[lsn]
+            if entry.kind != _BARRIER:
+                rest.append((lsn, entry, entry.tag))
+                entry.tag = None
+            rest += [(lsn, None, tag) for tag in flushes.get(lsn, ())]
+        return rest
 
     def read_lsn(self, chunk: int) -> int:
         """The LSN that a read in this chunk must see (the last write acknowledged there, at least the

@@ -15,16 +15,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from moorage.registry import mount_table, state
+from moorage.registry import drains, events, mount_table, quota, state
 from moorage.registry.health import HealthBoard, Verdict, host_health
 from moorage.service.replicated import Replicated
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Behind, IdentityConflict, NotLeader
+from moorage.wire.errors import Behind, IdentityConflict, Invalid, NotFound, NotLeader
 from moorage.wire.rpc import CallContext, Router
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ SIGN_OF_LIFE_HEARTBEATS = 1.5  # one heartbeat, and half of one for the way
 POLL_S = 0.02
 BARRIER_TIMEOUT_S = 5.0
 PROPOSE_TIMEOUT_S = 5.0
+QUOTA_ROWS_MAX = 500  # of a page
 
 
 class RegistryHandlers:
@@ -61,8 +63,18 @@ class RegistryHandlers:
             ("claim", self.claim),
             ("locate", self.locate),
             ("release", self.release),
+            ("charge", self.charge),
+            ("settle", self.settle),
+            ("quotas", self.quotas),
+            ("set_quota", self.set_quota),
+            ("remove_quota", self.remove_quota),
             ("mount_table", self.mount_table),
             ("set_mount_table", self.set_mount_table),
+            ("set_drain", self.set_drain),
+            ("evict_device", self.evict_device),
+            ("forget", self.forget),
+            ("note_events", self.note_events),
+            ("events", self.events),
             ("status", self.status),
         ):
             router.method(f"registry.{name}", handler)
@@ -111,14 +123,84 @@ class RegistryHandlers:
         return bool(self._group.kv.get(key) == wanted)
 
     async def claim(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
-        return await self._propose("claim", params, "name", "kind", "group", "id")
+        return await self._propose("claim", params, "name", "kind", "group", "id", "principal", "size")
 
     async def release(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         return await self._propose("release", params, "name", "group", "id")
 
+    async def charge(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        return await self._propose(
+            "charge", params, "group", "term", "count", "name", "id", "principal", "size"
+        )
+
+    async def settle(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        return await self._propose("settle", params, "group", "term", "count", "charges")
+
+    async def set_quota(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        _check_known(params, "principal", "capacity", "volumes")
+        return await self._propose("set_quota", params, "principal", "capacity", "volumes")
+
+    async def remove_quota(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        _check_known(params, "principal")
+        return await self._propose("remove_quota", params, "principal")
+
     async def set_mount_table(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
-        stamped = {**params, "at_ms": time.time_ns() // 1_000_000}
+        stamped = {**params, "at_ms": _wall_ms()}
         return await self._propose("set_mount_table", stamped, "version", "text", "by", "at_ms", "request")
+
+    async def set_drain(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        stamped = {**params, "at_ms": _wall_ms()}
+        done = await self._propose("set_drain", stamped, "kind", "name", "drain", "to", "at_ms", "by")
+        verb = "is to be emptied" if params["drain"] else "is used again"
+        await self._note_event(
+            "drain", [params["name"]], f"{params['kind']} {params['name']} {verb}, says {params['by']}"
+        )
+        return done
+
+    async def note_events(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        return await self._propose("note_events", params, "events")
+
+    async def _note_event(self, kind: str, about: list[str], text: str) -> None:
+        """Of our own. What it tells of is committed already."""
+        event = {"at_ms": _wall_ms(), "kind": kind, "about": about, "text": text, "id": secrets.token_hex(8)}
+        await self._propose("note_events", {"events": [event]}, "events")
+
+    async def note_health(self, device: str, host: str, health: str, reason: str) -> None:
+        if events.is_noted(self._group.kv, device, health):
+            return
+        command = {"op": "note_health", "device": device, "host": host, "health": health, "reason": reason}
+        await self._group.propose({**command, "at_ms": _wall_ms()}, timeout=PROPOSE_TIMEOUT_S)
+
+    async def events(self, _ctx: CallContext | None, params: dict[str, Any]) -> dict[str, Any]:
+        """``after``: a number, or below 0 the last so many; ``about``: a name."""
+        after, limit = params.get("after", -20), params.get("limit", events.PAGE_MAX)
+        for value in (after, limit):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise Invalid(f"after and limit: use whole numbers, not {value!r}")
+        if not 0 < limit <= events.PAGE_MAX:
+            raise Invalid(f"limit: use 1 to {events.PAGE_MAX}")
+        about = state.text_of({"about": params.get("about", "")}, "about")
+        await self._barrier()
+        return events.page(self._group.kv, after, about, limit)
+
+    async def forget(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        return await self._propose("forget", params, "kind", "name")
+
+    async def evict_device(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        """An operator says that it is gone for good: it is refused from now on, and its replicas are placed
+        anew. May be repeated."""
+        device, by = state.token_of(params, "device"), state.text_of(params, "by")
+        await self._barrier()
+        found = self._group.kv.get(f"device/{device}")
+        if found is None:
+            raise NotFound(f"there is no device {device} in the registry: `moorage device list` shows all")
+        if not found["refused"]:
+            reason = f"evicted by {by}"[: state.TEXT_MAX]
+            command = {"op": "refuse_device", "device": device, "token": found["token"], "reason": reason}
+            await self._group.propose(command, timeout=PROPOSE_TIMEOUT_S)
+            log.warning("device %s is %s", device, reason)
+            await self._note_event("evict", [found["host"], device], f"device {device} was {reason}")
+        return {}
 
     async def start_device(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         device, old_token = state.token_of(params, "device"), state.text_of(params, "old_token")
@@ -244,6 +326,13 @@ class RegistryHandlers:
             return {"version": known}
         return mount_table.get(self._group.kv, version)
 
+    async def quotas(self, _ctx: CallContext | None, params: dict[str, Any]) -> dict[str, Any]:
+        """In pages, by name: while ``next`` is not None it is given back as ``after``."""
+        after = state.text_of({"after": "", **params}, "after")
+        await self._barrier()
+        rows = quota.rows(self._group.kv, after, QUOTA_ROWS_MAX)
+        return {"quotas": rows, "next": rows[-1]["principal"] if len(rows) == QUOTA_ROWS_MAX else None}
+
     async def view(self, _ctx: CallContext | None, _params: dict[str, Any]) -> dict[str, Any]:
         await self._barrier()
         kv, now_ms = self._group.kv, self._now_ms()
@@ -259,6 +348,7 @@ class RegistryHandlers:
                 "health": health.health,
                 "reason": health.reason,
                 "since_ms": health.since_ms,
+                "drain": drains.of_host(kv, host),
             }
         services = state.services(kv)
         return {
@@ -279,6 +369,7 @@ class RegistryHandlers:
             "health": health.health,
             "reason": health.reason,
             "since_ms": health.since_ms,
+            "drain": drains.of_device(self._group.kv, device, row["host"]),
         }
 
     async def status(self, _ctx: CallContext | None, _params: dict[str, Any]) -> dict[str, Any]:
@@ -312,3 +403,13 @@ class RegistryHandlers:
         if not self.serving:
             leader = None if self._group.is_leader else self._group.leader
             raise NotLeader("this member of the registry does not lead now: ask the leader", leader=leader)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _check_known(params: dict[str, Any], *keys: str) -> None:
+    """A misspelt limit is an error, not none."""
+    if unknown := sorted(set(params) - set(keys)):
+        raise Invalid(f"unknown parameter {', '.join(map(repr, unknown))}: known are {', '.join(keys)}")

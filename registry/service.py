@@ -104,9 +104,9 @@ class RegistryService(EmbeddedService):
     def not_ready(self) -> list[str]:
         if not self._started:
             return ["opening its state"]
-        if self._handlers.serving or (self.group.leader is not None and not self.group.is_leader):
+        if self._handlers.serving or (self.group.is_served and not self.group.is_leader):
             return []
-        if self.group.is_leader:
+        if self.group.leader is not None:  # it is the one
             return ["catching up with what its group has committed"]
         if not self.group.status()["born"]:
             members = ", ".join(f"{each['name']} at {each['address']}" for each in self.group.members)
@@ -120,6 +120,10 @@ class RegistryService(EmbeddedService):
             Route("GET", "registry.describe", lambda params: handlers.describe(None, params)),
             Route("GET", "registry.view", lambda params: handlers.view(None, params)),
             Route("GET", "registry.mount_table", lambda params: handlers.mount_table(None, {})),
+            Route("GET", "registry.events", lambda params: handlers.events(None, {})),
+            Route("GET", "registry.quotas", lambda params: handlers.quotas(None, params)),
+            Route("POST", "registry.set_quota", lambda params: handlers.set_quota(None, params)),
+            Route("POST", "registry.remove_quota", lambda params: handlers.remove_quota(None, params)),
             Route("GET", "registry.status", lambda params: handlers.status(None, params)),
             *self.group.routes(),
         ]
@@ -168,7 +172,7 @@ class RegistryService(EmbeddedService):
         while True:
             for _ in range(NOTE_COUNTS_EVERY):
                 await asyncio.sleep(interval_s)
-                self._tell_changes()
+                await self._tell_changes()
             try:
                 await self._handlers.note_counts()
             except MoorageError as error:
@@ -206,11 +210,16 @@ class RegistryService(EmbeddedService):
             log.critical("%s failed", task.get_name(), exc_info=error)
             self.fatal(InvariantViolation(f"{task.get_name()} failed: {type(error).__name__}: {error}"))
 
-    def _tell_changes(self) -> None:
-        refused = {device: row["refused"] for device, row in state.table(self.group.kv, "device").items()}
+    async def _tell_changes(self) -> None:
+        rows = state.table(self.group.kv, "device")
+        refused = {device: row["refused"] for device, row in rows.items()}
         for device, health in self._board.changes(refused, _now_ms()):
             level = logging.INFO if health.health == "up" else logging.WARNING
             log.log(level, "device %s is %s%s", device, health.health, health.reason and f": {health.reason}")
+            try:
+                await self._handlers.note_health(device, rows[device]["host"], health.health, health.reason)
+            except MoorageError as error:
+                log.warning("that device %s is %s was not noted: %s", device, health.health, error)
 
 
 def _now_ms() -> int:

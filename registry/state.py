@@ -11,9 +11,15 @@ key                         value
 ``device/ID``               host, address, capacity, token, count, refused (reason, "" when it is not)
 ``service/KIND/GROUP/NAME`` address, http, uid (of its metadata group, else "")
 ``group/GROUP``             uid: which metadata group has this name; others are refused
-``name/NAME``               group, kind, id: the metadata group that owns a name, and the volume or bucket
+``name/NAME``               group, kind, id: the metadata group that owns a name, and the volume or bucket;
+                            principal, size of a volume that is charged
+``quota/``, ``charged/``,   what principals may have, and have (`quota.py`)
+``charger/``
 ``count/KIND``              how many hosts, devices, services there are, for their limits
 ``mount_table/VERSION``     a version of the mount table (`mount_table.py`)
+``drain/KIND/NAME``         a host or device that is to be emptied (`drains.py`)
+``event/NUMBER``            what has happened (`events.py`)
+``noted_health/DEVICE``     of which event it was that told of its health last
 =========================== ==========================================================================
 
 A device's identity is its token: each start moves it from the one that the device had to a new one, in
@@ -28,9 +34,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from moorage.registry import mount_table
+from moorage.registry import drains, events, mount_table, quota
 from moorage.wire import address
-from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound
+from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound, VersionMismatch
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 TOKEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -67,13 +73,23 @@ class RegistryMachine:
             "refuse_device": _refuse_device,
             "claim": _claim,
             "release": _release,
+            "charge": quota.charge,
+            "settle": quota.settle,
+            "set_quota": quota.set_quota,
+            "remove_quota": quota.remove_quota,
             "set_mount_table": mount_table.set_text,
+            "set_drain": drains.set_drain,
+            "forget": _forget,
+            "note_events": events.note_events,
+            "note_health": events.note_health,
         }
 
     def apply(self, kv: Store, command: dict[str, Any], index: int) -> Any:
         row = self._rows.get(str(command.get("op")))
         if row is None:
-            raise Invalid(f"the registry has no command {command.get('op')!r}: upgrade all of its members")
+            raise VersionMismatch(
+                f"unknown registry command {command.get('op')!r}: this member is too old, upgrade it"
+            )
         return row(kv, command)
 
 
@@ -180,8 +196,7 @@ def check_start(device: str, found: dict[str, Any], wanted: dict[str, Any], old_
 
 
 _NEXT_STEP = (
-    "start with an empty directory, under a new identity; this device's replicas stay lost, nothing repairs"
-    " them yet: see docs/launch.md before its data is deleted"
+    "start with an empty directory, under a new identity: the replicas of this one are placed anew meanwhile"
 )
 
 
@@ -201,11 +216,35 @@ def _refuse_device(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _forget(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    """``{kind, name}``: a device that is refused for good, a host without devices, or a member that has left
+    its group (GROUP/NAME of a service). It may be gone already. A device that is forgotten stays refused: it
+    says that it was in a cluster, and this registry knows nothing of it."""
+    kind, name = command.get("kind"), text_of(command, "name")
+    if kind == "device":
+        found = kv.get(f"device/{name}")
+        if found is not None and not found["refused"]:
+            raise Invalid(f"device {name} is in use: drain it and evict it first")
+    elif kind == "host":
+        on_it = [device for device, row in table(kv, "device").items() if row["host"] == name]
+        if on_it:
+            raise Invalid(f"host {name} has devices: {', '.join(on_it[:3])}: evict them first")
+    elif kind != "service":
+        raise Invalid(f"kind {kind!r}: use one of device, host, service")
+    if kv.get(f"{kind}/{name}") is not None:
+        kv.delete(f"{kind}/{name}")
+        kv.put(f"count/{kind}", int(kv.get(f"count/{kind}") or 0) - 1)
+    kv.delete(f"drain/{kind}/{name}")
+    kv.delete(f"noted_health/{name}")
+    return {}
+
+
 # -- the directory of names ----------------------------------------------------------------------------
 
 
 def _claim(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
-    """Sent again, or late by a leader that is none any more: ids of a group rise, the greatest is newest."""
+    """Sent again, or late by a leader that is none any more: ids of a group rise, the greatest is newest.
+    What the volume was charged since then stays."""
     name, group, kind = name_of(command, "name"), name_of(command, "group"), command.get("kind")
     if kind not in KINDS:
         raise Invalid(f"kind {kind!r}: use one of {', '.join(KINDS)}")
@@ -215,7 +254,8 @@ def _claim(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
         raise NameTaken(
             f"the name {name!r} is taken by a {found['kind']}: choose another one", name=name, **found
         )
-    kv.put(f"name/{name}", wanted)
+    if found is None or found["id"] != wanted["id"] or "size" not in found:
+        quota.put_name(kv, name, wanted | quota.charged(command), within_quota=True)
     return {"group": group}
 
 
@@ -227,7 +267,7 @@ def _release(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
             f"the name {name!r} belongs to group {found['group']}, not {group}", name=name, **found
         )
     if found is not None and found["id"] <= former:  # else: late, the name is in use again
-        kv.delete(f"name/{name}")
+        quota.put_name(kv, name, None, within_quota=False)
     return {}
 
 
@@ -235,7 +275,7 @@ def locate(kv: View, name: str) -> dict[str, Any]:
     found: dict[str, Any] | None = kv.get(f"name/{name_of({'name': name}, 'name')}")
     if found is None:
         raise NotFound(f"there is no volume or bucket {name!r}", name=name)
-    return found
+    return {key: found[key] for key in ("group", "kind", "id")}
 
 
 # -- reading whole tables ------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class Settings:
     down_ms: int
     lease_ms: int
     read_lease_ms: int
+    repair_after_s: int
     scrub_period: float
     copy_within: float
     background_rate: int

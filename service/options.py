@@ -234,6 +234,10 @@ OPTIONS: tuple[Option, ...] = (
         "Silence of a volume's holder after which others may attach unasked.",
     ),
     Option(
+        "repair_after_s", "S", parse_count, "600", _METADATA,
+        "How long a device may be down before its replicas are placed anew.",
+    ),
+    Option(
         "read_lease_ms", "MS", parse_count, "1000", _NODE,
         "How long a device holds back a takeover for a silent holder's reads.",
     ),

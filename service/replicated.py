@@ -329,6 +329,13 @@ class Replicated:
         return self._leads
 
     @property
+    def is_served(self) -> bool:
+        """Whether this member serves the group, or knows who else was chosen to. To be chosen is not enough:
+        until the first entry of its term is committed, a leader refuses all that it is asked."""
+        leader = self.leader
+        return self._leads or (leader is not None and leader["name"] != self.name)
+
+    @property
     def term(self) -> int:
         return self._core.term if self._core is not None else 0
 
@@ -419,6 +426,9 @@ class Replicated:
         ]
 
     async def _rpc_status(self, context: CallContext | None, params: dict[str, Any]) -> Any:
+        """``leader`` true: the leader's word, not that of any member."""
+        if params.get("leader") is True and not self.is_leader:
+            raise self._not_leader()
         return self.status()
 
     async def _rpc_add(self, context: CallContext | None, params: dict[str, Any]) -> Any:

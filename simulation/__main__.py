@@ -1,7 +1,7 @@
 """``python -m moorage.simulation``: run histories from seeds, report those that fail, replay one, shrink one.
 
-Three kinds: ``raft`` and ``log`` are the protocol cores alone (milliseconds each), ``cluster`` is everything
-(seconds each). Exit code 1 when a history broke a promise.
+Four kinds: ``raft`` and ``log`` are the protocol cores alone, ``store`` is one device with its store (all
+milliseconds each), ``cluster`` is everything (seconds each). Exit code 1 when a history broke a promise.
 """
 
 from __future__ import annotations

@@ -13,13 +13,16 @@ from typing import Any
 
 from moorage.client.session import GroupSession
 from moorage.client.volume import Volume
+from moorage.metadata import records
 from moorage.metadata.service import MetadataService
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.service import NodeService
 from moorage.node.store import Store
 from moorage.quorum.counting import Phase
-from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, block_sum
+from moorage.quorum.record import BLOCK_SIZE, block_sum
+from moorage.registry import state
 from moorage.registry.service import RegistryService
+from moorage.simulation.chunks import blocks_per_chunk
 from moorage.simulation.cluster import Host, SimCluster
 
 Contents = dict[tuple[int, int], dict[tuple[int, int], tuple[int, int]]]
@@ -58,6 +61,31 @@ def leads_registry(host: Host) -> bool:
     return found is not None and bool(found.group.is_leader)
 
 
+def nothing_to_mend(cluster: SimCluster) -> bool:
+    """Whether no device knows of a bad block, or suspects one: its holder writes it again."""
+    for host in cluster.hosts:
+        node = _service(host, NodeService)
+        scrubber = node._store.scrubber if node is not None and node._store is not None else None
+        if scrubber is None or scrubber._suspects or any(each.bad for each in scrubber.checks.values()):
+            return False
+    return True
+
+
+def charged_well(cluster: SimCluster) -> bool:
+    """Whether the registry counts for principals what the volumes are, by their names."""
+    volumes: dict[str, int] = {}
+    charged: dict[str, int] = {}
+    for host in cluster.hosts:
+        metadata, registry = _service(host, MetadataService), _service(host, RegistryService)
+        if metadata is not None and metadata.replicated.is_leader:
+            found = records.volumes(metadata.replicated.kv)
+            volumes = {each["name"]: each["size"] for each in found if not each["released"]}
+        if registry is not None and registry.group.is_leader:
+            names = state.table(registry.group.kv, "name")
+            charged = {name: row["size"] for name, row in names.items()}
+    return bool(volumes) and charged == volumes
+
+
 def serves_blocks(host: Host) -> bool:
     """Whether the registry has accepted its device in this life."""
     found = _service(host, NodeService)
@@ -82,7 +110,7 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
     for identity, replica in store.replicas.items():
         blocks = found[replica.info.volume, replica.info.group]
         for chunk in range(chunks):
-            cells = store.index.find(replica.table, chunk, 0, BLOCKS_PER_CHUNK)
+            cells = store.index.find(replica.table, chunk, 0, blocks_per_chunk())
             for block, (location, total, lsn) in enumerate(cells):
                 if not location:
                     continue
@@ -94,6 +122,22 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
                 )
                 blocks[chunk, block] = (lsn, total)
     return found
+
+
+def check_placed(cluster: SimCluster) -> None:
+    """Each device holds the replicas that metadata has placed there, and no others."""
+    leaders = [each for host in cluster.masters if (each := _service(host, MetadataService)) is not None]
+    (kv,) = [each.replicated.kv for each in leaders if each.replicated.is_leader]
+    placed: dict[str, set[int]] = defaultdict(set)
+    for volume in records.volumes(kv):
+        for group in volume["groups"]:
+            assert len({member["host"] for member in group["members"]}) == volume["replicas"]
+            for member in group["members"]:
+                placed[member["device"]].add(member["replica"])
+    for host in cluster.hosts:
+        store = store_of(host)
+        held, wanted = set(store.replicas), placed[store.config.device.hex()]
+        assert held == wanted, f"{host.name} holds {held}, metadata has placed {wanted} there"
 
 
 def check_identical(cluster: SimCluster, chunks: int) -> int:
@@ -133,7 +177,7 @@ def _leaked(store: Store, host: Host, chunks: int) -> str:
     for replica in store.replicas.values():
         replica.validate()
         for chunk in range(chunks):
-            for location, _, _ in store.index.find(replica.table, chunk, 0, BLOCKS_PER_CHUNK):
+            for location, _, _ in store.index.find(replica.table, chunk, 0, blocks_per_chunk()):
                 if location:
                     alive[location >> OFFSET_BITS] += BLOCK_SIZE
     counted = {number: count for number, count in store.index.live.items() if count}

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from moorage.cli.services import build_host
+from moorage.cli.services import build_host, build_node
 from moorage.client.cluster import Cluster
 from moorage.client.config import ClusterConfig
 from moorage.service import lifecycle
@@ -76,10 +76,11 @@ class Machine:
 
 
 class Host(Machine):
-    """A machine that runs ``moorage host``."""
+    """A machine that runs ``moorage host``, or with ``spare`` only ``moorage node``."""
 
-    def __init__(self, cluster: SimCluster, name: str, address: str) -> None:
+    def __init__(self, cluster: SimCluster, name: str, address: str, spare: bool) -> None:
         super().__init__(cluster, name, address)
+        self.spare = spare
         self.shell: lifecycle.Process | None = None
         self.refuses = False  # its last life ended at once: bytes of its device have changed
         self.rate = 1.0
@@ -94,7 +95,7 @@ class Host(Machine):
 
     @property
     def ready(self) -> bool:
-        """Whether all three services serve."""
+        """Whether all of its services serve."""
         shell, process = self.shell, self.process
         if shell is None or process is None or not process.alive or shell._ending is None:
             return False
@@ -125,12 +126,17 @@ class Host(Machine):
             "advertise": self.address,
             "port": str(PORT),
             "http_port": str(PORT + 1),
-            "peers": ",".join(f"{host.name}={host.address}:{PORT}" for host in cluster.hosts),
             "capacity": str(cluster.tunables.capacity),
-            "scrub_period": cluster.tunables.scrub_period,
         }
-        settings = load_settings("host", flags, {})
-        self.shell = shell = lifecycle.Process(settings, cluster.secret, None, build_host)
+        if self.spare:
+            flags |= {"registry": cluster.registry_of(cluster.masters)}
+        else:
+            peers = ",".join(f"{host.name}={host.address}:{PORT}" for host in cluster.masters)
+            flags |= {"peers": peers, "lease_ms": str(cluster.tunables.lease_ms)}
+            flags |= cluster.tunables.patience
+        service, build = ("node", build_node) if self.spare else ("host", build_host)
+        settings = load_settings(service, flags, {})
+        self.shell = shell = lifecycle.Process(settings, cluster.secret, None, build)
         code = await shell.run()
         cluster.world.loop.note(f"{self.name} ends with {code!r}")
         cluster.ended(self, process, code)
@@ -165,21 +171,30 @@ class Client(Machine):
     def connect(self, near: str = "", ask: list[Host] | None = None) -> Cluster:
         """In its process. ``near``: the host that reads prefer; ``ask``: members of the registry to know."""
         cluster = self.cluster
-        registry = ",".join(f"{host.address}:{PORT}" for host in ask or cluster.hosts)
+        registry = cluster.registry_of(ask or cluster.masters)
         return Cluster(ClusterConfig(registry, cluster.secret_file), cluster.secret, host=near or self.name)
 
 
 class SimCluster:
-    def __init__(self, world: World, tunables: Tunables, hosts: int, clients: int) -> None:
+    """``masters``: the hosts that run the registry and metadata too; the others are spares."""
+
+    def __init__(self, world: World, tunables: Tunables, masters: int, clients: int) -> None:
         self.world = world
         self.tunables = tunables
         self.secret_file = world.directory / "secret"
         self.secret = ClusterSecret.create(self.secret_file)
-        self.hosts = [Host(self, f"h{n}", f"10.0.0.{n}") for n in range(1, hosts + 1)]
+        self.hosts = [
+            Host(self, f"h{n}", f"10.0.0.{n}", n > masters) for n in range(1, masters + tunables.spares + 1)
+        ]
+        self.masters = self.hosts[:masters]
         self.clients = [Client(self, f"c{n}", f"10.0.1.{n}") for n in range(1, clients + 1)]
         for host in self.hosts:
             host.device.latency_s = tunables.disk_s
             host.rate, host.wall_s = 1 + world.rng.uniform(-0.01, 0.01), world.rng.uniform(-100, 100)
+
+    @staticmethod
+    def registry_of(hosts: list[Host]) -> str:
+        return ",".join(f"{host.address}:{PORT}" for host in hosts)
 
     @property
     def machines(self) -> list[Machine]:

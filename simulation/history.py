@@ -34,7 +34,8 @@ GARBAGE = -1  # a sector whose bytes no operation has written
 class Operation:
     """``kind``: write, zero, read, flush, take (an attach that took an epoch), create, delete, show.
     ``sectors``: first and end, of the volume; ``found``: what a read or a show saw; ``epoch``: of the
-    attachment that a write or a zero came by; ``since``: of a read-only attachment's read, as of when it may
+    attachment that a write or a zero came by; ``attached``: number of the take that it came by (0: of none);
+    ``since``: of a read-only attachment's read, as of when it may
     be (None: as of when it began)."""
 
     number: int
@@ -49,6 +50,7 @@ class Operation:
     gone: bool = False  # it certainly had no effect
     durable: bool = False  # a write with FUA
     epoch: int = 0
+    attached: int = 0
     since: float | None = None
 
     def __str__(self) -> str:
@@ -73,6 +75,7 @@ class NotLinearizable(AssertionError):
 class History:
     durability: dict[str, str] = field(default_factory=dict)  # of each volume
     operations: list[Operation] = field(default_factory=list)
+    _takes: dict[str, list[Operation]] = field(default_factory=dict)  # by name, those that gave an epoch
     _fences: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def begin(self, now: float, client: str, kind: str, name: str, first: int = 0, end: int = 0) -> Operation:
@@ -84,12 +87,16 @@ class History:
 
     def check(self) -> int:
         """Raises NotLinearizable; returns the number of keys."""
-        self._fences = self._find_fences()
+        self._takes, self._fences = defaultdict(list), {}
+        for each in self.operations:
+            if each.kind == "take" and each.found:
+                self._takes[each.name].append(each)
+        survived = self._find_survived()
         blocks: dict[tuple[str, int], list[Operation]] = defaultdict(list)
         whole: dict[str, list[Operation]] = defaultdict(list)  # flushes and takeovers touch every block
         names: dict[str, list[Operation]] = defaultdict(list)
         for each in self.operations:
-            if each.gone:
+            if each.gone or each.number in survived:
                 continue
             if each.kind in ("flush", "take"):
                 whole[each.name].append(each)
@@ -124,24 +131,32 @@ class History:
             if former.found == later.found or (later.returned or FOREVER) < former.invoked:
                 raise NotLinearizable(f"epochs of volume {name}", [former, later])
 
-    def _find_fences(self) -> dict[tuple[str, int], float]:
-        """(volume, epoch) -> when the attach of a later holder had returned."""
-        takes = [each for each in self.operations if each.kind == "take" and each.found]
+    def _find_survived(self) -> set[int]:
+        """Recoveries before a read (or attaches that came to nothing) after which a holder went on: all that
+        it was acknowledged it has kept."""
+        began = {each.number: each for takes in self._takes.values() for each in takes}
+        used: dict[int, float] = {}  # by take: when an operation began that went well
+        for each in self.operations:
+            if each.attached in began and each.returned is not None and not each.gone:
+                used[each.attached] = max(used.get(each.attached, 0.0), each.invoked)
         return {
-            (each.name, each.found): min(
-                (
-                    later.returned or FOREVER
-                    for later in takes
-                    if later.name == each.name and later.found > each.found
-                ),
-                default=FOREVER,
-            )
-            for each in takes
+            each.number
+            for each in self.operations
+            if each.kind == "take" and not each.found and each.returned is not None
+            for number, last in used.items()
+            if began[number].name == each.name
+            and (began[number].returned or FOREVER) < each.invoked
+            and each.returned < last
         }
 
     def _fenced_at(self, each: Operation) -> float:
-        """From when on it has no effect any more."""
-        return self._fences.get((each.name, each.epoch), FOREVER)
+        """From when on it has no effect any more: the attach of a later holder had returned. A holder that
+        goes on after a recovery has another epoch, which no attach was seen to give."""
+        key = each.name, each.epoch
+        if key not in self._fences:
+            later = (take.returned or FOREVER for take in self._takes[each.name] if take.found > each.epoch)
+            self._fences[key] = min(later, default=FOREVER) if each.epoch else FOREVER
+        return self._fences[key]
 
     def _check_block(self, name: str, block: int, operations: list[Operation], writeback: bool) -> None:
         seen: set[int] = set()

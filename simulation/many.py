@@ -18,16 +18,18 @@ from moorage.quorum.simulation import quorum_cluster, raft_cluster
 from moorage.quorum.simulation.kernel import Violation
 from moorage.simulation.run import Failed
 from moorage.simulation.run import run_seed as run_cluster
+from moorage.simulation.store_history import Failed as StoreFailed
+from moorage.simulation.store_history import run_seed as run_store
 from moorage.wire.errors import InvariantViolation
 
-KINDS = ("raft", "log", "cluster")
+KINDS = ("raft", "log", "store", "cluster")
 
 Result = dict[str, Any]  # kind, seed, seconds, error, story, trace
 
 
 def run_one(kind: str, seed: int) -> Result:
     """One history, in whatever process."""
-    began = time.perf_counter()
+    began = time.process_time()
     result: Result = {"kind": kind, "seed": seed, "error": "", "story": [], "trace": ""}
     try:
         match kind:
@@ -35,16 +37,21 @@ def run_one(kind: str, seed: int) -> Result:
                 result["trace"] = raft_cluster.run_seed(seed)
             case "log":
                 result["trace"] = quorum_cluster.run_seed(seed)
+            case "store":
+                result["trace"] = run_store(seed)
             case _:
                 result["trace"] = run_cluster(seed).trace
     except Failed as failed:
         faults = [f"planned: {fault}" for fault in failed.plan]
         result |= {"error": str(failed), "story": faults + failed.story + failed.where.splitlines()}
+    except StoreFailed as wrong:
+        story = [*wrong.story, *traceback.format_exception(wrong.cause)]
+        result |= {"error": str(wrong), "story": story}
     except (Violation, InvariantViolation) as error:
         cause = error.cause if isinstance(error, Violation) else error
         story = error.story if isinstance(error, Violation) else []
         result |= {"error": str(error), "story": [*story, *traceback.format_exception(cause)]}
-    result["seconds"] = time.perf_counter() - began
+    result["seconds"] = time.process_time() - began
     return result
 
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moorage.client.cluster import Cluster
 from moorage.client.volume import Volume
+from moorage.metadata.healing import TURN
 from moorage.simulation import checks
 from moorage.simulation.cluster import Client, SimCluster, staged
 from moorage.simulation.history import SECTOR
 from moorage.simulation.nemesis import LOSING, Fault, Nemesis, draw_plan
-from moorage.simulation.tunables import Tunables
-from moorage.simulation.workload import CHUNK, SCRATCH, SIZE, VOLUMES, Workload
+from moorage.simulation.tunables import IMPATIENT, Tunables
+from moorage.simulation.workload import SCRATCH, SIZE, VOLUMES, Workload
 from moorage.simulation.world import World, bury, world
+from moorage.wire.errors import MoorageError
 
 BOOT_S = 30.0
 STORM_S = 8.0
@@ -57,23 +59,31 @@ class Outcome:
     faults: dict[str, int] = field(default_factory=dict)
 
 
-def run_seed(seed: int, plan: list[Fault] | None = None, storm_s: float = STORM_S, aim: str = "") -> Outcome:
-    """One history. ``plan``: faults in place of those that the seed draws; ``aim``: of those that it draws.
-    Raises :class:`Failed`."""
+def run_seed(
+    seed: int,
+    plan: list[Fault] | None = None,
+    storm_s: float = STORM_S,
+    aim: str = "",
+    moves: bool = False,
+) -> Outcome:
+    """One history. ``plan``: faults in place of those that the seed draws; ``aim``: of those that it draws;
+    ``moves``: there are hosts to move replicas to, and they are moved soon. Raises :class:`Failed`."""
     drawn = draw_plan(seed, storm_s, aim)
     # In writeback a loss of power may leave one copy alone (the others are being copied anew): then a bit
     # that rots there is one failure too many. Of what was drawn: a thinner plan changes no volume.
     rots = any(fault.kind in LOSING for fault in drawn)
-    found = _run(seed, drawn if plan is None else plan, storm_s, "sync" if rots else "writeback")
+    found = _run(seed, drawn if plan is None else plan, storm_s, "sync" if rots else "writeback", moves)
     bury()
     if isinstance(found, Failed):
         raise found
     return found
 
 
-def _run(seed: int, plan: list[Fault], storm_s: float, durability: str) -> Outcome | Failed:
+def _run(seed: int, plan: list[Fault], storm_s: float, durability: str, moves: bool) -> Outcome | Failed:
     with world(seed) as made:
         tunables = Tunables.draw(made.rng)
+        if moves:
+            tunables = replace(tunables, spares=2, patience=IMPATIENT)
         with staged(made, tunables):
             history = _Play(made, tunables, seed, plan, storm_s, durability)
             try:
@@ -109,7 +119,7 @@ class _Play:
     ) -> None:
         self.world = made
         self.loop = made.loop
-        self.cluster = SimCluster(made, tunables, hosts=3, clients=3)
+        self.cluster = SimCluster(made, tunables, masters=3, clients=3)
         self.workload = Workload(self.cluster, seed, ("sync", durability))
         self.workload.on_attach = checks.check_leads_all
         self.storm_s = storm_s
@@ -157,6 +167,10 @@ class _Play:
         for client in self.cluster.clients:
             client.program = self.workload.program
             client.start()
+        if self.cluster.tunables.spares:
+            operator = Client(self.cluster, "operator", "10.0.2.2")
+            operator.program = self.workload.operate
+            operator.start()
         victim = self.cluster.world.rng.choice(self.cluster.hosts)
         nemesis = Nemesis(self.cluster, self.workload, self.plan, victim)
         end = self.loop.now + self.storm_s
@@ -216,14 +230,30 @@ class _Play:
             await asyncio.sleep(0.5)
             members = [member for volume in self.finished for member in volume.members()]
             well = all(member["state"] == "current" and not member["behind"] for member in members)
+            well = well and checks.nothing_to_mend(self.cluster) and await self._at_rest(cluster)
             self.well_for = self.well_for + 1 if well else 0
 
+    async def _at_rest(self, cluster: Cluster) -> bool:
+        """No replica is on its way, and what should go and can has gone."""
+        try:
+            moves = await cluster.places.moves()
+            drops = [each for status in await cluster.metadata_status() for each in status["drops_first"]]
+        except MoorageError as error:
+            self.loop.tell(f"metadata cannot be asked: {error}")
+            return False
+        waiting = [each for each in moves.blocked if each["text"] == TURN]
+        if moves.moves or drops or waiting:
+            self.loop.tell(f"not at rest: {moves.moves}, {drops}, {waiting}")
+        return not (moves.moves or drops or waiting)
+
     def _judge(self) -> None:
-        chunks = SIZE // CHUNK
+        chunks = SIZE // self.cluster.tunables.chunk_size
         self.outcome.operations = len(self.workload.history.operations)
         self.outcome.answered = self.workload.done
         self.outcome.keys = self.workload.history.check()
+        checks.check_placed(self.cluster)
         self.outcome.blocks = checks.check_identical(self.cluster, chunks)
+        self._until(self._charged_well, HEAL_S, "what volumes count for principals is what they are")
         before = [checks.contents(host, chunks) for host in self.cluster.hosts]
         self.loop.note("replaying")
         for host in self.cluster.hosts:
@@ -236,5 +266,10 @@ class _Play:
             checks.check_same(f"{host.name} before and after the replay of its log", was, found)
         self._until(self._no_leak, SPACE_S, "space that nothing refers to is not counted as live")
 
+    def _charged_well(self) -> bool:
+        return self.loop.events % 64 == 0 and checks.charged_well(self.cluster)
+
     def _no_leak(self) -> bool:
-        return self.loop.events % 5000 == 0 and not checks.leaked(self.cluster, SIZE // CHUNK)
+        return self.loop.events % 5000 == 0 and not checks.leaked(
+            self.cluster, SIZE // self.cluster.tunables.chunk_size
+        )

@@ -22,7 +22,7 @@ from moorage.simulation import checks
 from moorage.simulation.cluster import Client, Host, Machine
 from moorage.simulation.history import SECTORS
 from moorage.simulation.network import Weather
-from moorage.simulation.workload import CHUNK, SIZE, VOLUMES, Workload
+from moorage.simulation.workload import SIZE, VOLUMES, Workload
 from moorage.wire.errors import MoorageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Over(Exception):
 
 class Scene:
     """``volume``: nobody else attaches it meanwhile (who had it before may have it still). ``blocks``: some
-    of each chunk, which the other programs seldom touch."""
+    of two chunks side by side, which the other programs seldom touch."""
 
     def __init__(self, nemesis: Nemesis, workload: Workload, rng: Random, durability: str = "") -> None:
         self.nemesis = nemesis
@@ -54,8 +54,9 @@ class Scene:
         modes = workload.history.durability
         fit = [name for name in VOLUMES if durability in ("", modes[name])] or VOLUMES
         self.volume = rng.choice([each for each in fit if each not in workload.reserved] or fit)
-        chunk, count = CHUNK // BLOCK_SIZE, SIZE // BLOCK_SIZE
-        self.blocks = [at + each for at in range(0, count, chunk) for each in rng.sample(range(chunk), 2)]
+        chunk, count = self.cluster.tunables.chunk_size // BLOCK_SIZE, SIZE // BLOCK_SIZE
+        first = rng.randrange(0, count - chunk, chunk)
+        self.blocks = [at + each for at in (first, first + chunk) for each in rng.sample(range(chunk), 2)]
         self.one, self.other = rng.sample(self.cluster.clients, 2)
         # How far the players are.
         self.held = self.parted = self.taken = self.done = False

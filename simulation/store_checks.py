@@ -15,8 +15,9 @@ from moorage.node.replica import Replica
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.store import Store
 from moorage.quorum.record import BLOCK_SIZE, block_sum
+from moorage.simulation.chunks import blocks_per_chunk
 from moorage.simulation.disk import Device
-from moorage.simulation.store_model import CHUNKS, KEYS, Model, Wrong, contents
+from moorage.simulation.store_model import CHUNKS, Model, Wrong, contents, keys, runs
 from moorage.wire.errors import Corrupt, MoorageError
 
 
@@ -27,13 +28,13 @@ class Checks:
 
     async def all(self, store: Store, model: Model, replica: Replica) -> None:
         for chunk in range(CHUNKS):
-            for first, count in ((0, 6), (30, 6), (63, 2), (1022, 2)):
+            for first, count in runs():
                 await self.read(store, model, replica, chunk, first, count)
 
     async def read(
         self, store: Store, model: Model, replica: Replica, chunk: int, block: int, count: int
     ) -> None:
-        count = min(count, 1024 - block)
+        count = min(count, blocks_per_chunk() - block)
         got: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         lsn = replica.state.commit
         wanted = [model.version((chunk, block + at), lsn)[1] for at in range(count)]
@@ -76,7 +77,7 @@ class Checks:
             ranges = list(replica.table.tombstones)
             sent: dict[tuple[int, int], tuple[int, bool]] = {}
             for first, end, discard in ranges:
-                for key in KEYS:
+                for key in keys():
                     if first <= key[0] < end and discard > above:
                         sent[key] = (discard, False)
             following: int | None = 0
@@ -89,7 +90,7 @@ class Checks:
             if not self._device.damaged:
                 raise Wrong(f"the index of replica {model.identity}: {error}") from error
             return
-        for key in KEYS:
+        for key in keys():
             written, number = model.version(key, lsn)
             if written > above and sent.get(key) != (written, bool(number)):
                 what = f"{key} of replica {model.identity} at LSN {lsn}, above {above}"
@@ -139,7 +140,7 @@ class Checks:
             own = 0
             try:
                 for chunk in range(CHUNKS):
-                    for location, _, _ in store.index.find(replica.table, chunk, 0, 1024):
+                    for location, _, _ in store.index.find(replica.table, chunk, 0, blocks_per_chunk()):
                         if location:
                             number = location >> OFFSET_BITS
                             alive[number] = alive.get(number, 0) + BLOCK_SIZE

@@ -24,7 +24,7 @@ from moorage.simulation.loop import Process
 from moorage.simulation.store_checks import Checks
 from moorage.simulation.store_faults import FREE, Faults
 from moorage.simulation.store_member import Shell
-from moorage.simulation.store_model import KEYS, Model, Writing, Wrong
+from moorage.simulation.store_model import Model, Writing, Wrong, keys
 from moorage.simulation.store_stage import KIB, staged
 from moorage.simulation.world import World, world
 from moorage.wire.errors import Corrupt, DeviceFailed, MoorageError
@@ -304,7 +304,7 @@ class StoreHistory:
     async def _do_read(self, store: Store, shell: Shell) -> None:
         rng, replica = self.rng, shell.replica
         if shell.core.whole and not replica.damaged:
-            chunk, block = rng.choice(KEYS)
+            chunk, block = rng.choice(keys())
             read = self.checks.read(store, shell.model, replica, chunk, block, rng.randint(1, 8))
             if rng.random() < 0.3:
                 await read

@@ -17,7 +17,7 @@ from moorage.quorum.lease import GrantedLease
 from moorage.quorum.member import FLUSH, GAP, OK, WHOLE, Member
 from moorage.quorum.orders import Append, Apply, Note, Pull, Sync
 from moorage.quorum.record import BLOCK_SIZE, HEAD_SIZE, ZERO_POSITION, Kind, Record, block_sum
-from moorage.simulation.store_model import KEYS, Model, Wrong, contents
+from moorage.simulation.store_model import Key, Model, Wrong, contents, keys
 from moorage.wire.errors import DeviceFailed, MoorageError, Stale
 
 if TYPE_CHECKING:
@@ -262,17 +262,17 @@ class Shell:
         """The source shows what is committed, a bit more with each piece."""
         model, core, rng = self.model, self.core, self.rng
         applied = rng.randint(pull.base.lsn, model.committed)
-        while self._cursor < len(KEYS):
+        while self._cursor < len(keys()):
             await asyncio.sleep(rng.choice((0, 1e-4, 1e-3)))
             applied = rng.randint(applied, model.committed)
-            keys = KEYS[self._cursor : self._cursor + BATCH_KEYS]
-            runs, data = self._runs(keys, pull.above, applied)
+            batch = keys()[self._cursor : self._cursor + BATCH_KEYS]
+            runs, data = self._runs(batch, pull.above, applied)
             if not core.pulled(pull.number, model.position(applied)):
                 return
             self.drain()
             if runs and not await self._merge(runs, data):
                 return
-            self._cursor += len(keys)
+            self._cursor += len(batch)
         core.copied(pull.number)
         self.drain()
 
@@ -289,10 +289,10 @@ class Shell:
             return False
         return await done is None
 
-    def _runs(self, keys: list[tuple[int, int]], above: int, applied: int) -> tuple[list[Run], list[bytes]]:
+    def _runs(self, batch: list[Key], above: int, applied: int) -> tuple[list[Run], list[bytes]]:
         runs: list[Run] = []
         data: list[bytes] = []
-        for key in keys:
+        for key in batch:
             lsn, number = self.model.version(key, applied)
             if lsn <= above:
                 continue
@@ -303,7 +303,7 @@ class Shell:
                 runs.append(Run(RunKind.CHUNKS, key[0], 1, (lsn,), ()))
             else:
                 runs.append(Run(RunKind.ZERO, *key, (lsn,), ()))
-        assert sum(len(each) for each in data) <= len(keys) * BLOCK_SIZE
+        assert sum(len(each) for each in data) <= len(batch) * BLOCK_SIZE
         return runs, data
 
     def _whole_chunk(self, lsn: int) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 from typing import Generic, TypeVar
 
@@ -21,15 +22,34 @@ from moorage.node.replica import ReplicaInfo
 from moorage.quorum.history import History, epoch_at
 from moorage.quorum.record import BLOCK_SIZE, ZERO_POSITION, Kind, Position, Record, block_sums
 from moorage.quorum.state import MemberState
+from moorage.simulation.chunks import blocks_per_chunk
 
 CHUNKS = 3
-BLOCKS = (*range(6), *range(30, 36), 63, 64, 1022, 1023)  # of each chunk: pages' edges too
-KEYS = [(chunk, block) for chunk in range(CHUNKS) for block in BLOCKS]
+RUNS = ((0, 6), (30, 6), (63, 2), (-2, 2))  # pages' edges, and the last blocks of a chunk
 
 Key = tuple[int, int]  # chunk, block
 Version = tuple[int, int]  # LSN of the record that wrote it last, number of its contents (0: a hole)
 
 T = TypeVar("T")
+
+
+def runs() -> list[tuple[int, int]]:
+    """What is used of each chunk, as long as it is: first block and how many."""
+    end = blocks_per_chunk()
+    return [(first % end, min(count, end - first % end)) for first, count in RUNS if first < end]
+
+
+def blocks() -> list[int]:
+    return sorted({first + at for first, count in runs() for at in range(count)})
+
+
+def keys() -> list[Key]:
+    return _keys(tuple(blocks()))
+
+
+@cache
+def _keys(of_chunk: tuple[int, ...]) -> list[Key]:
+    return [(chunk, block) for chunk in range(CHUNKS) for block in of_chunk]
 
 
 def contents(number: int) -> bytes:
@@ -186,7 +206,7 @@ class Model:
 
 def keys_of(record: Record) -> list[Key]:
     if record.kind == Kind.ZERO_CHUNKS:
-        return [key for key in KEYS if record.chunk <= key[0] < record.chunk + record.count]
+        return [key for key in keys() if record.chunk <= key[0] < record.chunk + record.count]
     if record.kind == Kind.BARRIER:
         return []
     return [(record.chunk, record.block + at) for at in range(record.count)]
@@ -214,9 +234,10 @@ class Writing:
         chunk = rng.randrange(CHUNKS)
         if kind is Kind.ZERO_CHUNKS:
             return Record(epoch, lsn, kind, chunk, 0, rng.randint(1, CHUNKS - chunk))
-        block, count = rng.choice(BLOCKS), 1
+        used = blocks()
+        block, count = rng.choice(used), 1
         longest = rng.choice((1, 1, 2, 4))
-        while count < longest and block + count in BLOCKS:
+        while count < longest and block + count in used:
             count += 1
         if kind is Kind.ZERO:
             return Record(epoch, lsn, kind, chunk, block, count)

@@ -18,6 +18,7 @@ from moorage.node import scrub as scrub_module
 from moorage.node import segment as segment_module
 from moorage.node import store as store_module
 from moorage.node.store import Store
+from moorage.simulation.chunks import SIZES, chunk_patches
 from moorage.simulation.disk import Device, SimLane
 from moorage.simulation.loop import SimLoop
 
@@ -62,6 +63,7 @@ def staged(loop: SimLoop, device: Device, segment_size: int, is_quiet: Callable[
         (scrub_module, "SAVE_S", rng.choice((0.0, 0.05))),
         (scrub_module, "PAGES_AT_ONCE", rng.choice((1, 2, 64))),
         (scrub_module, "GAP", rng.choice((0, 16)) * KIB),
+        *chunk_patches(rng.choice(SIZES)),
     ]
     if rng.random() < 0.3:
         small.append((reader_module, "Lane", _SlowLane))

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from moorage.client.volume import Volume
 from moorage.simulation import checks
+from moorage.simulation.cluster import Machine
+from moorage.simulation.network import Weather
 from moorage.simulation.scene import PACE_S, Player, Plot, Scene
 from moorage.simulation.workload import SIZE
-from moorage.wire.errors import MoorageError
+from moorage.wire.errors import MoorageError, ShuttingDown
 from moorage.wire.server import connect
 
 if TYPE_CHECKING:
@@ -133,7 +135,7 @@ async def deposed(scene: Scene) -> None:
     leader = scene.leader()
     if leader is None:
         return
-    others = [host for host in scene.cluster.hosts if host is not leader]
+    others = [host for host in scene.cluster.masters if host is not leader]
     name = f"d{scene.rng.randrange(10**9)}"
 
     async def knows(player: Player) -> None:
@@ -192,6 +194,142 @@ async def laggard(scene: Scene) -> None:
     scene.play(scene.other, reads, near=host.name)
 
 
+async def fork(scene: Scene) -> None:
+    """Two hosts have what a holder wrote last; one of them loses it with its power, as the holder does, and
+    the other one, which has applied it, cannot be reached by the next holder: only by a reader."""
+    if scene.workload.history.durability[scene.volume] != "writeback":
+        return
+    kept = scene.follower()
+    hosts = [host for host in scene.cluster.hosts if host is not kept]
+    losing, missing = hosts if checks.leads_metadata(hosts[1]) else hosts[::-1]
+    last = next(each for each in scene.cluster.clients if each not in (scene.one, scene.other))
+
+    async def writes(player: Player) -> None:
+        volume = await player.attach()
+        if volume is not None:
+            await player.write_all(volume)
+            if await player.flush(volume):
+                losing.device.latency_s = (1.0, 1.0)
+                scene.cut([scene.one], [missing])
+                await player.write_all(volume)
+                scene.held = True
+
+    async def begins(player: Player) -> None:
+        volume = await _takes(player)
+        if volume is not None:
+            await player.read_all(volume)
+            await player.write(volume, scene.blocks[0])
+            scene.done = True
+            await player.until(lambda: False)
+            await player.leave(volume)
+
+    async def reads(player: Player) -> None:
+        volume = await player.look()
+        if volume is not None:
+            for _ in range(3):
+                await player.read_all(volume)
+            await player.leave(volume)
+
+    scene.play(scene.one, writes)
+    scene.play(last, begins)
+    await scene.until(lambda: scene.held)
+    await scene.sleep(0.05)  # it hears that all is committed
+    losing.lose_power()
+    scene.one.lose_power()
+    losing.device.latency_s = scene.cluster.tunables.disk_s
+    scene.cut([kept], [each for each in scene.cluster.machines if each not in (kept, scene.other)])
+    scene.parted = True
+    await scene.until(lambda: scene.done)
+    scene.play(scene.other, reads, near=kept.name)
+
+
+def _slow_disks(scene: Scene) -> None:
+    """Much is under way when the power fails; later they are as they were."""
+
+    def undo() -> None:
+        for host in scene.cluster.hosts:
+            host.device.latency_s = scene.cluster.tunables.disk_s
+
+    for host in scene.cluster.hosts:
+        host.device.latency_s = (0.02, 0.06)
+    scene.undo_later(undo)
+
+
+async def recovered(scene: Scene) -> None:
+    """A holder sleeps until a reader has brought its logs to an end, and hosts lose their power meanwhile.
+    Nobody else came to write: it goes on, and what it was told stands."""
+    began = scene.loop.now
+    found: list[Volume] = []
+
+    async def writes(player: Player) -> None:
+        volume = await player.attach()
+        if volume is None:
+            return
+        found.append(volume)
+        await player.write_all(volume)
+        scene.held = True
+        works = [player.meanwhile(volume, lambda: scene.done, player.write_all) for _ in range(DEPTH)]
+        await asyncio.gather(*works)
+        await player.read_all(volume)
+        await player.leave(volume)
+
+    async def looks(player: Player) -> None:
+        await player.until(lambda: scene.parted)
+        while not (scene.taken or scene.over):
+            volume = await player.look()
+            if volume is not None:
+                scene.taken = volume.epoch > found[0].epoch
+                await player.read_all(volume)
+                await player.leave(volume)
+            await asyncio.sleep(PACE_S)
+
+    def alone() -> bool:
+        takes = [each for each in scene.workload.history.operations if each.kind == "take"]
+        return not any(
+            each.name == scene.volume
+            and each.client.split(".")[0] != scene.other.name
+            and (each.returned is None or each.returned > began)
+            and each.found != first
+            for each in takes
+        )
+
+    scene.play(scene.one, writes)
+    await scene.until(lambda: scene.held)
+    process, first = scene.one.process, found[0].epoch
+    if process is None:
+        return
+    power_fails = scene.rng.random() < 0.6
+    if power_fails:
+        _slow_disks(scene)
+    await scene.sleep(scene.rng.uniform(0.0, 0.3))
+    # What it has sent may be there or not, and it does not hear of it before it is fenced.
+    one: list[Machine] = [scene.one]
+    hosts: list[Machine] = [*scene.cluster.hosts]
+    sends, hears = (hosts, one) if scene.rng.random() < 0.5 else (one, hosts)
+    undo = scene.nemesis.one_way(sends, hears, Weather(cut=True))
+    scene.undo_later(undo)
+    await scene.sleep(scene.rng.uniform(0.0, 0.02))
+    process.pause()
+    scene.undo_later(process.resume)
+    scene.parted = True
+    scene.play(scene.other, looks)
+    if power_fails:
+        await scene.sleep(scene.rng.choice((0.0, 0.02, 1.0)) * scene.rng.random())
+        for host in scene.rng.choice((scene.cluster.hosts, scene.cluster.hosts[:2])):
+            host.lose_power()
+    await scene.until(lambda: scene.taken)
+    scene.cluster.world.network.reset(process, True)
+    undo()
+    process.resume()
+    await scene.sleep(scene.rng.uniform(0.3, 1.0))
+    scene.done = True
+    if process.alive and alone():
+        ended = found[0].failed
+        assert ended is None or isinstance(ended, ShuttingDown), (
+            f"nobody came to write, and it ended: {ended}"
+        )
+
+
 async def forger(scene: Scene) -> None:
     """Somebody who may only read asks a device to promise an epoch that metadata has given to nobody."""
 
@@ -219,7 +357,7 @@ async def forger(scene: Scene) -> None:
 async def old_copy(scene: Scene) -> None:
     """A device's directory is replaced by a copy that is older than its last start, as from a backup, and is
     started: the registry refuses it. Then the right one comes back."""
-    host = scene.rng.choice(scene.cluster.hosts)
+    host = scene.rng.choice(scene.cluster.masters)
     if not host.ready:
         return
     directory = scene.cluster.world.directory
@@ -252,12 +390,14 @@ PLOTS: dict[str, tuple[Plot, float]] = {  # and how long each needs
     "flushed": (flushed, 3.4),
     "deposed": (deposed, 3.4),
     "laggard": (laggard, 3.2),
+    "fork": (fork, 4.6),
     "forger": (forger, 0.5),
+    "recovered": (recovered, 4.8),
     "old copy": (old_copy, 2.6),
 }
 
 
 def strand(kind: str, nemesis: Nemesis, workload: Workload, rng: Random) -> Callable[[], None]:
-    scene = Scene(nemesis, workload, rng, "writeback" if kind == "flushed" else "")
+    scene = Scene(nemesis, workload, rng, "writeback" if kind in ("flushed", "fork") else "")
     scene.begin(PLOTS[kind][0])
     return scene.end

@@ -11,8 +11,17 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from moorage.client import front, session
+from moorage.metadata import attachments
+from moorage.node import copying, replica, service, superblock
+from moorage.node.store import StoreConfig
+from moorage.quorum.writer import Writer
+from moorage.service import replicated
+from moorage.simulation.chunks import SIZES, chunk_patches
+
 MIB = 1 << 20
 FAST_DISK_S = (50e-6, 1e-3)
+IMPATIENT = {"heartbeat_ms": "300", "suspect_ms": "700", "down_ms": "1000", "repair_after_s": "1"}
 
 
 @dataclass(frozen=True)
@@ -28,10 +37,14 @@ class Tunables:
     window_bytes: int
     read_map_chunks: int
     piece_bytes: int  # of a client's record or read
-    copy_bytes: int  # of a pull
+    copy_bytes: int  # of a pull; with what its last pages give, 1 MiB, it fits into a segment
     groups: int  # of each volume
+    spares: int  # hosts that run nothing but a node: replicas can move
+    patience: dict[str, str]  # options of the services: how soon a silent device is down, and left
+    chunk_size: int
     disk_s: tuple[float, float]  # how long a write or a sync takes
-    scrub_period: str
+    lease_ms: int  # of a holder with metadata
+    recovery_grace_ms: int  # a reader waits so much longer
 
     @classmethod
     def draw(cls, rng: Random) -> Tunables:
@@ -47,19 +60,17 @@ class Tunables:
             window_bytes=rng.choice((2 * MIB, 64 * MIB)),
             read_map_chunks=rng.choice((1, 8_192)),
             piece_bytes=rng.choice((16 << 10, MIB)),
-            copy_bytes=rng.choice((64 << 10, MIB)),
+            copy_bytes=rng.choice((64 << 10, MIB // 2)),
             groups=rng.choice((1, 1, 2)),
+            spares=(spares := rng.choice((0, 0, 1, 2))),
+            patience=rng.choice((IMPATIENT, {})) if spares else {},
+            chunk_size=rng.choice(SIZES),
             disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
-            scrub_period=rng.choice(("0", "2s", "7d")),
+            lease_ms=rng.choice((2200, 2200, 4000)),
+            recovery_grace_ms=rng.choice((0, 300, 2000)),
         )
 
     def patches(self) -> list[tuple[Any, str, Any]]:
-        from moorage.client import front, session
-        from moorage.node import copying, replica, service, superblock
-        from moorage.node.store import StoreConfig
-        from moorage.quorum.writer import Writer
-        from moorage.service import replicated
-
         store_config = partial(
             StoreConfig,
             index_pages_max=self.index_pages_max,
@@ -74,10 +85,12 @@ class Tunables:
         )
         return [
             (session, "Writer", writer),
-            (front, "PIECE_SIZE", self.piece_bytes),
+            (front, "PIECE_SIZE", min(self.piece_bytes, self.chunk_size)),  # it divides a chunk
             (copying, "BATCH_BYTES", self.copy_bytes),
             (superblock, "segment_size_for", lambda capacity: self.segment_size),
             (service, "StoreConfig", store_config),
             (replicated, "LOG_KEEP", self.raft_log_keep),
             (replica, "TAIL_KEPT", self.tail_kept),
+            *chunk_patches(self.chunk_size),
+            (attachments, "RECOVERY_GRACE_MS", self.recovery_grace_ms),
         ]

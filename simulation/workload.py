@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -22,9 +23,8 @@ from moorage.simulation.nbd import NbdVolume
 from moorage.wire.errors import ConnectionLost, MoorageError, NameTaken, NotFound
 
 MIB = 1 << 20
-CHUNK = 4 * MIB
 VOLUMES = ("v0", "v1")
-SIZE = 8 * MIB
+SIZE = 8 * MIB  # two chunks of the largest size
 SCRATCH = ("s0", "s1")  # names that come and go
 
 
@@ -57,12 +57,13 @@ class Workload:
         self.unknown = 0  # those that nobody knows the outcome of
         self.reserved: dict[str, int] = {}  # volumes that the programs leave to so many strands
         self.on_attach: Callable[[Volume], None] = lambda volume: None
+        self._took: dict[Usable, int] = {}  # the number of the take
         self._as_of: dict[Usable, float] = {}  # read-only attachments: what they read is not older
         self._seed = seed
         rng = Random(f"{seed} blocks")
-        blocks = SIZE // BLOCK_SIZE
+        blocks, chunk = SIZE // BLOCK_SIZE, cluster.tunables.chunk_size // BLOCK_SIZE
         # Some side by side, some at the edges of chunks and of the volume.
-        edges = [0, 1, CHUNK // BLOCK_SIZE - 1, CHUNK // BLOCK_SIZE, blocks - 1]
+        edges = [0, 1, chunk - 1, chunk, blocks // 2 - 1, blocks // 2, blocks - 1]
         start = rng.randrange(8, blocks - 20)
         self.blocks = sorted({*edges, *range(start, start + 5), rng.randrange(blocks), rng.randrange(blocks)})
 
@@ -81,6 +82,18 @@ class Workload:
             else:
                 await self._hold(client, cluster, rng.choice(free), rng)
             await asyncio.sleep(rng.uniform(0.01, 0.4))
+
+    async def operate(self, client: Client, cluster: Cluster) -> None:
+        """An operator, who empties one host after the other."""
+        rng = Random(f"{self._seed} {client.name} {client.lives}")
+        while not self.stopping:
+            await asyncio.sleep(rng.uniform(0.1, 1.5))
+            host = rng.choice(self.cluster.hosts).name
+            with contextlib.suppress(MoorageError):
+                if rng.random() < 0.6:
+                    await cluster.places.drain("host", host, force=rng.random() < 0.1)
+                else:
+                    await cluster.places.undrain("host", host)
 
     async def create(self, client: Client, cluster: Cluster, name: str, durability: str = "sync") -> None:
         operation = self._begin(client, "create", name)
@@ -140,8 +153,9 @@ class Workload:
                 await volume.detach()
 
     async def attach_to_read(self, client: Client, cluster: Cluster, name: str) -> Volume | None:
-        """What it reads may be as old as anything beside a writer. Where nobody held the volume, and nobody
-        came meanwhile, it sees all that had returned before."""
+        """Beside a writer it reads a prefix of that one's log: nothing older than what the last attach that
+        had returned found, and nothing that this one has lost. Where nobody held the volume, and nobody came
+        meanwhile, it sees all that had returned before."""
         began, timeout = self.cluster.world.loop.now, 5.0
         held = True
         with contextlib.suppress(MoorageError):
@@ -153,12 +167,13 @@ class Workload:
             self._end(operation)
             return None
         self._end(operation)
-        others = (each for each in self.history.operations if each.kind == "take" and each.name == name)
-        alone = all(
-            each.returned is not None and each.returned < began for each in others if each is not operation
-        )
+        takes = [each for each in self.history.operations if each.kind == "take" and each.name == name]
+        before = [each for each in takes if each.returned is not None and each.returned < began]
+        alone = len(before) == len(takes) - 1
         in_time = self.cluster.world.loop.now - operation.invoked < timeout - 1  # else it reads what it finds
-        self._as_of[volume] = operation.invoked if alone and in_time and not held else 0.0
+        begun = max((each.returned or 0.0 for each in before if each.found), default=0.0)
+        after = math.nextafter(begun, math.inf)  # at the same time would be beside it
+        self._as_of[volume] = operation.invoked if alone and in_time and not held else after
         return volume
 
     async def _hold(self, client: Client, cluster: Cluster, name: str, rng: Random) -> None:
@@ -168,6 +183,7 @@ class Workload:
         if rng.random() < 0.3:
             with contextlib.suppress(ConnectionLost):  # before anything was asked
                 async with NbdVolume(volume, Random(rng.random())) as exported:
+                    self._took[exported] = self._took[volume]
                     await self._use(client, exported, rng)
         else:
             await self._use(client, volume, rng)
@@ -195,6 +211,7 @@ class Workload:
             self._end(operation, None)  # an epoch may have been taken all the same, but no more after this
             return None
         self._end(operation, volume.epoch)
+        self._took[volume] = operation.number
         self.on_attach(volume)
         return volume
 
@@ -230,6 +247,7 @@ class Workload:
     async def write(self, client: Client, volume: Usable, first: int, end: int, fua: bool) -> None:
         operation = self._begin(client, "write", volume.name, first, end)
         operation.durable, operation.epoch = fua, volume.epoch
+        operation.attached = self._took[volume]
         try:
             await volume.write(first * SECTOR, content(operation.number, end - first), fua=fua)
             self._end(operation)
@@ -239,6 +257,7 @@ class Workload:
     async def read(self, client: Client, volume: Usable, first: int, end: int) -> bool:
         operation = self._begin(client, "read", volume.name, first, end)
         operation.since = self._as_of.get(volume)
+        operation.attached = self._took.get(volume, 0)
         try:
             data = await volume.read(first * SECTOR, (end - first) * SECTOR)
         except MoorageError as error:
@@ -249,6 +268,7 @@ class Workload:
 
     async def flush(self, client: Client, volume: Usable) -> bool:
         operation = self._begin(client, "flush", volume.name)
+        operation.attached = self._took[volume]
         try:
             await volume.flush()
         except MoorageError as error:
@@ -259,7 +279,7 @@ class Workload:
 
     async def _zero(self, client: Client, volume: Usable, first: int, end: int, discard: bool) -> None:
         operation = self._begin(client, "zero", volume.name, first, end)
-        operation.epoch = volume.epoch
+        operation.epoch, operation.attached = volume.epoch, self._took[volume]
         try:
             at, size = first * SECTOR, (end - first) * SECTOR
             await (volume.discard(at, size) if discard else volume.write_zeroes(at, size))
@@ -277,8 +297,10 @@ class Workload:
         elif what < 0.8:
             await self._zero(client, volume, first, first + sectors, True)
         else:
-            first = rng.randrange(SIZE // CHUNK) * (CHUNK // SECTOR)
-            await self._zero(client, volume, first, first + CHUNK // SECTOR, True)
+            chunk = self.cluster.tunables.chunk_size // SECTOR
+            first = rng.randrange(SIZE // SECTOR // chunk) * chunk
+            end = min(first + rng.choice((1, 1, 2, 5)) * chunk, SIZE // SECTOR)
+            await self._zero(client, volume, first, end, True)
 
     # -- the record ------------------------------------------------------------------------------------------
 

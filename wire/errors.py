@@ -52,7 +52,8 @@ class NotFound(Invalid):
 
 
 class LimitExceeded(Invalid):
-    """Past a documented limit (docs/limits.md)."""
+    """Past a documented limit (docs/limits.md), or a quota: then ``details`` have the principal, what it has
+    and what it may have."""
 
     code = 13
 

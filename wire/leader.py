@@ -67,7 +67,25 @@ class LeaderClient:
         self, method: str, params: dict[str, Any], *, timeout: float = 10.0, idempotent: bool = True
     ) -> Any:
         """Call the leader; NotLeader hints are followed, and what is retriable is tried again until the
-        deadline. ``idempotent=False``: an unknown outcome is raised instead of tried again."""
+        deadline. ``idempotent=False``: an unknown outcome is raised instead of tried again. The outcome of
+        an error is that of all attempts: unknown, when one of them may have had an effect."""
+        unsure: list[MoorageError] = []
+        try:
+            return await self._call(method, params, timeout, idempotent, unsure)
+        except MoorageError as exc:
+            if unsure and exc.outcome != "unknown":
+                raise type(exc)(exc.message, **{**exc.details, "outcome": "unknown"}) from exc
+            raise
+
+    async def _call(
+        self,
+        method: str,
+        params: dict[str, Any],
+        timeout: float,
+        idempotent: bool,
+        unsure: list[MoorageError],
+    ) -> Any:
+        """``unsure`` takes the errors of attempts that may have had an effect, or may still have."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         pause = PAUSE_FIRST_S
@@ -78,6 +96,8 @@ class LeaderClient:
                 try:
                     return await self._follow(address, method, params, end)
                 except MoorageError as exc:
+                    if exc.outcome == "unknown":
+                        unsure.append(exc)
                     if isinstance(exc, ProtocolError | AuthenticationFailed):
                         refused = exc
                     elif _try_again(exc, idempotent):

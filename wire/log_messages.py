@@ -43,11 +43,12 @@ NACK (ONEWAY, member to writer), 40 bytes:
 36     4    code       1 FENCED, 2 NO_SESSION, 3 GAP, 4 NO_ROOM, 6 STALLED (``quorum.member``)
 ====== ==== ========== =====================================================================
 
-READ (REQUEST), 40 bytes (frame flags: 2 SUMS, no data is asked for, only what there is):
+READ (REQUEST), 40 bytes (frame flags: 2 SUMS, no data is asked for, only what there is; 4 PREFIX, the reader
+has no epoch of its own: any prefix of the log will do that reaches the position (epoch, lsn)):
 
 ====== ==== ========== =====================================================================
 0      8    replica
-8      8    epoch      of the reader; 0: read-only, any prefix
+8      8    epoch      of the reader
 16     8    lsn        the read must see this LSN
 24     8    chunk      group-local
 32     4    block      first block in the chunk
@@ -56,7 +57,8 @@ READ (REQUEST), 40 bytes (frame flags: 2 SUMS, no data is asked for, only what t
 
 reply to READ, 16 bytes, then ``count`` checksums of 8 bytes (0: a block that is a hole); the payload is the
 data of all blocks, holes as zeroes, or nothing when all are holes (frame flags: 1 HOLES) or when only SUMS
-were asked for. Errors are ERROR frames (Behind, Fenced, NoReplica, Corrupt, ...):
+were asked for. To a READ with PREFIX the reply has this flag too, and 8 bytes more at its end: the epoch of
+the record at ``applied``. Errors are ERROR frames (Behind, Fenced, NoReplica, Corrupt, ...):
 
 ====== ==== ========== =====================================================================
 0      8    applied    greatest LSN that the data shows
@@ -85,6 +87,7 @@ Buffer = bytes | bytearray | memoryview
 FLUSH: Final = 1  # frame flag of APPEND
 HOLES: Final = 1  # frame flag of a reply to READ
 SUMS: Final = 2  # frame flag of a READ
+PREFIX: Final = 4  # frame flag of a READ, and of the reply to it
 
 _APPEND = struct.Struct("<QQQQQQII")
 _ACK = struct.Struct("<QQQQQQII")
@@ -152,6 +155,13 @@ def unpack_read_reply(body: Buffer) -> tuple[int, int, Buffer]:
     if len(sums) != count * 8:
         raise ProtocolError(f"a reply to READ with {len(sums)} bytes of checksums for {count} blocks")
     return applied, count, sums
+
+
+def split_epoch(body: memoryview, flags: int) -> tuple[memoryview, int]:
+    """Of a reply to a READ with PREFIX: the body that any READ gets, and the epoch behind it."""
+    if not flags & PREFIX or len(body) < READ_REPLY_SIZE + 8:
+        raise ProtocolError("a reply to READ that does not tell its epoch")
+    return body[:-8], int.from_bytes(body[-8:], "little")
 
 
 def unpack_heartbeat(body: Buffer) -> int:

@@ -320,6 +320,22 @@ bit_rot = _command(
     remote=False,
     fill=False,
 )
+move = _command(
+    "move",
+    ["move"],
+    "Move a replica of the scratch volume to another host under load.",
+    host=True,
+    remote=False,
+    fill=False,
+)
+repair = _command(
+    "repair",
+    ["repair"],
+    "Kill one host under load, and have its replica made anew on another one.",
+    host=True,
+    remote=False,
+    fill=False,
+)
 full_disk = _command(
     "full-disk",
     ["full-disk"],

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,17 @@ class Stage:
     async def token(self) -> str:
         """Of the victim's device: each start of its process has another one."""
         return str((await self.cluster.status(timeout=ASK_S))["devices"][self.victim.device]["token"])
+
+    async def moved(self, began: float) -> bool:
+        """Wait until no replica is on the victim any more; whether it came to that in time."""
+        while time.perf_counter() - began < self.options.budget.max_recovery_s:
+            with suppress(MoorageError):  # metadata's leader may have been on that host
+                self.volume = await self.cluster.show(self.volume.name)
+                if self.victim.host not in self.hosts:
+                    return True
+            self.report.progress(f"{time.perf_counter() - began:.1f} s: a replica is on its way")
+            await asyncio.sleep(POLL_S)
+        return False
 
     async def recovered(self, load: ClientProcess, began: float, old_token: str | None) -> Recovery:
         """Wait until all replicas are current; ``old_token``: and the victim's process is another one."""

@@ -102,6 +102,36 @@ def partition(stage: Stage) -> HostFault:
     return HostFault(stage, faults.Partition, restarts=False)
 
 
+class Move:
+    """The replica on one host moves to another one under load; with ``kills`` since that host has died."""
+
+    def __init__(self, stage: Stage, kills: bool) -> None:
+        self._stage, self._kill = stage, faults.Kill(stage.victim) if kills else None
+        self.says = f"moves what the scratch volume has on host {stage.victim.host} to another host"
+        if self._kill is not None:
+            self.says = f"{self._kill.says}; then {self.says}"
+
+    async def run(self) -> None:
+        stage, host = self._stage, self._stage.victim.host
+        async with stage.load() as load:
+            await stage.begin(load)
+            token = await stage.token() if self._kill is not None else None
+            stage.report.step(self.says)
+            await stage.phase(load, f"leaving {host}")
+            began = time.perf_counter()
+            if self._kill is not None:
+                await self._kill.inject()
+                await stage.noticed(load, NOTICE_S)
+            await stage.cluster.move(stage.volume.name, stage.victim.device)
+            left = await stage.moved(began)
+            stage.report.promise(f"the volume has left {host}", left, f"{time.perf_counter() - began:.1f} s")
+            found = await stage.recovered(load, began, token)
+            figure = f"{found.seconds:.1f} s" + (f": {found.missing}" if found.missing else "")
+            whole = left and not found.missing
+            stage.report.promise("there are three whole replicas", whole, figure)
+            await stage.end(load, copies=whole)
+
+
 class Zombie:
     """A client is frozen, another takes its volume over, the first is thawed."""
 
@@ -229,14 +259,23 @@ async def rooms(stage: Stage) -> dict[str, int]:
     return {host: int(row["room"]) for host, row in zip(devices, said, strict=True)}
 
 
-AWAY = ("host-loss", "silent-host", "partition")  # these take a host away: nothing may depend on it alone
-NAMES = ("zombie", "bit-rot", "silent-host", "partition", "host-loss", "full-disk")
+AWAY = (
+    "host-loss",
+    "silent-host",
+    "partition",
+    "repair",
+)  # these take a host away: nothing may depend on it alone
+FAULTS = ("host-loss", "silent-host", "partition")  # these can be made elsewhere, by what the user says
+NAMES = ("zombie", "bit-rot", "silent-host", "partition", "host-loss", "move", "repair", "full-disk")
 
 
 async def make(name: str, stage: Stage) -> Drill:
     """Invalid, with what to do instead, when it cannot be done from here."""
     if name == "full-disk":
         return FullDisk(stage, await rooms(stage))
+    if name in ("move", "repair"):
+        await check_spare_host(stage)
+        return Move(stage, kills=name == "repair")
     kinds: dict[str, Callable[[Stage], Drill]] = {
         "host-loss": host_loss,
         "silent-host": silent_host,
@@ -247,9 +286,17 @@ async def make(name: str, stage: Stage) -> Drill:
     return kinds[name](stage)
 
 
+async def check_spare_host(stage: Stage) -> None:
+    """Invalid when there is no host that a replica could move to."""
+    devices = (await stage.cluster.status())["devices"].values()
+    able = {row["host"] for row in devices if row["health"] == "up" and not row["drain"]}
+    if able <= set(stage.hosts):
+        raise Invalid("a replica can move only where there is a host more than replicas: add a fourth host")
+
+
 def check_options(name: str, options: Options) -> None:
-    if (options.inject or options.undo or options.by_hand) and name not in AWAY:
-        raise Invalid(f"--inject, --undo and --manual are for {', '.join(AWAY)}")
+    if (options.inject or options.undo or options.by_hand) and name not in FAULTS:
+        raise Invalid(f"--inject, --undo and --manual are for {', '.join(FAULTS)}")
     if options.inject and options.by_hand:
         raise Invalid("--inject and --manual contradict each other: a program makes the fault, or a person")
     if options.undo and not options.inject:

@@ -105,7 +105,7 @@ class Controller:
 
     async def get_capacity(self, request: pb.GetCapacityRequest) -> pb.GetCapacityResponse:
         options = terms.options_of(request.parameters, terms.CREATION_KEYS, "parameters")
-        replicas = terms.creation_of(options)["replicas"]
+        replicas = terms.creation_of(options).get("replicas", 3)
         usable = not any(terms.capability_of(each).unsupported() for each in request.volume_capabilities)
         room = largest_volume(await self._cluster.status(), replicas) if usable else 0
         return pb.GetCapacityResponse(
@@ -201,13 +201,19 @@ def _check_supported(capabilities: list[terms.Capability]) -> None:
 def _check_same(info: VolumeInfo, options: Mapping[str, str]) -> None:
     """What is asked for, and no default of what is not, has to be what there is."""
     wanted = terms.creation_of(options)
-    if "replicas" in options and info.replicas != wanted["replicas"]:
+    if wanted.get("replicas", info.replicas) != info.replicas:
         raise _differs(info.name, f"has {info.replicas} replicas")
-    if wanted["groups"] not in (0, len(info.groups)):
+    if wanted.get("groups", 0) not in (0, len(info.groups)):
         raise _differs(info.name, f"has {len(info.groups)} groups")
-    if "durability" in options and info.durability != wanted["durability"]:
+    if wanted.get("durability", info.durability) != info.durability:
         raise _differs(info.name, f"has durability {info.durability}")
-    if "fs" in options and info.fs and info.fs["type"] != wanted["fs"]:
+    if wanted.get("iops", info.iops) != info.iops:
+        raise _differs(info.name, f"has iops {info.iops}")
+    if uri.parse_size(wanted.get("bw", info.bw)) != info.bw:
+        raise _differs(info.name, f"has bw {info.bw}")
+    if wanted.get("principal", info.principal) != info.principal:
+        raise _differs(info.name, f"is of principal {info.principal}")
+    if "fs" in wanted and info.fs and info.fs["type"] != wanted["fs"]:
         raise _differs(info.name, f"is for {info.fs['type']}")
 
 

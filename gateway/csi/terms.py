@@ -35,7 +35,11 @@ SIZE_STEP: Final = 4096
 SIZE_DEFAULT: Final = 1 << 30
 GROUPS_MAX: Final = 64
 
-CREATION_KEYS: Final = frozenset({"size", "replicas", "groups", "durability", "fs", "iops", "bw"})
+IOPS_MAX: Final = 10_000_000
+BW_MIN: Final = 64 << 10
+BW_MAX: Final = 1 << 40
+
+CREATION_KEYS: Final = frozenset(uri.CREATING)
 CONTEXT_KEYS: Final = CREATION_KEYS | {"force", "io_timeout", "mode", "owner"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -132,9 +136,13 @@ def options_of(given: Mapping[str, str], known: frozenset[str], field: str) -> d
     options = {key: value for key, value in given.items() if "/" not in key}
     if unknown := sorted(options.keys() - known):
         raise invalid(f"{field} has unknown keys {', '.join(unknown)}: known are {', '.join(sorted(known))}")
-    for key, accepted in {"force": ("true", "false"), "mode": ("rw", "ro"), "fs": FILE_SYSTEMS}.items():
-        if options.get(key, accepted[0]) not in accepted:
-            raise invalid(f"{field}: {key}={options[key]!r}: use {' or '.join(accepted)}")
+    if options.get("force", "true") not in ("true", "false"):
+        raise invalid(f"{field}: force={options['force']!r}: use true or false")
+    for key, value in options.items():
+        try:
+            uri.check_option(key, value)
+        except Invalid as error:
+            raise invalid(f"{field}: {error}") from None
     owner_of(options)
     return options
 
@@ -150,15 +158,15 @@ def owner_of(options: Mapping[str, str]) -> tuple[int, int] | None:
 
 def creation_of(options: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of :meth:`moorage.Cluster.create_volume` but name and size."""
-    groups = uri.parse_count("groups", options.get("groups", "0"))
-    if groups > GROUPS_MAX:
-        raise invalid(f"groups={groups}: use at most {GROUPS_MAX}")
-    return {
-        "replicas": uri.parse_count("replicas", options.get("replicas", "3")),
-        "groups": groups,
-        "durability": options.get("durability", "sync"),
-        "fs": options.get("fs"),
-    }
+    wanted = uri.creation(options)
+    if wanted.get("groups", 0) > GROUPS_MAX:
+        raise invalid(f"groups={wanted['groups']}: use at most {GROUPS_MAX}")
+    if wanted.get("iops", 0) > IOPS_MAX:
+        raise invalid(f"iops={wanted['iops']}: use at most {IOPS_MAX}, or 0 for no ceiling")
+    bw = uri.parse_size(wanted.get("bw", 0))
+    if bw and not BW_MIN <= bw <= BW_MAX:
+        raise invalid(f"bw={wanted['bw']}: use {BW_MIN} to {BW_MAX} bytes a second, or 0 for no ceiling")
+    return wanted
 
 
 def size_for(bounds: CapacityRange, default: int) -> int:

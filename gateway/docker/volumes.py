@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moorage.client.cluster import Cluster, VolumeInfo
-from moorage.client.uri import Address, parse_count
+from moorage.client.uri import Address, creation
 from moorage.gateway.docker import ledger, users
 from moorage.gateway.docker.ledger import Do, Entry, Seen
 from moorage.gateway.docker.notes import Notes
@@ -200,14 +200,7 @@ async def _create(cluster: Cluster, address: Address) -> VolumeInfo:
     if "size" not in options:
         raise NotFound(f"volume {name!r} does not exist: to create it give its size, such as size=10G")
     try:
-        return await cluster.create_volume(
-            name,
-            options["size"],
-            replicas=parse_count("replicas", options.get("replicas", "3")),
-            groups=parse_count("groups", options.get("groups", "0")),
-            durability=options.get("durability", "sync"),
-            fs=options.get("fs"),
-        )
+        return await cluster.create_volume(name, options["size"], **creation(options))
     except NameTaken:
         return await cluster.show(name)  # somebody else was faster
 

@@ -1,7 +1,7 @@
 """What a name and its options ask for. Pure; nothing is looked up.
 
-Owns the keys that drivers take: those of a volume URI, with one meaning everywhere. What nothing would
-honour is refused: a limit that is accepted and not kept is worse than none.
+Owns the rule that what a name says and what is said beside it must agree. The keys are those of a volume URI,
+with one meaning everywhere.
 """
 
 from __future__ import annotations
@@ -12,11 +12,6 @@ from dataclasses import replace
 from moorage.client import uri
 from moorage.client.uri import Address
 from moorage.wire.errors import Invalid
-
-CREATING = ("size", "replicas", "groups", "durability", "fs")  # what a volume is made with, once
-MOUNTING = ("mode", "io_timeout")  # how it is mounted on this host
-_NOT_KEPT = ("iops", "bw")
-_CHOICES = {"durability": ("sync", "writeback"), "fs": ("ext4", "xfs"), "mode": ("ro", "rw")}
 
 
 def wish(name: str, options: Mapping[str, str] | None = None) -> Address:
@@ -29,27 +24,15 @@ def wish(name: str, options: Mapping[str, str] | None = None) -> Address:
         if merged.setdefault(key, value) != value:
             raise Invalid(f"option {key!r} is {merged[key]!r} in {name!r} and {value!r} beside it")
     for key, value in merged.items():
-        _check(key, value)
+        if key not in uri.OPTIONS:
+            raise Invalid(f"unknown option {key!r}: known are {', '.join((*uri.CREATING, *uri.USING))}")
+        uri.check_option(key, value)
     return replace(address, options=merged)
 
 
-def _check(key: str, value: str) -> None:
-    if key in _NOT_KEPT:
-        raise Invalid(f"option {key!r} is not supported: nothing limits the {key} of a volume")
-    if key not in CREATING + MOUNTING:
-        raise Invalid(f"unknown option {key!r}: known are {', '.join(CREATING + MOUNTING)}")
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise Invalid(f"{key}={value!r}: write {' or '.join(_CHOICES[key])}")
-    if key == "size":
-        uri.parse_size(value)
-    elif key in ("replicas", "groups"):
-        uri.parse_count(key, value)
-    elif key == "io_timeout":
-        uri.parse_seconds(key, value)
-
-
 def to_mount(address: Address) -> dict[str, str]:
-    return {key: value for key, value in address.options.items() if key in MOUNTING}
+    """How it is mounted on this host."""
+    return {key: value for key, value in address.options.items() if key in uri.USING}
 
 
 def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:

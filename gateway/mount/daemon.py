@@ -25,9 +25,10 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from moorage.client.attachment import Succession
+from moorage.client.attachment import after_the_lease
 from moorage.client.cluster import Cluster, connect
 from moorage.client.device import BlockDevice, Done
+from moorage.client.succession import Succession, new_writer
 from moorage.client.volume import Volume
 from moorage.gateway.mount import filesystem, system
 from moorage.gateway.mount.record import FAILED, MOUNTED, Place, Record
@@ -137,10 +138,10 @@ class MountDaemon:
             )
         self._enter("attaching")
         if record.read_only:
-            await self._check_at_rest(cluster)
+            await after_the_lease(lambda: self._check_at_rest(cluster), record.wait)
         while True:
             former = tuple(status.writers)
-            writer = Succession.new_writer()
+            writer = new_writer()
             try:
                 await cluster.show(record.volume)  # while nobody answers, no id is used up
                 status.begin(writer)
@@ -154,7 +155,7 @@ class MountDaemon:
                     wait=record.wait,
                     succession=None
                     if record.read_only
-                    else Succession(writer, () if self._first else former),
+                    else Succession(writer, () if self._first else former, self._note_writers),
                 )
             except (Fenced, NotFound):
                 raise
@@ -164,12 +165,18 @@ class MountDaemon:
                 log.warning("volume %s is not attached yet: %s", record.volume, error)
             await asyncio.sleep(AGAIN_S)
 
+    def _note_writers(self, writers: tuple[int, ...]) -> None:
+        """The attachment is about to go on under another id, after a recovery."""
+        self._status.writers = list(writers)
+        self._place.save_status(self._status)
+
     async def _check_at_rest(self, cluster: Cluster) -> None:
         info = await cluster.show(self._record.volume)
         if info.has_writer and info.holder is not None:
             raise Busy(
                 f"volume {info.name!r} is held by {info.holder['program']} on {info.holder['host']}: a file "
-                "system that changes underneath cannot be read; unmount it there first"
+                "system that changes underneath cannot be read; unmount it there first",
+                remaining_ms=info.lease_left_ms,
             )
 
     async def _hold(self, cluster: Cluster, volume: Volume) -> None:
@@ -265,7 +272,7 @@ class MountDaemon:
         await filesystem.mount(kind, device, record.target, record.options, record.read_only)
         if grows and kind == "xfs":
             await filesystem.grow(kind, device, record.target)
-        await self._way.settle(device)
+        await self._way.settle(self._place, device)
 
     async def _format(self, volume: Volume, kind: str) -> None:
         """The state "formatting" is committed before, and "ready" after: a host that dies in between leaves
@@ -283,6 +290,9 @@ class MountDaemon:
         record = self._record
         while True:
             await asyncio.sleep(WATCH_S)
+            if volume.epoch != self._status.epoch:  # it went on after a recovery
+                self._status.epoch = volume.epoch
+                self._place.save_status(self._status)
             if volume.size == self._status.size or self._status.state != "serving":
                 continue
             log.info("volume %s has %d bytes now, the file system grows", volume.name, volume.size)

@@ -38,17 +38,16 @@ class FuseWay:
     async def open(self, place: Place, read_only: bool) -> str:
         return await system.attach_loop(place.device_file, read_only)
 
-    async def settle(self, device: str) -> None:
+    async def settle(self, place: Place, device: str) -> None:
         """In use, it only gets told to go with its last mount: also when that goes with a mount namespace,
         and the keeper and its FUSE mount, by which it could be found, with it."""
-        await system.detach_loop(device)
+        await system.detach_loop(device, place.device_file)
 
     async def resize(self, place: Place, device: str, size: int) -> None:
         await filesystem.refresh_size(device, place.device_file)
 
     async def release(self, place: Place, device: str) -> None:
-        if device in self.devices(place):  # else it went with its last mount, and is another's by now
-            await system.detach_loop(device)
+        await system.detach_loop(device, place.device_file)
 
     async def abandon(self, place: Place) -> None:
         """With the keeper its session has ended."""

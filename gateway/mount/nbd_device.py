@@ -60,7 +60,7 @@ class NbdWay:
     async def resize(self, place: Place, device: str, size: int) -> None:
         await asyncio.to_thread(_resize, place, size)
 
-    async def settle(self, device: str) -> None:
+    async def settle(self, place: Place, device: str) -> None:
         """The driver knows whose it is."""
 
     async def release(self, place: Place, device: str) -> None:

@@ -78,7 +78,7 @@ class Record:
 @dataclass
 class Status:
     """What the daemon notes of itself. ``writers``: the ids of its lives, which an attach in their place
-    names (:class:`moorage.client.attachment.Succession`); ``clean``: all was on stable storage at its end."""
+    names (:class:`moorage.client.succession.Succession`); ``clean``: all was on stable storage at its end."""
 
     state: str = "starting"  # starting, attaching, attached, formatting, mounting, serving, lost, failed
     pid: int = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from moorage.wire.errors import Busy, DeadlineExceeded, Denied, NotFound, Unavai
 
 PROGRAM_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1
+_LOOP_CLR_FD = 0x4C01
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # Debian keeps such tools in sbin
 _ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
 
@@ -147,18 +149,33 @@ async def attach_loop(file: Path, read_only: bool) -> str:
 
 def loops_on(file: Path) -> list[str]:
     """Loop devices on a file, also when that is out of reach by now."""
-    found = []
-    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):  # it was just detached
-            if entry.read_text().rstrip("\n").removesuffix(" (deleted)") == str(file):
-                found.append(f"/dev/{entry.parts[-3]}")
-    return sorted(found)
+    found = [f"/dev/{entry.name}" for entry in Path("/sys/block").glob("loop*")]
+    return sorted(device for device in found if _backing_file(device) == str(file))
 
 
-async def detach_loop(device: str) -> None:
-    """Now, or by itself when the last one that has it open lets go."""
-    with contextlib.suppress(ProgramFailed):  # it went by itself
-        await run("losetup", "--detach", device)
+async def detach_loop(device: str, file: Path) -> None:
+    """Now, or by itself when the last one that has it open lets go. Nothing, where it went by itself: another
+    one may have its number by now, who has not mounted it yet, and would lose it."""
+    await asyncio.to_thread(clear_loop, device, str(file))
+
+
+def clear_loop(device: str, file: str) -> None:
+    """``file``: as the kernel shows it. While we have the device open, it stays on what it is on."""
+    with contextlib.suppress(OSError):  # it has gone
+        opened = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _backing_file(device) == file:
+                fcntl.ioctl(opened, _LOOP_CLR_FD)
+        finally:
+            os.close(opened)
+
+
+def _backing_file(device: str) -> str:
+    try:
+        text = Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text()
+    except OSError:
+        return ""
+    return text.rstrip("\n").removesuffix(" (deleted)")
 
 
 @dataclass(frozen=True)

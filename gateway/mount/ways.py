@@ -26,7 +26,7 @@ class Way(Protocol):
     async def open(self, place: Place, read_only: bool) -> str:
         """The device of a mount that has none. Called while the daemon serves."""
 
-    async def settle(self, device: str) -> None:
+    async def settle(self, place: Place, device: str) -> None:
         """It is mounted: nothing but its last mount needs to keep it."""
 
     async def resize(self, place: Place, device: str, size: int) -> None:

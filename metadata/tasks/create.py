@@ -40,7 +40,7 @@ async def _until_done(context: TaskContext, volume: dict[str, Any]) -> None:
     while True:
         try:
             if not claimed:
-                await context.directory.claim(volume["name"], volume["id"], timeout=context.order_timeout_s)
+                await context.directory.claim(volume, timeout=context.order_timeout_s)
                 claimed = True
             await _order(context, waiting)
             return
@@ -56,15 +56,20 @@ def _orders(volume: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]
     orders: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for group in volume["groups"]:
         for member in group["members"]:
-            order = {
-                "replica": member["replica"],
-                "volume": volume["id"],
-                "group": group["group"],
-                "durability": volume["durability"],
-                "members": volume["replicas"],
-            }
+            order = order_of(volume, group, member["replica"])
             orders.setdefault((member["device"], member["host"]), []).append(order)
     return orders
+
+
+def order_of(volume: dict[str, Any], group: dict[str, Any], replica: int) -> dict[str, Any]:
+    """What a device is told of a replica that it is to create."""
+    return {
+        "replica": replica,
+        "volume": volume["id"],
+        "group": group["group"],
+        "durability": volume["durability"],
+        "members": volume["replicas"],
+    }
 
 
 async def _order(context: TaskContext, waiting: dict[tuple[str, str], list[dict[str, Any]]]) -> None:

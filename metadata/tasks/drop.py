@@ -36,15 +36,18 @@ async def drop(context: TaskContext, volume_id: int) -> None:
 async def _drop_once(context: TaskContext, volume_id: int) -> MoorageError | None:
     """Order each drop once; what went is noted in the state. Returns a cause when some are left."""
     by_device: dict[str, list[int]] = {}
+    gone: list[int] = []
     for replica, device, _host in records.drops(context.replicated.kv, volume_id):
-        by_device.setdefault(device, []).append(replica)
+        if context.directory.is_refused(device):  # for good: what is there will never be served again
+            gone.append(replica)
+        else:
+            by_device.setdefault(device, []).append(replica)
     outcomes = await asyncio.gather(
         *(
             context.orders.drop_replicas(device, context.term, volume_id, replicas, context.order_timeout_s)
             for device, replicas in by_device.items()
         )
     )
-    gone: list[int] = []
     cause: MoorageError | None = None
     for replicas, results in zip(by_device.values(), outcomes, strict=True):
         gone += [replica for replica, result in zip(replicas, results, strict=True) if result is None]

@@ -1,4 +1,5 @@
-"""The owner of all tasks: one asyncio task per volume that has work, only while this member leads.
+"""The owner of all tasks, only while this member leads: for each volume with work one that sees to its life
+(creating, dropping), and one for changes of its members, since what is to be dropped may be away for long.
 
 Invariant: what a task works on is read from the committed state after a read barrier of this leadership, so a
 decision that is acted on is one that no later leader can miss.
@@ -10,11 +11,14 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 from moorage.metadata import records
 from moorage.metadata.tasks.context import TaskContext
 from moorage.metadata.tasks.create import create
 from moorage.metadata.tasks.drop import drop
+from moorage.metadata.tasks.heal import Healer
+from moorage.metadata.tasks.replace import replace
 from moorage.wire.errors import DeadlineExceeded, Fatal, MoorageError, NotLeader
 
 log = logging.getLogger(__name__)
@@ -26,7 +30,8 @@ class TaskRunner:
         context.progressed = self._wake
         self._leading = False
         self._resume: asyncio.Task[None] | None = None
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}  # by kind and volume
+        self.healer = Healer(context, self.start_volume)
         self._ending: set[asyncio.Task[None]] = set()  # cancelled, not ended yet
         self._moved = asyncio.Event()  # set and replaced whenever a task noted progress
 
@@ -35,6 +40,7 @@ class TaskRunner:
         self._leading = True
         self._context.term = self._context.replicated.term
         self._resume = asyncio.create_task(self._resume_all(), name="metadata-resume")
+        self._resume.add_done_callback(_log_end)
 
     def follow(self) -> None:
         """Leadership ends: so does everything that was under way."""
@@ -55,10 +61,14 @@ class TaskRunner:
 
     def start_volume(self, volume_id: int) -> None:
         """See to this volume now, unless that is being done already."""
-        if self._leading and volume_id not in self._tasks:
-            task = asyncio.create_task(self._see_to(volume_id), name=f"metadata-volume-{volume_id:x}")
-            self._tasks[volume_id] = task
-            task.add_done_callback(lambda done: self._done(volume_id, done))
+        if not self._leading:
+            return
+        for kind, work in (("life", self._see_to), ("members", self._replace)):
+            running = self._tasks.get((kind, volume_id))
+            if running is None or running.done():
+                task = asyncio.create_task(work(volume_id), name=f"metadata-{kind}-{volume_id:x}")
+                self._tasks[kind, volume_id] = task
+                task.add_done_callback(partial(self._done, kind, volume_id))
 
     async def wait_until(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
         """Wait for the tasks to bring the state somewhere; NotLeader when leadership ends before."""
@@ -72,6 +82,11 @@ class TaskRunner:
             raise DeadlineExceeded(
                 f"{what} takes longer than {timeout:.1f} s; it goes on in the background"
             ) from None
+
+    @property
+    def repair_after_ms(self) -> int:
+        """How long a device may be down before its replicas are placed anew."""
+        return self._context.repair_after_ms
 
     @property
     def count(self) -> int:
@@ -96,8 +111,12 @@ class TaskRunner:
         kv = self._context.replicated.kv
         dropping = {int(key.split("/")[1], 16) for key, _ in kv.scan(records.DROPS)}
         for volume in list(records.volumes(kv)):
-            if volume["state"] != records.READY or volume["id"] in dropping:
+            if volume["state"] != records.READY or volume["id"] in dropping or records.wishes(volume):
                 self.start_volume(volume["id"])
+        await self.healer.run()
+
+    async def _replace(self, volume_id: int) -> None:
+        await replace(self._context, volume_id)
 
     async def _see_to(self, volume_id: int) -> None:
         """One volume's work, step after step, until the state asks for no more."""
@@ -116,12 +135,17 @@ class TaskRunner:
                 log.info("volume %x: %s; looking again", volume_id, error)
                 await asyncio.sleep(self._context.retry_s)
 
-    def _done(self, volume_id: int, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(volume_id) is task:
-            del self._tasks[volume_id]
+    def _done(self, kind: str, volume_id: int, task: asyncio.Task[None]) -> None:
+        if self._tasks.get((kind, volume_id)) is task:
+            del self._tasks[kind, volume_id]
         self._wake()
         if task.cancelled():
             return
         error = task.exception()
         if error is not None and not isinstance(error, NotLeader):
             log.error("volume %x: its task ended, the next leader takes it up", volume_id, exc_info=error)
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("what metadata's leader does by itself ended, the next leader takes it up", exc_info=error)

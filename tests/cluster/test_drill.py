@@ -22,19 +22,21 @@ import moorage.sync
 from moorage.cli.drill.steps import NAMES
 from moorage.cli.local_cluster import LocalCluster
 
+NEED_A_SPARE = ("move", "repair")
 QUICK = ("--measure", "0.5", "--blocks", "1024", "--depth", "4")
 MOORAGE = (sys.executable, "-m", "moorage.cli.main")
 ROOT = os.geteuid() == 0 and shutil.which("iptables") is not None
 
 
 class Up:
-    """`moorage up` of three hosts, and drills on it."""
+    """`moorage up` of some hosts, and drills on it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, hosts: int = 3) -> None:
         self.env = {"PATH": os.environ["PATH"], "HOME": str(home)}
         if "PYTHONPATH" in os.environ:
             self.env["PYTHONPATH"] = os.environ["PYTHONPATH"]
         command = [*MOORAGE, "up", "--json", "--data", str(home / "data"), "--capacity", "256M"]
+        command += ["--hosts", str(hosts)]
         self.process = subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, text=True)
         self.ready = self.event()
 
@@ -174,7 +176,7 @@ def test_no_is_no(up: Up) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEED_A_SPARE])
 def test_each_drill_passes_on_a_cluster_that_is_well(up: Up, name: str) -> None:
     if name == "partition" and not ROOT:
         pytest.skip("needs root and iptables")
@@ -191,6 +193,28 @@ def test_each_drill_passes_on_a_cluster_that_is_well(up: Up, name: str) -> None:
     else:
         assert up.pids() == before
     leaves_nothing(up)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_replicas_move_where_there_is_a_host_more(up: Up, tmp_path: Path) -> None:
+    for name in NEED_A_SPARE:
+        code, _, err = up.drill(name)
+        assert code == 3 and "add a fourth host" in err
+    leaves_nothing(up)
+    wide = Up(tmp_path, hosts=5)
+    try:
+        for name in NEED_A_SPARE:
+            code, said, err = wide.drill(name)
+            assert code == 0, err
+            (drill,) = said["drills"]
+            assert drill["passed"] and drill["checked_blocks"] == 1024
+        leaves_nothing(wide)
+    finally:
+        wide.process.terminate()
+        wide.process.wait(30)
+        assert wide.process.stdout is not None
+        wide.process.stdout.close()
 
 
 @pytest.mark.slow

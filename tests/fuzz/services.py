@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from moorage.metadata.attachments import Attachments
+from moorage.metadata.charges import Charges
 from moorage.metadata.handlers import Handlers as MetadataHandlers
 from moorage.metadata.state import StateMachine
 from moorage.node.handlers import Handlers as NodeHandlers
@@ -117,6 +118,8 @@ class _Directory:
 
     async def know(self, devices: Any) -> None: ...
 
+    async def charge(self, volume: dict[str, Any], turn: tuple[int, int], timeout: float) -> None: ...
+
     async def fetch_view(self, timeout: float) -> dict[str, Any]:
         return self.view
 
@@ -161,6 +164,7 @@ def metadata_methods() -> Router_:
         directory=directory,
         runner=runner,
         attachments=Attachments(state, directory, SECRET, lease_ms=4000),
+        charges=Charges(state, directory),
     )
     router = _Methods()
     handlers.register(router)
@@ -226,6 +230,12 @@ REGISTRY_CALLS: dict[str, dict[str, Any]] = {
         "used": 5,
         "failed": "disk",
     },
+    "registry.charge": {"group": "m1", "term": 1, "count": 1, "name": "db", "id": v.V1}
+    | {"principal": "a", "size": 5},
+    "registry.settle": {"group": "m1", "term": 1, "count": 2, "charges": [["db", v.V1, "a", 7]]},
+    "registry.set_quota": {"principal": "a", "capacity": 6, "volumes": 1},
+    "registry.quotas": {"after": ""},
+    "registry.remove_quota": {"principal": "a"},
     "registry.locate": {"name": "db"},
     "registry.view": {},
     "registry.status": {},
@@ -234,10 +244,18 @@ REGISTRY_CALLS: dict[str, dict[str, Any]] = {
 METADATA_CALLS: dict[str, dict[str, Any]] = {
     "metadata.describe": {},
     "metadata.status": {},
-    "metadata.create_volume": {"name": "a", "size": 1 << 20, "replicas": 1, "groups": 2, "request": "q1"},
+    "metadata.create_volume": {
+        "name": "a",
+        "size": 1 << 20,
+        "replicas": 1,
+        "groups": 2,
+        "request": "q1",
+        "iops": 5,
+    },
     "metadata.list_volumes": {"after": "", "limit": 2},
     "metadata.show_volume": {"name": "db"},
     "metadata.resize_volume": {"name": "db", "size": 1 << 30},
+    "metadata.set_volume": {"name": "db", "iops": 100, "bw": 1 << 20},
     "metadata.delete_volume": {"name": "db", "force": True, "request": "q2"},
     "metadata.attach": {"name": "db", "writer": 9, "mode": "rw", "force": True, "holder": v.HOLDER},
     "metadata.renew": {"volume": v.V1, "epoch": 1, "writer": 77, "name": "db"},
@@ -393,7 +411,10 @@ NODE_SEEDS = [frame.pack([method, params]) for method, params in _NODE_CALLS]
 TOKEN = "t" * 16
 HTTP_ROUTES = [
     *(("GET", f"metadata.{name}") for name in ("describe", "status", "list_volumes", "show_volume")),
-    *(("POST", f"metadata.{name}") for name in ("create_volume", "resize_volume", "delete_volume")),
+    *(
+        ("POST", f"metadata.{name}")
+        for name in ("create_volume", "resize_volume", "set_volume", "delete_volume")
+    ),
     *(("POST", f"raft.m1.{name}") for name in ("add_member", "promote", "remove_member")),
 ]
 

@@ -178,6 +178,8 @@ def _read_reply(body: bytes) -> None:
     nobody: Any = None
     flags, count = (body[0], body[1] % 4) if len(body) > 1 else (0, 1)
     reply.flags, reply.body, reply.payload = flags, memoryview(body[2:]), memoryview(BLOCKS[: 4096 * count])
+    if flags & log_messages.PREFIX:
+        reply.body, _ = log_messages.split_epoch(reply.body, flags)
     if flags & 2:
         reads.Look.check(nobody, reply, memoryview(bytearray(count)))
     else:

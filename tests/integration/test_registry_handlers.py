@@ -200,6 +200,7 @@ async def test_a_device_in_the_view(registry: Registry) -> None:
                 "http": "10.0.0.1:8",
                 "health": "up",
                 "reason": "",
+                "drain": None,
             }
         },
         "devices": {
@@ -210,6 +211,7 @@ async def test_a_device_in_the_view(registry: Registry) -> None:
                 "used": 5,
                 "health": "up",
                 "reason": "",
+                "drain": None,
                 "token": "t1",
             }
         },

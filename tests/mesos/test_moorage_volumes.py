@@ -175,7 +175,7 @@ async def test_what_a_volume_lacks_is_said_to_the_framework(
 ) -> None:
     cluster = await mesos(isolation=ISOLATION, env=storage.env)
     framework = await scheduler(cluster.master)
-    wrong = {"none": ({}, "does not exist"), "db": ({**SIZE, "iops": "5"}, "not supported")}
+    wrong = {"none": ({}, "does not exist"), "db": ({**SIZE, "iops": "five"}, "whole number")}
     for name, (options, words) in wrong.items():
         offer = await framework.offer()
         status = await framework.run(offer, name, "true", container=container(name=name, **options))

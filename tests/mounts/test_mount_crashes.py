@@ -22,6 +22,11 @@ from .test_mount import check_clean
 
 pytestmark = pytest.mark.usefixtures("mount")
 MakeVolume = Callable[..., Awaitable[str]]
+VERIFIED = (
+    *("fio", "--name=x", "--size=64M", "--rw=randwrite", "--bs=4k", "--ioengine=libaio", "--direct=1"),
+    *("--iodepth=32", "--verify=crc32c", "--verify_fatal=1"),
+    "--verify_state_save=0",  # else one that fails leaves a file where it was started
+)
 
 
 def write_through(path: Path, data: bytes) -> None:
@@ -38,6 +43,14 @@ async def next_life(host: Host, former: int) -> int:
             if status.pid != former and status.state in ("serving", "lost"):
                 return status.pid
             await asyncio.sleep(0.02)
+
+
+async def mend(host: Host, cluster: moorage.Cluster, name: str) -> None:
+    """The next mount replays the journal; then `fsck -f` finds nothing to mend."""
+    await host.mount(name)
+    (host.point() / "mended").write_text("it works")
+    await host.unmount(name)
+    await check_clean(cluster, name, host.directory)
 
 
 async def test_a_dead_holder_is_waited_for_and_fenced(
@@ -93,9 +106,7 @@ async def test_the_daemon_restarts_under_a_verifying_load(
 ) -> None:
     name = await volume("192M")
     await host.mount(name)
-    load = ["fio", "--name=x", f"--directory={host.point()}", "--size=64M", "--rw=randwrite", "--bs=4k"]
-    load += ["--ioengine=libaio", "--direct=1", "--iodepth=32", "--verify=crc32c", "--verify_fatal=1"]
-    fio = spawn(*load, "--io_size=24M")
+    fio = spawn(*VERIFIED, f"--directory={host.point()}", "--io_size=24M")
     former = host.place().status().pid
     for _ in range(2):
         signalled(former, number)
@@ -109,7 +120,7 @@ async def test_the_daemon_restarts_under_a_verifying_load(
 
 @pytest.mark.slow
 async def test_writeback_goes_on_after_an_upgrade_but_not_after_a_crash(
-    host: Host, volume: MakeVolume
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
 ) -> None:
     name = await volume(durability="writeback")
     await host.mount(name)
@@ -122,6 +133,7 @@ async def test_writeback_goes_on_after_an_upgrade_but_not_after_a_crash(
     (mount,) = await host.mounts()
     assert mount["state"] == "lost" and "ended without a flush" in mount["reason"]
     await host.unmount(name)
+    await mend(host, cluster, name)
 
 
 @pytest.mark.slow
@@ -201,7 +213,9 @@ async def test_a_crash_at_any_step_is_put_right(
 
 
 @pytest.mark.slow
-async def test_a_dead_mount_is_not_pulled_from_under_who_stands_in_it(host: Host, volume: MakeVolume) -> None:
+async def test_a_dead_mount_is_not_pulled_from_under_who_stands_in_it(
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
     name = await volume()
     await host.mount(name)
     user = spawn("sleep", "60", cwd=host.point())
@@ -214,6 +228,7 @@ async def test_a_dead_mount_is_not_pulled_from_under_who_stands_in_it(host: Host
         user.kill()
         user.communicate()
     assert await unmounting.clean_up(host.state) == []
+    await mend(host, cluster, name)
 
 
 @pytest.mark.slow
@@ -236,8 +251,74 @@ async def test_without_a_majority_unmount_says_so_and_force_gives_up(
         assert code != 0 and "is not unmounted yet" in err and "--force` gives up" in err
         await host.unmount("db", "--force")
         assert await host.mounts() == []
+        for back in local.hosts[:2]:
+            await back.launch()
+            await back.wait_ready(60)
+        async with await moorage.connect(registry=local.registry, secret_file=local.secret_file) as cluster:
+            await mend(host, cluster, "db")
     finally:
         await local.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_verified_writes_on_a_file_system_go_on_through_the_loss_of_a_host(
+    tmp_path: Path, make_host: Callable[[dict[str, str]], Host]
+) -> None:
+    """A host that holds replicas (and leads, perhaps) is killed under fio, and comes back; then another."""
+    local = LocalCluster(tmp_path / "c", options={"MOORAGE_CAPACITY": "1G"})
+    await local.start()
+    environment = {"MOORAGE_REGISTRY": local.registry, "MOORAGE_SECRET_FILE": str(local.secret_file)}
+    host = make_host({**os.environ, **environment})
+    try:
+        async with await moorage.connect(registry=local.registry, secret_file=local.secret_file) as cluster:
+            await cluster.create_volume("db", "192M")
+            await host.mount("db")
+            fio = spawn(*VERIFIED, f"--directory={host.point()}", "--io_size=48M", "--rate_iops=600")
+            for dying in local.hosts[:2]:
+                await asyncio.sleep(2)
+                assert fio.poll() is None, "the load is under way"
+                await dying.kill()
+                await asyncio.sleep(2)
+                await dying.launch()
+                await dying.wait_ready(60)
+            said, _ = await asyncio.to_thread(fio.communicate)
+            assert fio.returncode == 0, said
+            await host.unmount("db")
+            await check_clean(cluster, "db", host.directory)
+    finally:
+        await local.kill()
+
+
+@pytest.mark.slow
+async def test_a_daemon_that_a_reader_took_for_dead_goes_on(
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    """The reader brings the volume's logs to an end, which fences the holder; nobody else wrote."""
+    name = await volume()
+    mounted = await host.mount(name)
+    await asyncio.to_thread(write_through, host.point() / "file", b"before")
+    daemon = host.place().status().pid
+    os.kill(daemon, signal.SIGSTOP)
+    async with asyncio.timeout(40):
+        while (await cluster.show(name)).epoch == mounted["epoch"]:
+            await asyncio.sleep(1)
+            async with await cluster.attach(name, read_only=True):
+                pass
+    os.kill(daemon, signal.SIGCONT)
+    await asyncio.to_thread(write_through, host.point() / "file", b"after")
+    async with asyncio.timeout(10):
+        while (await host.mounts())[0]["epoch"] == mounted["epoch"]:
+            await asyncio.sleep(0.1)
+    (mount,) = await host.mounts()
+    assert (mount["state"], mount["epoch"]) == ("serving", mounted["epoch"] + 2)
+    assert host.place().status().pid == daemon
+    os.kill(daemon, signal.SIGKILL)  # its next life can name the one before
+    await next_life(host, daemon)
+    assert (await host.mounts())[0]["state"] == "serving"
+    assert (host.point() / "file").read_bytes() == b"after"
+    await host.unmount(name)
+    await check_clean(cluster, name, host.directory)
 
 
 @pytest.mark.slow

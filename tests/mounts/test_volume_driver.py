@@ -145,7 +145,7 @@ async def test_what_dvdcli_refuses_and_what_it_does_not(agent: Agent) -> None:
 
     await says(3, "does not exist", "mount", "--volumedriver=moorage", "--volumename=none")
     await says(3, "'rexray' is not served", "mount", "--volumedriver=rexray", "--volumename=none")
-    await says(3, "iops", "mount", "--volumename=none", "--volumeopts=iops=5")
+    await says(3, "iops", "mount", "--volumename=none", "--volumeopts=iops=five")
     await says(3, "KEY=VALUE", "create", "--volumename=none", "--volumeopts=size")
     await says(3, "not mounted", "path", "--volumename=none")
     await says(0, "", "unmount", "--volumedriver=moorage", "--volumename=none")

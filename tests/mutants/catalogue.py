@@ -1,8 +1,8 @@
 """Planted bugs: what a careless version would do, each of which some simulation must catch.
 
 Owns what a planted bug is, and how one is looked for. The bugs themselves are patches, in ``log.py``,
-``raft.py``, ``store.py`` and ``cluster.py``; production code has no switches for them. A bug that its
-simulation does not catch within the budget stays here, with the reason (``excuse``).
+``raft.py``, ``store.py``, ``cluster.py`` and ``moves.py``; production code has no switches for them. A bug
+that its simulation does not catch within the budget stays here, with the reason (``excuse``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moorage.wire import errors
 
 BUDGET_S = 60.0  # of CPU, for one bug
 SEEDS_MAX = 200  # or so many histories, whatever they cost: the first of the two that is met is enough
-SIMULATIONS = ("log", "raft", "store", "cluster")
+SIMULATIONS = ("log", "raft", "store", "cluster", "moves")
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

@@ -12,6 +12,8 @@ import pytest
 
 from moorage.client import attachment, front, session
 from moorage.client.attachment import WriterAttachment
+from moorage.client.succession import Rest
+from moorage.metadata import state as metadata_state
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.state import StateMachine
 from moorage.node import copying
@@ -19,6 +21,7 @@ from moorage.node.handlers import Handlers
 from moorage.node.log import Log
 from moorage.quorum.counting import Phase
 from moorage.quorum.member import Member
+from moorage.quorum.record import Position
 from moorage.registry import state as registry_state
 from moorage.service.replicated import Replicated
 from moorage.simulation.nemesis import draw_strands
@@ -91,11 +94,35 @@ def serves_one_group_before_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
         real(self)
         if not self._serving.done() and any(s.writer.phase is Phase.SERVING for s in self._sessions):
             for each in self._sessions:
-                each.serving = True
-                each.kick()
+                each.serve()
             self._serving.set_result(None)
 
     monkeypatch.setattr(WriterAttachment, "_moved", moved)
+
+
+@planted("cluster", "going on", rare=True)
+def goes_on_after_another_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metadata lets a holder that was fenced attach again also when another one came to write."""
+    monkeypatch.setattr(metadata_state, "check_succession", lambda *_: None)
+    real = WriterAttachment._by_whom
+
+    async def by_whom(self: WriterAttachment, error: errors.Fenced) -> errors.Fenced:
+        told = await real(self, error)
+        return errors.Fenced(told.message)
+
+    monkeypatch.setattr(WriterAttachment, "_by_whom", by_whom)
+
+
+@planted("cluster", "going on", rare=True)
+def issues_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder that goes on takes for done whatever it had sent."""
+    real = Rest.divide
+
+    def divide(self: Rest, writer: Any) -> Any:
+        there, again = real(self, writer)
+        return there + [each[6] for each in again], []
+
+    monkeypatch.setattr(Rest, "divide", divide)
 
 
 @planted("cluster", "2", rare=True)
@@ -201,7 +228,7 @@ def any_copy_of_a_device_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_state, "check_start", lambda *args: None)
 
 
-@planted("cluster", "5 (read-only)", rare=True)
+@planted("cluster", "23", rare=True)
 def reader_recovers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only attachment of a volume that nobody holds reads what it finds."""
 
@@ -209,6 +236,16 @@ def reader_recovers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return {}
 
     monkeypatch.setattr(attachment, "_recover", recover)
+
+
+@planted("cluster", "13 (read-only)", rare=True)
+def reader_takes_any_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node shows a reader without an epoch what it has applied, though a recovery may have lost it."""
+
+    def may_show(self: Member, position: Position) -> int | None:
+        return position.lsn if self.whole and position.lsn <= self.state.commit else None
+
+    monkeypatch.setattr(Member, "may_show", may_show)
 
 
 @planted(

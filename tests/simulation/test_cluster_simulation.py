@@ -14,7 +14,7 @@ from moorage.simulation.run import Failed, Outcome, run_seed
 from moorage.simulation.strand import PLOTS
 
 SEEDS = int(os.environ.get("MOORAGE_CLUSTER_SEEDS", "3"))
-SLOW_SEEDS = 100
+SLOW_SEEDS = 200
 
 
 @pytest.mark.timeout(300)

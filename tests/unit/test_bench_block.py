@@ -73,6 +73,18 @@ async def test_depth_is_kept_and_never_passed() -> None:
     device.close()
 
 
+async def test_what_ends_after_the_time_is_not_counted() -> None:
+    class Slow(MemoryDevice):
+        def read_nowait(self, offset: int, into: memoryview, done: Done) -> None:
+            asyncio.get_running_loop().call_later(0.1, done, None)
+
+    device = Slow(MIB)
+    workload = Workload("w", "read", "random", 4096, 7)
+    measured = await run_by_library(device, workload, region=MIB, seconds=0.15, warm_up=0)
+    assert measured.operations == 7
+    device.close()
+
+
 async def test_the_first_error_ends_the_run(device: MemoryDevice) -> None:
     device.read_only = True
     with pytest.raises(errors.ReadOnly):

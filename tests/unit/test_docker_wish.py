@@ -11,6 +11,7 @@ from moorage.wire.errors import Invalid
 
 
 def test_a_name_with_options_is_the_uri_with_them() -> None:
+    assert wish("db", {"iops": "100", "bw": "50M"}) == wish("moorage:///db?iops=100&bw=50M")
     assert wish("db", {"size": "1G", "fs": "xfs"}) == wish("moorage:///db?size=1G", {"fs": "xfs"})
     assert wish("moorage://prod/db") == Address("prod", "db")
     assert to_mount(wish("db", {"size": "1G", "mode": "ro", "io_timeout": "0"})) == {
@@ -26,15 +27,16 @@ def test_a_name_with_options_is_the_uri_with_them() -> None:
         ("a/b", {}, "not a volume name"),
         ("moorage:///db/file", {}, "names a file"),
         ("moorage:///db?size=1G", {"size": "2G"}, "'1G' in"),
-        ("db", {"iops": "100"}, "'iops' is not supported"),
-        ("moorage:///db?bw=1M", {}, "'bw' is not supported"),
+        ("db", {"iops": "many"}, "iops='many': write a whole number"),
+        ("moorage:///db?bw=fast", {}, "'fast' is not a size"),
+        ("db", {"principal": "Team A"}, "'Team A' is not the name of a principal"),
         ("db", {"volumetype": "io1"}, "unknown option 'volumetype'"),
         ("db", {"size": "big"}, "not a size"),
         ("db", {"replicas": "-1"}, "replicas"),
         ("db", {"groups": "x"}, "groups"),
         ("db", {"durability": "maybe"}, "sync or writeback"),
         ("db", {"fs": "btrfs"}, "ext4 or xfs"),
-        ("db", {"mode": "rx"}, "ro or rw"),
+        ("db", {"mode": "rx"}, "rw or ro"),
         ("db", {"io_timeout": "soon"}, "seconds"),
     ],
 )

@@ -99,6 +99,7 @@ def volume(name: str, hosts: str, identity: int = 1, **more: Any) -> VolumeInfo:
     members = [{"host": host, "device": f"d-{host}"} for host in hosts.split()]
     groups = [{"group": 0, "members": members}]
     fields: dict[str, Any] = {"state": "ready", "holder": None, "holder_alive": False, "fs": None, **more}
+    fields["lease_left_ms"] = 0
     return VolumeInfo(identity, name, 1 << 20, len(members), "sync", 1, groups=groups, created_ms=0, **fields)
 
 

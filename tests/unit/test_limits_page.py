@@ -8,16 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from moorage.client import nodes
+from moorage.client import front, nodes
 from moorage.gateway.docker import plugin as docker
 from moorage.gateway.nbd import protocol as nbd
 from moorage.metadata import limits
-from moorage.metadata.limits import Limit, human
+from moorage.metadata.limits import Limit
 from moorage.node import config as node
 from moorage.quorum import record
-from moorage.registry import mount_table
+from moorage.registry import mount_table, quota
 from moorage.registry import state as registry
 from moorage.service import http, kv
+from moorage.service.units import human
 from moorage.wire import frame, handshake
 from moorage.wire.limits import DEFAULT as WIRE
 
@@ -46,6 +47,7 @@ ROWS = {
             f"the last {mount_table.VERSIONS_KEPT}",
             "an older one is forgotten",
         ),
+        Limit("Quotas", str(quota.QUOTAS_MAX), "`LimitExceeded`"),
         Limit("Text (addresses, reasons)", f"{registry.TEXT_MAX} characters", "`Invalid`"),
         Limit(
             "Capacity of a device", f"from {human(node.CAPACITY_MIN)}", "`Invalid`: the node does not start"
@@ -55,6 +57,7 @@ ROWS = {
         Limit("Block, the unit of checksum and index", human(record.BLOCK_SIZE), "fixed"),
         Limit("Chunk, the unit of addressing", human(record.CHUNK_SIZE), "fixed"),
         Limit("LSN of a record", "2^63 - 1", "`LimitExceeded`"),
+        Limit("Requests that wait for the ceilings of a volume", str(front.PIECES_MAX), "`Overloaded`"),
     ),
     "The binary protocol": (
         Limit("Body of a frame", human(frame.BODY_SIZE_MAX), "`ProtocolError`, the connection ends"),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -60,3 +61,13 @@ def test_a_wheel_can_be_built_from_the_sdist(source: Path, tmp_path: Path) -> No
 
 def test_the_image_recipe_is_clean() -> None:
     run(str(Path(sys.executable).parent / "hadolint"), "Dockerfile", cwd=ROOT)
+
+
+def test_the_image_has_what_mounts_and_csi_need() -> None:
+    installed = set((ROOT / "Dockerfile").read_text().split())
+    assert installed >= {"e2fsprogs", "fuse3", "mount", "s3fs", "util-linux", "xfsprogs"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    locked = (ROOT / "requirements.lock").read_text().splitlines()
+    for wanted in extras["csi"]:
+        name = wanted.partition(">=")[0]
+        assert any(line.startswith(f"{name}==") for line in locked), f"{name}: run `make lock`"

@@ -9,7 +9,15 @@ import pytest
 from moorage.registry import state
 from moorage.registry.state import RegistryMachine
 from moorage.service.kv import KV
-from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, MoorageError, NameTaken, NotFound
+from moorage.wire.errors import (
+    IdentityConflict,
+    Invalid,
+    LimitExceeded,
+    MoorageError,
+    NameTaken,
+    NotFound,
+    VersionMismatch,
+)
 
 
 class Registry:
@@ -238,7 +246,7 @@ def test_labels_at_their_limit(registry: Registry) -> None:
 def test_a_kind_that_is_none_and_a_command_of_a_later_version(registry: Registry) -> None:
     with pytest.raises(Invalid, match="volume, bucket"):
         registry("claim", name="db", kind="table", group="m1", id=5)
-    with pytest.raises(Invalid, match="upgrade"):
+    with pytest.raises(VersionMismatch, match="upgrade"):
         registry("split")
 
 

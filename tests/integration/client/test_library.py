@@ -37,11 +37,33 @@ async def test_the_public_interface(hosts: LocalCluster, tmp_path: Path) -> None
             await volume.write(0, b"x" * 10000)
             await volume.flush()
             assert await volume.read(9999, 2) == b"x\0"
+        await check_quotas(cluster, hosts)
         await cluster.delete("cache")
         with pytest.raises(errors.NotFound):
             await cluster.show("cache")
         view = await cluster.status()
         assert len(view["hosts"]) == 3
+
+
+async def check_quotas(cluster: moorage.Cluster, hosts: LocalCluster) -> None:
+    secret = {"registry": hosts.registry, "secret_file": hosts.secret_file}
+    async with await moorage.connect(**secret, principal="team-a") as other:
+        quota = await cluster.set_quota("team-a", capacity="40M", volumes=2)
+        assert (quota.capacity, quota.volumes, quota.used_bytes) == (40 << 20, 2, 0)
+        assert (await other.create_volume("web", "24M", replicas=1, iops=50)).principal == "team-a"
+        words = "'team-a' has 1 volume of 24 MiB in sum, quota 40 MiB; 'logs' needs 20 MiB more"
+        with pytest.raises(errors.LimitExceeded, match=words):
+            await other.create_volume("logs", "20M", replicas=1)
+        await cluster.create_volume("logs", "20M", replicas=1)
+        with pytest.raises(errors.LimitExceeded, match="'web' needs 40 MiB more"):
+            await cluster.resize("web", "64M")
+        rows = {row.principal: (row.used_volumes, row.used_bytes) for row in await cluster.quotas()}
+        assert rows == {"default": (3, 116 << 20), "team-a": (1, 24 << 20)}
+        info = await other.set_volume("web", bw="1M")
+        assert (info.iops, info.bw) == (50, 1 << 20)
+        await cluster.delete("logs")
+        await cluster.delete("web")
+        assert (await cluster.remove_quota("team-a")).used_volumes == 0
 
 
 async def check_holes(volume: moorage.Volume) -> None:

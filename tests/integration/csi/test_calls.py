@@ -95,6 +95,9 @@ def of_the_controller() -> list[Row]:
         create("INVALID_ARGUMENT", "groups=65", parameters={**ONE, "groups": "65"}),
         create("INVALID_ARGUMENT", "durability", parameters={**ONE, "durability": "never"}),
         create("INVALID_ARGUMENT", "not a size", parameters={**ONE, "size": "big"}),
+        create("INVALID_ARGUMENT", "bw=50: use", parameters={**ONE, "bw": "50"}),
+        create("INVALID_ARGUMENT", "iops=99999999: use", parameters={**ONE, "iops": "99999999"}),
+        create("INVALID_ARGUMENT", "'A B' is not", parameters={**ONE, "principal": "A B"}),
         create("INVALID_ARGUMENT", "negative", **size(-1)),
         create(
             "INVALID_ARGUMENT", "volume_content_source", volume_content_source={"volume": {"volume_id": "x"}}
@@ -118,6 +121,9 @@ def of_the_controller() -> list[Row]:
         create("ALREADY_EXISTS", "has 1 replicas", parameters={"replicas": "3"}),
         create("ALREADY_EXISTS", "durability sync", parameters={**ONE, "durability": "writeback"}),
         create("ALREADY_EXISTS", "1 groups", parameters={**ONE, "groups": "2"}),
+        create("ALREADY_EXISTS", "has iops 0", parameters={**ONE, "iops": "5"}),
+        create("ALREADY_EXISTS", "has bw 0", parameters={**ONE, "bw": "5M"}),
+        create("ALREADY_EXISTS", "of principal default", parameters={**ONE, "principal": "other"}),
         create("OK", 'volume_id: "pvc-a', name="PVC A/ü"),
         create("OK", 'volume_id: "pvc-a', name="PVC A/ü"),
         create("OK", "", name="xf", volume_capabilities=[capability(fs="xfs")], **size(MIB)),

@@ -125,10 +125,11 @@ async def test_the_way_of_a_volume(bench: Bench, engine: Engine) -> None:
     assert await engine.call("Capabilities") == {"Capabilities": {"Scope": "global"}}
     assert "does not exist" in (await engine.call("Get", Name="db"))["Err"]
     assert bench.refreshes == 1  # it may have been made elsewhere
-    assert await engine.call("Create", Name="db", Opts={"size": "1G", "fs": "xfs", "mode": "ro"}) == {}
+    wish = {"size": "1G", "fs": "xfs", "mode": "ro", "iops": "100", "bw": "50M", "principal": "team-a"}
+    assert await engine.call("Create", Name="db", Opts=wish) == {}
     assert bench.cluster is not None
     assert bench.cluster.created == [
-        {"name": "db", "size": "1G", "replicas": 3, "groups": 0, "durability": "sync", "fs": "xfs"}
+        {"name": "db", "size": "1G", "fs": "xfs", "iops": 100, "bw": "50M", "principal": "team-a"}
     ]
     assert bench.volumes.notes.load("db") == Entry(options={"mode": "ro"})
     assert await engine.call("Create", Name="db", Opts=None) == {}  # again, by another engine
@@ -155,7 +156,7 @@ async def test_a_uri_is_called_what_it_was_called(bench: Bench, engine: Engine) 
     ("call", "params", "words"),
     [
         ("Create", {"Name": "db"}, "give its size"),
-        ("Create", {"Name": "db", "Opts": {"size": "1G", "iops": "5"}}, "'iops' is not supported"),
+        ("Create", {"Name": "db", "Opts": {"size": "1G", "iops": "five"}}, "iops='five'"),
         ("Create", {"Name": "db", "Opts": {"size": 5}}, "map of texts"),
         ("Create", {"Name": "DB", "Opts": {"size": "1G"}}, "not a volume name"),
         ("Create", {"Opts": {}}, "Name"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from moorage.client.repairer import Repairer
 from moorage.metadata import records
 from moorage.metadata import service as service_module
 from moorage.metadata.invariants import validate
@@ -24,10 +25,12 @@ from moorage.service.replicated import StateMachine
 from moorage.wire.errors import (
     DeadlineExceeded,
     IdentityConflict,
+    LimitExceeded,
     MoorageError,
     NameTaken,
     NotFound,
     NotLeader,
+    Stale,
 )
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
@@ -58,13 +61,16 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.names: dict[str, tuple[str, str, int]] = {}
         self.uids: dict[str, str] = {}
+        self.sizes: dict[str, int] = {}  # by name, as charged
+        self.quota: int | None = None  # of each volume
+        self.turn = (0, 0)
         self.view: Params = {"hosts": {}, "devices": {}, "services": [], "groups": ["m1"]}
         self.failing: MoorageError | None = None
         self.address = ""
 
     async def start(self) -> Server:
         router = Router()
-        methods = ("view", "claim", "release", "locate", "join_service")
+        methods = ("view", "claim", "charge", "settle", "release", "locate", "join_service")
         for name in methods:
             router.method(f"registry.{name}", getattr(self, f"_{name}"))
         server = await serve("127.0.0.1:0", hello=hello("registry", "r"), secret=SECRET, endpoint=router)
@@ -92,8 +98,33 @@ class FakeRegistry:
         found = self.names.get(params["name"], wanted)
         if found[:2] != wanted[:2] or found[2] > wanted[2]:
             raise NameTaken(f"the name {params['name']!r} is taken by a volume of another group")
+        if self.quota is not None and params["size"] > self.quota:
+            raise LimitExceeded(f"{params['principal']} has a quota of {self.quota}")
+        if self.names.get(params["name"]) != wanted:
+            self.sizes[params["name"]] = params["size"]
         self.names[params["name"]] = wanted
         return {"group": params["group"]}
+
+    async def _charge(self, context: CallContext, params: Params) -> Params:
+        self._check()
+        if (quota := self.quota) is not None and params["size"] > quota:
+            raise LimitExceeded(f"{params['principal']} has a quota of {quota}")
+        self._not_of_a_former_leader(params)
+        self.sizes[params["name"]] = params["size"]
+        return {}
+
+    async def _settle(self, context: CallContext, params: Params) -> Params:
+        self._check()
+        self._not_of_a_former_leader(params)
+        for name, number, _, size in params["charges"]:
+            if self.names.get(name) == (params["group"], "volume", number):
+                self.sizes[name] = size
+        return {}
+
+    def _not_of_a_former_leader(self, params: Params) -> None:
+        if (params["term"], params["count"]) < self.turn:
+            raise Stale("late")
+        self.turn = params["term"], params["count"]
 
     async def _release(self, context: CallContext, params: Params) -> Params:
         self._check()
@@ -102,6 +133,7 @@ class FakeRegistry:
             raise NameTaken("not yours")
         if found[2] <= params["id"]:
             self.names.pop(params["name"], None)
+            self.sizes.pop(params["name"], None)
         return {}
 
     async def _locate(self, context: CallContext, params: Params) -> Params:
@@ -262,6 +294,10 @@ class FakeReplicated:
             raise NotLeader(f"{self.name} does not lead", leader=self.leader)
 
     @property
+    def is_served(self) -> bool:
+        return self.leader is not None
+
+    @property
     def is_leader(self) -> bool:
         return self.log.leader == self.name and self.name in self.log.members
 
@@ -331,7 +367,7 @@ class Cluster:
             create_timeout_s=self.create_timeout_s,
             view_interval_s=0.05,
         )
-        self.services[name] = MetadataService(config)
+        self.services[name] = MetadataService(config, Repairer(config.hello, SECRET))
         await self.services[name].start(self._routers[name])
 
     async def stop_member(self, name: str) -> None:

@@ -176,21 +176,25 @@ async def test_a_recovery_comes_long_after_the_holder_and_before_no_writer(clust
     clock.ahead_ms += 1000
     recovery = await cluster.attach("db", 8, mode="recover")
     assert recovery["epoch"] == 2 and verify(SECRET, recovery["capability"], 0).rights == "rw"
-    with pytest.raises(Fenced, match="taken over by recovery before a read by fio"):
+    with pytest.raises(Fenced, match="taken over by a recovery by fio"):
         await renew(cluster, held, 7)
-    with pytest.raises(Busy, match="held by recovery"):
+    with pytest.raises(Busy, match="held by a recovery"):
         await cluster.attach("db", 9, mode="recover")
     assert (await cluster.attach("db", 10))["epoch"] == 3
     with pytest.raises(Fenced):
         await renew(cluster, recovery, 8)
 
 
-async def test_renewal_tells_a_new_size_and_a_new_address(cluster: Any) -> None:
+async def test_renewal_tells_a_new_size_new_ceilings_and_a_new_address(cluster: Any) -> None:
     await cluster.create("db", replicas=1)
     held = await cluster.attach("db", 7)
     await cluster.call("resize_volume", name="db", size=2 * GIB)
+    await cluster.call("set_volume", name="db", iops=100)
+    await cluster.call("set_volume", name="db", bw=1 << 20)
     renewed = await renew(cluster, held, 7)
-    assert renewed["size"] == 2 * GIB
+    assert (renewed["size"], renewed["iops"], renewed["bw"]) == (2 * GIB, 100, 1 << 20)
+    with pytest.raises(Invalid, match="give iops, bw or both"):
+        await cluster.call("set_volume", name="db")
     assert verify(SECRET, renewed["capability"], 0).epoch == 1
     device = held["groups"][0]["members"][0]["device"]
     cluster.registry.view["devices"][device]["address"] = "127.0.0.1:9"

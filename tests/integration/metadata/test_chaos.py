@@ -101,9 +101,9 @@ class Chaos:
 
     def settled(self) -> bool:
         kv = self.log.members["host2"].kv
-        return all(volume["state"] == "ready" for volume in records.volumes(kv)) and not list(
-            kv.scan(records.DROPS)
-        )
+        sizes = {volume["name"]: volume["size"] for volume in records.volumes(kv)}
+        ready = all(volume["state"] == "ready" for volume in records.volumes(kv))
+        return ready and not list(kv.scan(records.DROPS)) and self.cluster.registry.sizes == sizes
 
     def check(self) -> None:
         kv = self.log.members["host2"].kv

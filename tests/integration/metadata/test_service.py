@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from moorage.client.repairer import Repairer
 from moorage.metadata.service import MetadataConfig, MetadataService
 from moorage.service.http import HttpServer
 from moorage.wire.errors import (
@@ -40,6 +41,8 @@ async def test_json_api_has_the_calls_of_an_operator(cluster: Any) -> None:
     assert len((await led["GET metadata.list_volumes"]({}))["volumes"]) == 1
     assert (await led["GET metadata.status"]({}))["volumes"] == 1
     assert (await led["POST metadata.resize_volume"]({"name": "db", "size": 2 * GIB}))["size"] == 2 * GIB
+    limited = await led["POST metadata.set_volume"]({"name": "db", "iops": 100, "bw": 1 << 20})
+    assert (limited["iops"], limited["bw"], limited["principal"]) == (100, 1 << 20, "default")
     assert (await led["POST metadata.delete_volume"]({"name": "db"}))["left"] == []
     followed = routes(cluster.services["host2"])
     assert (await followed["GET metadata.describe"]({}))["leader"]["name"] == "host1"
@@ -158,5 +161,5 @@ def test_configuration_is_checked_before_anything_is_touched(
         "peers": {},
     }
     with pytest.raises(Invalid, match=says):
-        MetadataService(MetadataConfig(**{**fields, **change}))
+        MetadataService(MetadataConfig(**{**fields, **change}), Repairer(fields["hello"], secret))
     assert not (tmp_path / "d").exists()

@@ -185,7 +185,7 @@ async def test_limits_are_reached(cluster: Any) -> None:
 async def test_node_without_room_gives_the_creation_up(cluster: Any) -> None:
     cluster.nodes[1].refusing = NoSpace("no room above the reserve")
     with pytest.raises(
-        NoSpace, match="'db' was not created, and what there was of it is taken back: host2: no room"
+        NoSpace, match=r"'db' was not created, and what there was of it is taken back: host2: no room"
     ):
         await cluster.create("db")
     cluster.nodes[1].refusing = None
@@ -260,6 +260,58 @@ async def test_resize(cluster: Any) -> None:
         await cluster.call("resize_volume", name="db", size=65 << 40)
     with pytest.raises(NotFound):
         await cluster.call("resize_volume", name="other", size=GIB)
+
+
+async def test_quotas_are_kept_by_the_registry(cluster: Any) -> None:
+    cluster.registry.quota = 2 * GIB
+    with pytest.raises(LimitExceeded, match=r"'db' was not created.*: team-a has a quota of 2147483648"):
+        await cluster.create("db", size=3 * GIB, principal="team-a")
+    assert cluster.registry.names == {} and cluster.replicas() == []
+    await cluster.create("db", request="again", principal="team-a")
+    assert cluster.registry.sizes == {"db": GIB}
+    with pytest.raises(LimitExceeded, match="team-a has a quota"):
+        await cluster.call("resize_volume", name="db", size=3 * GIB)
+    assert (await cluster.call("resize_volume", name="db", size=2 * GIB))["size"] == 2 * GIB
+    assert cluster.registry.sizes == {"db": 2 * GIB}
+    with pytest.raises(Invalid, match="cannot shrink"):
+        await cluster.call("resize_volume", name="db", size=GIB)
+    await cluster.call("delete_volume", name="db")
+    assert cluster.registry.sizes == {}
+
+
+async def test_no_volume_grows_without_the_registry(cluster: Any) -> None:
+    await cluster.create("db")
+    cluster.registry.failing = CannotConnect("away")
+    with pytest.raises(DeadlineExceeded):
+        await cluster.call("resize_volume", timeout=1.0, name="db", size=2 * GIB)
+    assert (await cluster.call("show_volume", name="db"))["size"] == GIB
+    assert (await cluster.call("resize_volume", name="db", size=GIB))["size"] == GIB  # as it is: no question
+    cluster.registry.failing = None
+    assert (await cluster.call("resize_volume", name="db", size=2 * GIB))["size"] == 2 * GIB
+
+
+async def test_what_a_growth_left_charged_is_put_right(cluster: Any, fake_log: Any) -> None:
+    """The leader ends between the charge and the command; and a command that is refused."""
+    await cluster.create("db")
+
+    async def lose(command: dict[str, Any]) -> None:
+        if command["do"] == "resize":
+            fake_log.on_propose = None
+            assert cluster.registry.sizes == {"db": 3 * GIB}
+            fake_log.elect("host2")
+
+    fake_log.on_propose = lose
+    with pytest.raises(NotLeader):
+        await cluster.leader().handlers.methods()["resize_volume"](None, {"name": "db", "size": 3 * GIB})
+    await until(lambda: cluster.registry.sizes == {"db": GIB})
+
+    async def refuse(command: dict[str, Any]) -> None:
+        raise NoSpace("the log is full")
+
+    fake_log.on_propose = refuse
+    with pytest.raises(NoSpace):
+        await cluster.call("resize_volume", name="db", size=3 * GIB)
+    assert cluster.registry.sizes == {"db": GIB}
 
 
 async def test_delete_drops_the_replicas_and_frees_the_name(cluster: Any) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from moorage.client.repairer import Repairer
 from moorage.metadata.service import MetadataConfig, MetadataService
 from moorage.registry.health import Timings
 from moorage.registry.service import RegistryConfig, RegistryService
-from moorage.wire.errors import MoorageError, NameTaken, NotEnoughHosts, NotFound
+from moorage.wire.errors import Invalid, LimitExceeded, MoorageError, NameTaken, NotEnoughHosts, NotFound
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
 from moorage.wire.rpc import Router
@@ -77,7 +78,8 @@ class Host:
                 lease_ms=2000,
                 view_interval_s=0.1,
                 **common,
-            )
+            ),
+            Repairer(self.hello, SECRET),
         )
         await self.registry.start(self.router)
         await self.metadata.start(self.router)
@@ -188,6 +190,39 @@ async def test_volume_from_creation_to_deletion(hosts: Cluster) -> None:
         await hosts.create("other")
     assert (await hosts.registry.call("registry.locate", {"name": "other"}))["group"] == "m2"
     assert not any(host.replicas for host in hosts.hosts)
+
+
+async def test_quotas_count_what_all_groups_have(hosts: Cluster) -> None:
+    await hosts.create("db", size=4 * GIB, principal="team-a")
+    await hosts.create("other")
+    other_group = {"kind": "volume", "group": "m2", "id": 1, "size": 6 * GIB, "principal": "team-a"}
+    await hosts.registry.call("registry.claim", {"name": "elsewhere", **other_group})
+    quota = {"principal": "team-a", "capacity": 12 * GIB, "volumes": 3}
+    row = await hosts.registry.call("registry.set_quota", quota)
+    assert row == {**quota, "used_bytes": 10 * GIB, "used_volumes": 2}
+    words = "'team-a' has 2 volumes of 10 GiB in sum, quota 12 GiB; 'web' needs 5 GiB more"
+    with pytest.raises(LimitExceeded, match=words) as refused:
+        await hosts.create("web", size=5 * GIB, principal="team-a")
+    assert refused.value.details["used_bytes"] == 10 * GIB
+    assert all(len(host.replicas) == 2 for host in hosts.hosts)
+    with pytest.raises(LimitExceeded, match="'db' needs 3 GiB more"):
+        await hosts.metadata.call("metadata.resize_volume", {"name": "db", "size": 7 * GIB})
+    assert (await hosts.metadata.call("metadata.show_volume", {"name": "db"}))["size"] == 4 * GIB
+    await hosts.metadata.call("metadata.resize_volume", {"name": "db", "size": 6 * GIB})
+    await hosts.metadata.call("metadata.delete_volume", {"name": "db"})
+    led = next(host.registry for host in hosts.hosts if host.registry.group.is_leader)
+    routes = {f"{route.method} {route.name}": route.handler for route in led.routes()}
+    await routes["POST registry.set_quota"]({"principal": "b", "volumes": 0})
+    with pytest.raises(LimitExceeded, match="'b' has no volumes, quota 0; 'none' would be one more"):
+        await hosts.create("none", principal="b")
+    with pytest.raises(Invalid, match="unknown parameter 'size'"):
+        await routes["POST registry.set_quota"]({"principal": "b", "size": 0})
+    await routes["POST registry.remove_quota"]({"principal": "b"})
+    rows = (await routes["GET registry.quotas"]({}))["quotas"]
+    assert [(row["principal"], row["used_bytes"]) for row in rows] == [
+        ("default", GIB),
+        ("team-a", 6 * GIB),
+    ]
 
 
 async def test_refusal_says_which_host_is_silent(hosts: Cluster) -> None:

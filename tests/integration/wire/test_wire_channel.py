@@ -20,6 +20,7 @@ from moorage.wire.errors import (
     AuthenticationFailed,
     ConnectionLost,
     DeadlineExceeded,
+    Denied,
     IdentityConflict,
     Invalid,
     MoorageError,
@@ -293,6 +294,35 @@ async def test_another_service_or_cluster_behind_the_address_is_not_believed(mem
     await impostor.stop()
 
 
+@pytest.mark.parametrize("then_asked", [True, False])
+async def test_a_refusal_says_nothing_of_an_attempt_before_it(
+    members: list[Member], then_asked: bool
+) -> None:
+    """The first one was answered by nobody, and may take effect yet; the second one certainly had none."""
+    asked = 0
+
+    async def candidates() -> list[str]:
+        nonlocal asked
+        asked += 1
+        if asked > 1 and not then_asked:
+            raise Denied("nobody may know where they are")
+        return [members[1].address]
+
+    members[1].deaf = True
+    client = client_of(members, addresses=candidates)
+    calling = asyncio.create_task(client.call("add", {"n": 1}, timeout=5))
+    await eventually(lambda: not members[1].deaf)
+    members[1].fail = NameTaken("it is taken")
+    with pytest.raises(NameTaken if then_asked else Denied) as found:
+        await calling
+    assert found.value.outcome == "unknown"
+    with pytest.raises(MoorageError) as again:  # a call for itself
+        members[1].fail = NameTaken("it is taken")
+        await client.call("add", {"n": 1})
+    assert again.value.outcome == "not_done"
+    await client.close()
+
+
 async def test_candidates_may_be_looked_up_anew(members: list[Member]) -> None:
     rounds: list[list[str]] = [[], [members[0].address]]
 
@@ -306,6 +336,30 @@ async def test_candidates_may_be_looked_up_anew(members: list[Member]) -> None:
     await client.close()
     with pytest.raises(Invalid, match="closed"):
         await client.call("add", {"n": 1})
+
+
+async def test_what_may_have_been_done_stays_unknown_when_no_candidate_is_known_any_more(
+    members: list[Member],
+) -> None:
+    rounds = 0
+
+    async def candidates() -> list[str]:
+        nonlocal rounds
+        rounds += 1
+        if rounds > 1:
+            await asyncio.sleep(DEADLINE_S)  # nobody says where the service is
+        return [members[1].address]
+
+    members[1].deaf = True
+    client = client_of(members, addresses=candidates)
+    with pytest.raises(Unavailable) as caught:
+        await client.call("add", {"n": 1}, timeout=0.3)
+    assert members[1].added and caught.value.outcome == "unknown"
+    rounds = 1  # this time nobody was asked at all
+    with pytest.raises(Unavailable) as caught:
+        await client.call("add", {"n": 2}, timeout=0.1)
+    assert caught.value.outcome == "not_done"
+    await client.close()
 
 
 # -- discovery -----------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class Model:
                 "state": "creating",
                 "epoch": 0,
                 "writer": None,
+                "ceilings": {key: command.get(key, 0) for key in ("iops", "bw")},
                 "released": False,
                 "left": {m["replica"] for g in result["groups"] for m in g["members"]},
             }
@@ -60,6 +61,9 @@ class Model:
         elif do == "resize":
             assert command["size"] >= volume["size"]
             volume["size"] = command["size"]
+        elif do == "set_ceilings":
+            given = {key: command[key] for key in ("iops", "bw") if command[key] is not None}
+            volume["ceilings"] = volume["ceilings"] | given
         elif do in ("delete", "abandon") and volume["state"] != "deleting":
             volume.update(epoch=volume["epoch"] + 1, writer=None, state="deleting")
         elif do == "dropped" and volume["state"] == "deleting":
@@ -80,6 +84,7 @@ class Model:
                 volume["state"],
             )
             assert real["epoch"] == volume["epoch"]
+            assert {key: real.get(key, 0) for key in ("iops", "bw")} == volume["ceilings"]
             assert (real["holder"] or {}).get("writer") == volume["writer"]
         names = {v["name"]: number for number, v in self.volumes.items() if not v["released"]}
         assert {key.removeprefix("name/"): value for key, value in kv.scan("name/")} == names
@@ -89,7 +94,7 @@ def random_command(rng: random.Random, model: Model) -> dict[str, Any]:
     """Often sensible, sometimes late or wrong: what clients, tasks and late messages send."""
     do = rng.choice(
         ["create"] * 3 + ["ready", "ready", "attach", "attach", "attach", "detach", "resize"]
-        + ["delete", "dropped", "dropped", "released", "abandon"]
+        + ["delete", "dropped", "dropped", "released", "abandon", "set_ceilings"]
     )  # fmt: skip
     name = f"v{rng.randint(1, 6)}"
     number = rng.choice(list(model.volumes) or [0]) if rng.random() < 0.95 else 12345
@@ -101,7 +106,9 @@ def random_command(rng: random.Random, model: Model) -> dict[str, Any]:
     writer = rng.choice([volume["writer"] or 1, rng.randint(1, 30)])
     fields: dict[str, dict[str, Any]] = {
         "create": {"name": name, "request": request, "size": rng.randint(1, 40) * MIB, "replicas": 3}
-        | {"durability": "sync", "placement": placement, "created_ms": 0},
+        | {"durability": "sync", "placement": placement, "created_ms": 0}
+        | rng.choice([{}, {"iops": 5}, {"bw": 1 << 20, "principal": "a"}]),
+        "set_ceilings": {"iops": rng.choice([None, 0, 9]), "bw": rng.choice([None, 0, MIB, 1])},
         "attach": {"epoch": epoch, "writer": writer, "holder": {"host": "h", "pid": 1, "program": "p"}}
         | {"recovers": rng.random() < 0.2},
         "detach": {"epoch": epoch, "writer": writer},

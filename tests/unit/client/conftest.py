@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from moorage.quorum import member as members
+from moorage.quorum.history import cut, epoch_at
 from moorage.quorum.lease import GrantedLease
 from moorage.quorum.member import Member
 from moorage.quorum.orders import Append, Apply, Note, Sync
-from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sums, decode_batch, encode_head
+from moorage.quorum.record import BLOCK_SIZE, Kind, Position, Record, block_sums, decode_batch, encode_head
 from moorage.quorum.state import MemberState
 from moorage.wire import log_messages as messages
 from moorage.wire.connection import Connection
@@ -51,6 +52,17 @@ class MemoryReplica:
             tail_from=lambda: min(self.records, default=self.core.state.last + 1),
             restarted=restarted,
         )
+
+    def lose_unsynced(self) -> None:
+        """As after a loss of power: it comes back at its durable LSN."""
+        durable = self.core._durable
+        state = MemberState.unpack(self.core.state.pack())
+        cut(state.history, durable + 1)
+        state.last, state.commit = durable, min(state.commit, durable)
+        self.records = {lsn: record for lsn, record in self.records.items() if lsn <= durable}
+        self.blocks, self.applied = {}, 0
+        self.core = self._core(state)
+        self.apply(state.commit)
 
     def drain(self) -> None:
         while effects := self.core.take_effects():
@@ -193,7 +205,7 @@ class MemoryDevice:
         replica.drain()
         while (answer := core.take_seal_answer(now_ms())) is None:
             await asyncio.sleep(0.002)
-            if core.session != session:
+            if (core.session, core.state.epoch) != (session, params["epoch"]):
                 raise Stale("sealed anew meanwhile")
         replica.conn = context.conn
         return answer[1].pack()
@@ -242,7 +254,12 @@ class MemoryDevice:
         self.reads += 1
         if self.refuse_reads is not None:
             raise self.refuse_reads
-        code = replica.core.may_read(epoch, lsn)
+        prefix = flags & messages.PREFIX
+        if prefix:
+            shows = replica.core.may_show(Position(epoch, lsn)) is not None
+            code = members.OK if shows else members.BEHIND
+        else:
+            code = replica.core.may_read(epoch, lsn)
         if code == members.FENCED:
             raise Fenced("promised higher", promised=replica.core.state.epoch)
         if code != members.OK:
@@ -252,17 +269,19 @@ class MemoryDevice:
         found = [replica.blocks.get(at, (0, bytes(BLOCK_SIZE))) for at in range(first, first + count)]
         sums = b"".join(found_sum.to_bytes(8, "little") for found_sum, _ in found)
         reply = messages.pack_read_reply(replica.applied, count, sums)
+        if prefix:
+            reply += epoch_at(replica.core.state.history, replica.applied).to_bytes(8, "little")
         if not any(found_sum for found_sum, _ in found):
-            conn.reply(request_id, READ, reply, (), messages.HOLES)
+            conn.reply(request_id, READ, reply, (), prefix | messages.HOLES)
             return
         if flags & messages.SUMS:
-            conn.reply(request_id, READ, reply)
+            conn.reply(request_id, READ, reply, (), prefix)
             return
         data = bytearray(b"".join(block_data for _, block_data in found))
         for at in range(count):
             if first + at in self.flip:
                 data[at * BLOCK_SIZE] ^= 1
-        conn.reply(request_id, READ, reply, [bytes(data)])
+        conn.reply(request_id, READ, reply, [bytes(data)], prefix)
 
     def heartbeat(
         self, conn: Connection, flags: int, request_id: int, body: memoryview, payload: memoryview
@@ -282,6 +301,7 @@ class MemoryCluster:
         self.sync = sync
         self.epoch = 0
         self.writer = 0
+        self.owner = 0  # the last writer that came to write
         self.size = 64 << 20
         self.metadata_away = False
         self.held = False
@@ -319,9 +339,13 @@ class MemoryCluster:
                 if params["mode"] != "ro":
                     if self.held and params["mode"] == "recover":
                         raise Busy("held", holder={"recovers": False})
+                    if params.get("succeeds") and self.owner not in params["succeeds"]:
+                        raise self.taken_over()
                     self.epoch += 1
                     self.writer = params["writer"]
                     self.held = True
+                    if params["mode"] == "rw":
+                        self.owner = self.writer
                 durability = "sync" if self.sync else "writeback"
                 volume = {"id": 1, "name": "db", "size": self.size, "durability": durability}
                 return {
@@ -335,12 +359,17 @@ class MemoryCluster:
                 self.held = False
             case "metadata.renew":
                 if params["writer"] != self.writer:
-                    raise Fenced("volume 'db' was taken over by other on host9 (pid 1)")
+                    raise self.taken_over()
                 return {"size": self.size, "groups": self.groups()}
             case "metadata.resize_volume":
                 self.size = params["size"]
                 return {"size": self.size}
         return {}
+
+    def taken_over(self) -> Fenced:
+        holder = {"writer": self.writer, "recovers": self.writer != self.owner}
+        text = "volume 'db' was taken over by other on host9 (pid 1)"
+        return Fenced(text, epoch=self.epoch, holder=holder)
 
     def agrees(self) -> bool:
         """Whether the same is applied on all members, as must be after quiescence."""

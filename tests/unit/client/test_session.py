@@ -505,9 +505,16 @@ async def test_a_reader_hears_of_new_addresses_and_sizes(
 async def test_read_only_without_a_writer_shows_what_was_acknowledged_last(
     memory_cluster: Make, sync: bool
 ) -> None:
-    """The writer ends before it could tell any member that its last writes are committed."""
+    """The writer is cut off before it could tell any member that its last writes are committed."""
     cluster = await memory_cluster(groups=2, sync=sync)
-    dying, reader = Client(cluster), Client(cluster)
+    cut_off = False
+
+    async def call(method: str, params: dict[str, Any], timeout: float) -> Any:
+        if cut_off:
+            raise Unavailable("metadata is out of reach")
+        return await cluster.call(method, params, timeout)
+
+    dying, reader = Client(cluster, call), Client(cluster)
     volume = await dying.attach()
     await volume.write(0, b"old")
     await volume.write(CHUNK_SIZE, b"old")
@@ -524,15 +531,71 @@ async def test_read_only_without_a_writer_shows_what_was_acknowledged_last(
     await acknowledged.wait()
     replicas = [device.replicas[at] for at, device in enumerate(cluster.devices, 1)]
     assert not any(data.startswith(b"new") for each in replicas for _, data in each.blocks.values())
-    cluster.held = False
+    cluster.held, cut_off = False, True
     async with await reader.attach(read_only=True) as copy:
         assert await copy.read(0, 3) == b"new"
         assert await copy.read(CHUNK_SIZE, 3) == b"old"
         assert (copy.epoch, cluster.epoch, cluster.held) == (2, 2, False)
-    with pytest.raises(Fenced):
-        await volume.write(0, b"x")
+    await until(lambda: volume.groups[0].waiting_for() != "")
+    assert "metadata is out of reach" in volume.groups[0].waiting_for()
+    for session in volume.groups:
+        del session._send  # type: ignore[attr-defined]
+    cut_off = False
+    await volume.write(0, b"goes on")
+    assert volume.epoch == 3
     await volume.detach()
     await dying.pool.close()
+    await reader.pool.close()
+
+
+async def test_a_reader_does_not_see_what_the_recovery_of_the_writer_beside_it_has_lost(
+    memory_cluster: Make,
+) -> None:
+    """In writeback: one member has applied what was lost everywhere else, and only the reader reaches it."""
+    cluster = await memory_cluster(groups=1, sync=False)
+    dying, writer, reader = Client(cluster), Client(cluster), Client(cluster)
+    former = await dying.attach()
+    await former.write(0, b"lost")
+    await until(cluster.agrees)
+    await former.detach()
+    forked, *others = cluster.devices
+    await forked.stop()
+    for identity, device in enumerate(others, 2):
+        device.create(identity, sync=False)  # as if nothing had been synced there
+    volume = await writer.attach()
+    await volume.write(0, b"kept")
+    await volume.detach()
+    await forked.start()
+    cluster.held = True  # that writer is still there, and does not reach it
+    commits = {device.replicas[at].core.state.commit for at, device in enumerate(cluster.devices, 1)}
+    assert commits == {2}
+    async with await reader.attach(read_only=True, io_timeout=0.3) as copy:
+        assert await copy.read(0, 4) == b"kept"
+        with pytest.raises(NoQuorum):
+            await copy.read_from("host0", 0, 4096)
+    for client in (dying, writer, reader):
+        await client.pool.close()
+
+
+async def test_a_read_waits_for_a_writer_that_died_before_it_had_begun(
+    memory_cluster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachment, "RENEW_S", 0.05)
+    cluster = await memory_cluster(groups=1)
+    writer, reader = Client(cluster), Client(cluster)
+    volume = await writer.attach()
+    await volume.write(0, b"seen")
+    await until(cluster.agrees)
+    await volume.detach()
+    cluster.epoch += 1  # somebody has attached, and died before its first SEAL
+    cluster.held = True
+    async with await reader.attach(read_only=True) as copy:
+        reading = asyncio.create_task(copy.read(0, 4))
+        await asyncio.sleep(0.3)
+        assert not reading.done()
+        cluster.held = False  # its lease is over
+        assert await reading == b"seen"
+    await writer.pool.close()
     await reader.pool.close()
 
 
@@ -694,7 +757,7 @@ async def test_nonsense_of_metadata_does_not_hide_that_another_is_the_holder(mem
     client, other = Client(cluster, call), Client(cluster)
     old = await client.attach()
     new = await other.attach()
-    with pytest.raises(Fenced, match="taken over by another attachment"):
+    with pytest.raises(Fenced, match="taken over by other on host9"):
         async with asyncio.timeout(5):
             await old.wait_lost()
     await old.detach()

@@ -90,6 +90,16 @@ def test_the_default_cluster(tmp_path: Path) -> None:
     assert config.load(environment=environment) == config.ClusterConfig("d:1", Path("/d"))
 
 
+def test_the_principal_is_the_one_said_nearest(tmp_path: Path) -> None:
+    environment = configured(tmp_path, "prod", registry="r:1", secret_file="/s", principal="team-a")
+    environment["MOORAGE_PRINCIPAL"] = "team-b"
+    assert config.load("prod", environment=environment).principal == "team-a"
+    assert config.load("prod", principal="team-c", environment=environment).principal == "team-c"
+    assert config.load(registry="r:1", secret_file="/s", environment=environment).principal == "team-b"
+    with pytest.raises(Invalid, match="'Team D' is not the name of a principal"):
+        config.load("prod", principal="Team D", environment=environment)
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     empty = {"XDG_CONFIG_HOME": str(tmp_path)}
     with pytest.raises(Invalid, match=r"set \$MOORAGE_REGISTRY"):

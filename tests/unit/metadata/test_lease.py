@@ -91,7 +91,7 @@ def test_a_recovery_waits_out_a_grace_and_makes_room_for_writers() -> None:
     check_takeover(volume(), -5000, False, "recover", 5000)
     recovering = volume(holder={**HOLDER, "recovers": True})
     check_takeover(recovering, 3200, False, "attach")
-    with pytest.raises(Busy, match="held by recovery before a read by qemu on h1"):
+    with pytest.raises(Busy, match="held by a recovery by qemu on h1"):
         check_takeover(recovering, 3200, False, "recover", 5000)
     check_takeover(recovering, 0, False, "recover", 5000)
 

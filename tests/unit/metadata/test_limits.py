@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from moorage.metadata import limits
+from moorage.service.units import human
 from moorage.wire.errors import Invalid, LimitExceeded
 
 GOOD: list[tuple[Callable[[Any], Any], Any]] = [
@@ -122,5 +123,5 @@ def test_ids_fit_into_63_bits() -> None:
 
 
 def test_human_sizes() -> None:
-    shown = [limits.human(size) for size in (0, 4095, 4096, 1 << 20, 3 << 19, 64 << 40, (1 << 30) + 1)]
+    shown = [human(size) for size in (0, 4095, 4096, 1 << 20, 3 << 19, 64 << 40, (1 << 30) + 1)]
     assert shown == ["0 bytes", "4.0 KiB", "4 KiB", "1 MiB", "1.5 MiB", "64 TiB", "1.0 GiB"]

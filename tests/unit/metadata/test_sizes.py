@@ -35,6 +35,9 @@ def greatest_volume(groups: int, replicas: int, address: bool = False) -> dict[s
         "created_ms": GREATEST,
         "holder": {**holder, "recovers": False, "since_ms": GREATEST},
         "holder_alive": True,
+        "iops": limits.IOPS_MAX,
+        "bw": limits.BW_MAX,
+        "principal": "p" * limits.NAME_SIZE_MAX,
     }
 
 

@@ -17,6 +17,7 @@ from moorage.wire.errors import (
     NoSpace,
     NotFound,
     StaleConfiguration,
+    VersionMismatch,
 )
 
 MIB = 1 << 20
@@ -228,6 +229,35 @@ def test_only_the_holder_notes_the_file_system(metadata_group: Any) -> None:
     assert records.volume_by_id(metadata_group.kv, volume["id"])["fs"]["state"] == "formatting"
 
 
+def test_ceilings_and_principal(metadata_group: Any) -> None:
+    volume = metadata_group.ready(iops=500, principal="team-a")
+    assert (volume["iops"], volume["principal"]) == (500, "team-a")
+    plain = metadata_group.ready("plain")
+    assert not {"iops", "bw", "principal"} & plain.keys(), "as commands of before leave it"
+    assert records.public(plain) | {"iops": 0, "bw": 0, "principal": "default"} == records.public(plain)
+    changed = metadata_group.apply("set_ceilings", volume=plain["id"], iops=None, bw=1 << 20)
+    assert (records.public(changed)["iops"], changed["bw"]) == (0, 1 << 20)
+    changed = metadata_group.apply("set_ceilings", volume=plain["id"], iops=7, bw=0)
+    assert (changed["iops"], changed["bw"]) == (7, 0)
+    before = metadata_group.dump()
+    for wrong, error in (
+        ({"iops": -1}, LimitExceeded),
+        ({"iops": limits.IOPS_MAX + 1}, LimitExceeded),
+        ({"iops": True}, Invalid),
+        ({"bw": 50}, LimitExceeded),
+        ({"bw": "50M"}, Invalid),
+    ):
+        with pytest.raises(error):
+            metadata_group.apply("set_ceilings", volume=plain["id"], **{"iops": None, "bw": None, **wrong})
+        with pytest.raises(error):
+            metadata_group.create("other", **wrong)
+    with pytest.raises(Invalid, match="principal 'A B' is not accepted"):
+        metadata_group.create("other", principal="A B")
+    assert metadata_group.dump() == before
+    with pytest.raises(Busy, match="being created"):
+        metadata_group.apply("set_ceilings", volume=metadata_group.create("new")["id"], iops=1, bw=None)
+
+
 def test_attach_needs_a_ready_volume(metadata_group: Any) -> None:
     volume = metadata_group.create()
     with pytest.raises(Busy, match="being created"):
@@ -346,8 +376,8 @@ def test_unknown_volume_names_those_that_look_alike(metadata_group: Any) -> None
         records.volume_by_name(metadata_group.kv, "zzz")
 
 
-def test_unknown_command_is_an_error(metadata_group: Any) -> None:
-    with pytest.raises(Invalid, match="unknown metadata command 'explode'"):
+def test_an_unknown_command_stops_the_member(metadata_group: Any) -> None:
+    with pytest.raises(VersionMismatch, match="unknown metadata command 'explode'"):
         metadata_group.apply("explode")
 
 

@@ -56,6 +56,16 @@ def test_wrong_sizes_are_refused(unpack: Callable[[bytes], object]) -> None:
                 unpack(bytes(size))
 
 
+def test_a_reply_may_tell_an_epoch_at_its_end() -> None:
+    body = m.pack_read_reply(9, 2, bytes(16))
+    told = memoryview(body + (7).to_bytes(8, "little"))
+    assert bytes(told)[-8:].hex() == "0700000000000000"
+    assert m.split_epoch(told, m.PREFIX | m.HOLES) == (body, 7)
+    for wrong, flags in ((told, m.HOLES), (told[:23], m.PREFIX), (memoryview(b""), m.PREFIX)):
+        with pytest.raises(ProtocolError):
+            m.split_epoch(wrong, flags)
+
+
 def test_reply_to_read_tells_how_many_checksums() -> None:
     with pytest.raises(ProtocolError):
         m.unpack_read_reply(m.pack_read_reply(9, 3, bytes(16)))

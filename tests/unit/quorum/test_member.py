@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from moorage.quorum.history import reach
 from moorage.quorum.lease import LEASE_MS
 from moorage.quorum.member import (
     BEHIND,
@@ -174,12 +175,40 @@ def test_reads(hands: Make) -> None:
     one.log([(1, 1), (1, 2)], epoch=1)
     assert one.member.may_read(2, 1) == NO_SESSION
     assert one.member.may_read(1, 3) == BEHIND
-    assert one.member.may_read(0, 1) == BEHIND, "a read-only reader vouches for nothing"
+    assert one.member.may_show(Position(1, 1)) is None, "a reader without an epoch vouches for nothing"
     assert one.member.may_read(1, 2) == OK
     assert one.effects() == ["apply 2"]
-    assert one.member.may_read(0, 2) == OK
+    assert one.member.may_show(Position(1, 2)) == 2
     one.seal(2)
     assert one.member.may_read(1, 1) == FENCED
+    assert one.member.may_read(0, 1) == FENCED
+
+
+def test_what_a_recovery_may_have_cut_off_is_not_shown(hands: Make) -> None:
+    """Records 3 and 4 of epoch 1 were applied here, and lost everywhere else before epoch 2 began at 3."""
+    one = hands(sync=False)
+    one.log([(1, 1), (1, 2), (1, 3), (1, 4)], epoch=1, commit=4)
+    show = one.member.may_show
+    assert show(Position(0, 0)) == 0, "nobody had attached when this reader came"
+    assert (show(Position(1, 0)), show(Position(1, 4))) == (1, 4)
+    assert show(Position(1, 5)) is None
+    assert show(Position(2, 0)) is None and show(Position(2, 3)) is None
+    one.seal(2)
+    assert show(Position(2, 0)) is None, "a promise says nothing of what is in the log"
+    one.member.damage("copied anew")
+    assert show(Position(1, 0)) is None
+
+
+def test_where_a_log_reaches_a_position() -> None:
+    history = [(2, 4), (5, 10)]
+    for position, lsn in [
+        *(((0, 0), 0), ((0, 7), 7)),
+        *(((1, 0), 4), ((1, 9), 4)),  # that epoch left nothing behind: the next one is after it
+        *(((2, 0), 4), ((2, 9), 9), ((2, 10), 10)),
+        *(((3, 99), 10), ((5, 0), 10), ((5, 12), 12), ((6, 0), None)),
+    ]:
+        assert reach(history, Position(*position)) == lsn, position
+    assert reach([], Position(1, 0)) is None
 
 
 def test_higher_seal_waits_for_the_read_lease(hands: Make) -> None:

@@ -288,7 +288,7 @@ def test_fenced() -> None:
     writer.nack(2, EPOCH, EPOCH + 1, 1, 1, FENCED)
     assert isinstance(writer.ended, Fenced)
     assert write(writer) == WAIT and writer.reads_until_ms() == 0
-    assert writer.take_unfinished() == ["a"]
+    assert [(lsn, tag) for lsn, _, tag in writer.take_rest()] == [(2, "a")]
 
 
 def test_a_former_session_that_is_refused_does_not_end_the_writer() -> None:

@@ -1,0 +1,212 @@
+"""Why a volume, a host or a device is not as it should be: what is wrong, since when, because of what, what
+is being done about it, and what an operator could do.
+
+A core: facts in (the registry's view, metadata's word, what devices say of their replicas), findings out.
+Owns the sentences. Nothing is asked here; what nobody could be asked about is a finding of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from moorage.client.places import Moves
+from moorage.quorum.majority import majority
+
+NEARLY_FULL_PER_CENT = 90
+ANEW = "nothing: it is placed anew"
+CATCHES_UP = "nothing: it catches up when it is led"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be. ``for_ms``: how long it has been so, as far as is known."""
+
+    what: str
+    because: str
+    doing: str
+    could: str
+    for_ms: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """``replicas``: rows of ``node.list_replicas`` by replica id, of the devices that answered; ``silent``:
+    why a device did not, by its id."""
+
+    view: Mapping[str, Any]
+    moves: Moves
+    replicas: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    silent: Mapping[str, str] = field(default_factory=dict)
+
+
+def about_volume(volume: Mapping[str, Any], facts: Facts) -> list[Finding]:
+    """``volume``: as ``metadata.show_volume`` answers."""
+    return list(_volume(volume, facts))
+
+
+def about_device(device: str, facts: Facts) -> list[Finding]:
+    return list(_device(device, facts))
+
+
+def about_host(host: str, facts: Facts) -> list[Finding]:
+    row = facts.view["hosts"][host]
+    on_it = sorted(each for each, entry in facts.view["devices"].items() if entry["host"] == host)
+    found = [finding for device in on_it for finding in _device(device, facts)]
+    if not on_it:
+        what = f"host {host} has no device"
+        found.append(Finding(what, row["reason"], "", "start `moorage node` there, or forget it"))
+    return found
+
+
+# -- volumes --------------------------------------------------------------------------------------------
+
+
+def _volume(volume: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    name = volume["name"]
+    if volume["state"] == "creating":
+        yield Finding(f"volume {name} is being created", "", "its replicas are ordered", "wait some seconds")
+        return
+    if volume["state"] == "deleting":
+        yield Finding(f"volume {name} is being deleted", "", "its replicas are dropped", "nothing")
+        return
+    for group in volume["groups"]:
+        yield from _group(name, group, facts)
+    holder = volume["holder"]
+    if holder is not None and not volume["holder_alive"] and not holder["recovers"]:
+        who = f"{holder['program']} (pid {holder['pid']}) on {holder['host']}"
+        yield Finding(
+            f"volume {name} has a holder that metadata does not hear of",
+            f"{who} has not renewed its lease: it is dead, frozen or cut off",
+            "whoever attaches takes it over, and fences that one",
+            "attach or mount it elsewhere",
+        )
+
+
+def _group(name: str, group: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    members = group["members"]
+    told = [facts.replicas[each["replica"]] for each in members if each["replica"] in facts.replicas]
+    newest = max((row["last"] for row in told), default=0)
+    lacking = [(each, *found) for each in members if (found := _lacks(each, facts, newest))]
+    for member, because, for_ms, could in lacking:
+        yield Finding(
+            f"volume {name} group {group['group']}: the copy on {member['host']} does not count",
+            because,
+            _doing(name, group, member, facts),
+            could,
+            for_ms,
+        )
+    good = len(members) - len(lacking)
+    if good < majority(len(members)):
+        yield Finding(
+            f"volume {name} group {group['group']} has no majority: reads and writes of its part wait",
+            f"{good} of {len(members)} copies are there, {majority(len(members))} are needed",
+            "they go on by themselves when enough are back",
+            "bring back what is named above; what has not been copied is there only",
+        )
+    wish = group["wish"]
+    if wish is not None and not lacking:
+        yield Finding(
+            f"volume {name} group {group['group']}: a copy is on its way to {wish['host']}",
+            wish.get("why", ""),
+            _doing(name, group, next(e for e in members if e["replica"] == wish["replaces"]), facts),
+            "nothing",
+        )
+
+
+def _lacks(member: Mapping[str, Any], facts: Facts, newest: int) -> tuple[str, int | None, str] | None:
+    """(because of what, for how long, what one could do) when the copy is not as good as the others."""
+    device, host = member["device"], member["host"]
+    row = facts.view["devices"].get(device)
+    if row is None:
+        return f"device {device} is not in the registry", None, f"start the node of {host}"
+    if row["health"] in ("refused", "failed"):
+        return (
+            f"device {device} is {row['health']}: {row['reason']}",
+            row["since_ms"],
+            "nothing: it is placed anew",
+        )
+    if row["health"] != "up":
+        could = f"bring {host} up; or, if it is gone for good, `moorage device evict {device}`"
+        return f"device {device} is {row['health']}: {row['reason']}", row["since_ms"], could
+    told = facts.replicas.get(member["replica"])
+    if told is None:
+        why = facts.silent.get(device, "it has no such replica")
+        return f"device {device} cannot say how its copy is: {why}", None, f"look at the log of {host}"
+    if told["damaged"]:
+        return f"it is damaged: {told['damaged']}", None, "nothing: it is copied anew by whoever leads"
+    if not told["whole"]:
+        return "it is being copied to, and not whole yet", None, "nothing"
+    if told["last"] < newest:
+        return (
+            f"it lacks the last {newest - told['last']} records",
+            None,
+            "nothing: it catches up when it is led",
+        )
+    return None
+
+
+def _doing(name: str, group: Mapping[str, Any], member: Mapping[str, Any], facts: Facts) -> str:
+    wish = group["wish"]
+    if wish is not None and wish["replaces"] == member["replica"]:
+        move = next(
+            (each for each in facts.moves.moves if (each["volume"], each["group"]) == (name, group["group"])),
+            None,
+        )
+        led = (
+            f", led by {move['led_by']['program']} on {move['led_by']['host']}"
+            if move and move["led_by"]
+            else ""
+        )
+        told = facts.replicas.get(wish["replica"])
+        state = "" if told is None else " (whole)" if told["whole"] else " (being copied)"
+        return f"its successor is made on {wish['host']}{state}{led}"
+    for each in facts.moves.blocked:
+        if (each["name"], each["group"], each["device"]) == (name, group["group"], member["device"]):
+            return f"its successor cannot be placed: {each['text']}"
+    row = facts.view["devices"].get(member["device"])
+    if row is not None and row["health"] == "down":
+        left_s = max(0, facts.moves.repair_after_ms - row["since_ms"]) // 1000
+        return f"it is placed anew in {left_s} s, unless it is back before"
+    return "whoever leads the volume brings it up to date"
+
+
+# -- devices --------------------------------------------------------------------------------------------
+
+
+def _device(device: str, facts: Facts) -> Iterator[Finding]:
+    row = facts.view["devices"][device]
+    where = f"device {device} of {row['host']}"
+    left = facts.moves.left.get(device, 0)
+    if row["health"] != "up":
+        doing = "nothing: it holds no replica"
+        if left:
+            doing = f"its {left} replicas are placed anew"
+            if row["health"] in ("down", "suspect"):
+                doing += f" when it has been down for {facts.moves.repair_after_ms // 1000} s"
+        could = f"bring it up, or `moorage device evict {device}` if it is gone for good"
+        if row["health"] == "refused":
+            could = f"`moorage device evict {device}` makes the registry forget it once it holds nothing"
+        yield Finding(f"{where} is {row['health']}", row["reason"], doing, could, row["since_ms"])
+    drain = row.get("drain")
+    if drain:
+        on_way = [each for each in facts.moves.moves if each["from"]["device"] == device]
+        stuck = [each for each in facts.moves.blocked if each["device"] == device]
+        doing = f"{left} replicas are left, {len(on_way)} are on their way"
+        could = f"`moorage device undrain {device}` stops it, or `moorage host undrain {row['host']}`"
+        if stuck:
+            doing += f"; {stuck[0]['name']} group {stuck[0]['group']}: {stuck[0]['text']}"
+        if not left:
+            doing, could = (
+                "it is empty",
+                f"take it away; or use it again: `moorage host undrain {row['host']}`",
+            )
+        yield Finding(f"{where} is being emptied", f"{drain['by']} asked for it", doing, could)
+    if row["capacity"] and row["used"] * 100 >= row["capacity"] * NEARLY_FULL_PER_CENT:
+        used = f"{row['used'] * 100 // row['capacity']} % of its capacity are used"
+        could = "discard or delete data, add a device, or drain some volumes away"
+        yield Finding(f"{where} is nearly full", used, "writers are told NoSpace before it is full", could)

@@ -1,0 +1,203 @@
+"""The leader's eye on the whole group, again and again: which replicas should move, and which volumes that
+nobody holds are out of step (healing.py decides).
+
+Owns the rounds and what the last one found to be blocked. It must never plan by a view that is old: what the
+copy suggests is decided anew with one that is fetched for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from moorage.metadata import healing, records
+from moorage.metadata.tasks.context import TaskContext, wall_ms
+from moorage.metadata.tasks.replace import settle
+from moorage.wire.errors import MoorageError, NotLeader, StaleConfiguration
+
+log = logging.getLogger(__name__)
+
+ROUND_S = 1.0
+SCAN_AT_ONCE = 500  # volumes looked at before others are served
+SURVEY_S = 10.0
+ASK_AT_ONCE = 16  # devices
+LAPSED_MS = 60_000  # a holder that has not detached may be well, and cut off from metadata only
+SETTLE_AT_ONCE = 4  # volumes
+SETTLE_PAUSE_MAX_S = 600.0
+
+
+class Healer:
+    def __init__(self, context: TaskContext, start_volume: Callable[[int], None]) -> None:
+        self._context = context
+        self._start_volume = start_volume
+        self._flapping = healing.Flapping()
+        self.blocked: list[healing.Blocked] = []  # as of the last round
+        self._settling: set[asyncio.Task[None]] = set()
+        self._patience: dict[int, tuple[float, float]] = {}  # volume -> not before, and the pause after that
+
+    async def run(self) -> None:
+        """Until leadership ends."""
+        try:
+            await self._go_on()
+        finally:
+            for task in self._settling:
+                task.cancel()
+            await asyncio.gather(*self._settling, return_exceptions=True)
+
+    async def _go_on(self) -> None:
+        survey_at = 0.0
+        while True:
+            await asyncio.sleep(ROUND_S)
+            try:
+                await self._round()
+                if time.monotonic() >= survey_at:
+                    await self._survey()
+                    survey_at = time.monotonic() + SURVEY_S
+            except NotLeader:
+                return
+            except MoorageError as error:  # the registry or a majority is away: the next round will tell
+                log.info("nothing is moved for now: %s", error)
+
+    async def move(self, volume: dict[str, Any], device: str, to: str) -> healing.Decisions:
+        """Begin to move what the volume has on a device; what could not be placed is in the answer."""
+        context = self._context
+        view = await context.directory.fetch_view()
+        made = healing.move_off(view, volume, records.provisioned(context.replicated.kv), device, to)
+        for move in made.moves:
+            await self._begin(move)
+        return made
+
+    async def _round(self) -> None:
+        context = self._context
+        self._flapping.look(context.directory.view, int(time.monotonic() * 1000))
+        going = healing.leaving(context.directory.view, context.repair_after_ms)
+        volumes = [volume async for volume in self._concerned(set(going))]
+        if not volumes:
+            self.blocked = []
+            return
+        view = await context.directory.fetch_view()
+        kv = context.replicated.kv
+        volumes = [found for each in volumes if (found := records.volume_by_id(kv, each["id"])) is not None]
+        volumes = [volume for volume in volumes if volume["state"] == records.READY]
+        made = healing.decide(view, volumes, records.provisioned(kv), self._flapping, context.repair_after_ms)
+        for off in made.called_off:
+            await self._call_off(off)
+        for move in made.moves:
+            await self._begin(move)
+        self._tell_blocked(made.blocked)
+        self.blocked = made.blocked
+
+    def _tell_blocked(self, blocked: list[healing.Blocked]) -> None:
+        known = {(each.volume, each.group, each.device) for each in self.blocked if each.text != healing.TURN}
+        for each in blocked:
+            if each.text != healing.TURN and (each.volume, each.group, each.device) not in known:
+                where = f"volume {each.name} group {each.group}: its replica on {each.host}"
+                text = f"{where} cannot move: {each.text}"
+                self._context.directory.tell("move blocked", [each.name, each.host, each.device], text)
+
+    async def _concerned(self, going: set[str]) -> AsyncIterator[dict[str, Any]]:
+        """Volumes with a replica on a device to be left, or with a change under way."""
+        for number, volume in enumerate(records.volumes(self._context.replicated.kv)):
+            if number % SCAN_AT_ONCE == SCAN_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            if volume["state"] == records.READY and (
+                records.wishes(volume) or not going.isdisjoint(records.devices(volume))
+            ):
+                yield volume
+
+    async def _survey(self) -> None:
+        """Ask all devices that are up what they hold; lead what is out of step. A member that was away while
+        the last holder wrote would lack it until somebody holds the volume again."""
+        context, kv = self._context, self._context.replicated.kv
+        idle = [volume async for volume in self._idle()]
+        view = context.directory.view
+        wanted = set().union(*map(records.devices, idle))
+        devices = [each for each in wanted if view["devices"].get(each, {}).get("health") == "up"]
+        replicas = {row["replica"]: row for row in await self._ask(devices)}
+        for before in idle:
+            found = records.volume_by_id(kv, before["id"])
+            if found != before or context.lapsed_ms(found) < LAPSED_MS:
+                continue  # what its devices said may be older
+            if why := healing.out_of_step(found, view, replicas):
+                self._settle(found, why)
+            else:
+                self._patience.pop(found["id"], None)
+
+    async def _idle(self) -> AsyncIterator[dict[str, Any]]:
+        """Volumes that nobody holds, and whose members stay."""
+        for number, volume in enumerate(records.volumes(self._context.replicated.kv)):
+            if number % SCAN_AT_ONCE == SCAN_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            ready = volume["state"] == records.READY and not records.wishes(volume)
+            if ready and volume["epoch"] and self._context.lapsed_ms(volume) >= LAPSED_MS:
+                yield volume
+
+    async def _ask(self, devices: list[str]) -> list[dict[str, Any]]:
+        slots = asyncio.Semaphore(ASK_AT_ONCE)
+
+        async def ask(device: str) -> list[dict[str, Any]]:
+            try:
+                async with slots:
+                    return await self._context.orders.list_replicas(device, self._context.order_timeout_s)
+            except MoorageError as error:
+                log.debug("device %s: %s", device, error)
+                return []  # nothing is known of it
+
+        return [row for rows in await asyncio.gather(*map(ask, devices)) for row in rows]
+
+    def _settle(self, volume: dict[str, Any], why: str) -> None:
+        """Each time that it did not help it is tried later: a member may be full."""
+        now, (not_before, pause_s) = time.monotonic(), self._patience.get(volume["id"], (0.0, SURVEY_S))
+        if now < not_before or len(self._settling) >= SETTLE_AT_ONCE:
+            return
+        self._patience[volume["id"]] = (now + pause_s, min(2 * pause_s, SETTLE_PAUSE_MAX_S))
+        task = asyncio.create_task(settle(self._context, volume, why), name=f"settle {volume['name']}")
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
+
+    def _settled(self, task: asyncio.Task[None]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.log(logging.DEBUG if isinstance(error, NotLeader) else logging.ERROR, "%s: %r", task, error)
+
+    async def _begin(self, move: healing.Move) -> None:
+        command = {
+            "do": "plan_replacement",
+            "volume": move.volume,
+            "group": move.group,
+            "version": move.version,
+            "old": move.old,
+            "device": move.where.device,
+            "host": move.where.host,
+            "why": move.why,
+            "now_ms": wall_ms(),
+        }
+        context = self._context
+        try:
+            await context.propose(command)
+        except StaleConfiguration:
+            return  # it has changed meanwhile: the next round sees it
+        where = f"volume {move.name} group {move.group}: a replica moves from {move.off} to {move.where.host}"
+        text = f"{where}: {move.text}"
+        log.info("%s", text)
+        context.directory.tell("move", [move.name, move.off, move.where.host], text)
+        self._start_volume(move.volume)
+
+    async def _call_off(self, off: healing.CallOff) -> None:
+        command = {
+            "do": "cancel_replacement",
+            "volume": off.volume,
+            "group": off.group,
+            "replica": off.replica,
+        }
+        try:
+            await self._context.propose(command)
+        except StaleConfiguration:
+            return
+        text = f"volume {off.name} group {off.group}: a move is called off: {off.text}"
+        log.info("%s", text)
+        self._context.directory.tell("move called off", [off.name], text)
+        self._start_volume(off.volume)

@@ -1,0 +1,109 @@
+"""The sentences of `moorage why`, from facts made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moorage.client.places import Moves
+from moorage.client.why import Facts, about_device, about_host, about_volume
+
+NO_MOVES = {"left": {}, "moves": [], "blocked": [], "moves_count": 0, "blocked_count": 0}
+
+
+def facts_of(
+    devices: dict[str, dict[str, Any]] | None = None,
+    replicas: dict[int, dict[str, Any]] | None = None,
+    **moves: Any,
+) -> Facts:
+    row = {"health": "up", "reason": "", "since_ms": 5000, "capacity": 100, "used": 1, "drain": None}
+    rows = {f"d{n}": {"host": f"h{n}", **row, **(devices or {}).get(f"d{n}", {})} for n in range(1, 6)}
+    told = {"whole": True, "damaged": "", "last": 9, "commit": 9, "epoch": 2}
+    held = {n: {**told, **(replicas or {}).get(n, {})} for n in range(1, 6)}
+    view = {"hosts": {f"h{n}": {"health": "up", "reason": ""} for n in range(1, 7)}, "devices": rows}
+    return Facts(view, Moves(**{**NO_MOVES, "repair_after_ms": 600_000, **moves}), held)
+
+
+def volume_of(wish: dict[str, Any] | None = None, **change: Any) -> dict[str, Any]:
+    members = [{"replica": n, "device": f"d{n}", "host": f"h{n}"} for n in (1, 2, 3)]
+    group = {"group": 0, "version": 1, "members": members, "wish": wish}
+    about = {"name": "db", "state": "ready", "holder": None, "holder_alive": False, "groups": [group]}
+    return {**about, **change}
+
+
+DOWN = {"health": "down", "reason": "silent for 130 s", "since_ms": 120_000}
+
+
+def test_all_is_well() -> None:
+    assert about_volume(volume_of(), facts_of()) == []
+    assert about_host("h1", facts_of()) == []
+
+
+def test_a_copy_on_a_host_that_is_down() -> None:
+    (found,) = about_volume(volume_of(), facts_of({"d2": DOWN}))
+    assert found.what == "volume db group 0: the copy on h2 does not count"
+    assert "silent for 130 s" in found.because and found.for_ms == 120_000
+    assert found.doing == "it is placed anew in 480 s, unless it is back before"
+    assert "`moorage device evict d2`" in found.could
+
+
+def test_its_successor_is_on_the_way_or_cannot_be_placed() -> None:
+    wish = {"replica": 4, "device": "d4", "host": "h4", "replaces": 2, "why": "down", "since_ms": 0}
+    led_by = {"host": "h9", "program": "fio"}
+    facts = facts_of(
+        {"d2": DOWN}, {4: {"whole": False}}, moves=[{"volume": "db", "group": 0, "led_by": led_by}]
+    )
+    (found,) = about_volume(volume_of(wish), facts)
+    assert found.doing == "its successor is made on h4 (being copied), led by fio on h9"
+    (found,) = about_volume(volume_of({**wish, "why": "drain"}), facts_of())
+    assert found.what.endswith("a copy is on its way to h4") and found.because == "drain"
+    blocked = [{"name": "db", "group": 0, "device": "d2", "host": "h2", "text": "no host is up"}]
+    (found,) = about_volume(volume_of(), facts_of({"d2": DOWN}, blocked=blocked))
+    assert found.doing == "its successor cannot be placed: no host is up"
+
+
+def test_no_majority() -> None:
+    *copies, found = about_volume(volume_of(), facts_of({"d1": DOWN, "d2": DOWN}))
+    assert len(copies) == 2
+    assert "has no majority" in found.what and found.because == "1 of 3 copies are there, 2 are needed"
+
+
+def test_copies_that_are_not_as_good_as_the_others() -> None:
+    replicas = {1: {"damaged": "rot at 4711"}, 2: {"last": 5}, 3: {"whole": False}}
+    *found, _ = about_volume(volume_of(), facts_of(replicas=replicas))
+    assert [each.because for each in found] == [
+        "it is damaged: rot at 4711",
+        "it lacks the last 4 records",
+        "it is being copied to, and not whole yet",
+    ]
+
+
+def test_a_device_that_does_not_answer() -> None:
+    facts = facts_of()
+    facts = Facts(
+        facts.view, facts.moves, {1: facts.replicas[1], 2: facts.replicas[2]}, {"d3": "no answer in 3 s"}
+    )
+    (found,) = about_volume(volume_of(), facts)
+    assert found.because == "device d3 cannot say how its copy is: no answer in 3 s"
+
+
+def test_a_holder_that_is_gone() -> None:
+    holder = {"program": "fio", "pid": 3, "host": "h9", "recovers": False}
+    (found,) = about_volume(volume_of(holder=holder), facts_of())
+    assert (
+        "has a holder that metadata does not hear of" in found.what and "fio (pid 3) on h9" in found.because
+    )
+    assert not about_volume(volume_of(holder=holder, holder_alive=True), facts_of())
+
+
+def test_devices_that_are_drained_or_full_or_down() -> None:
+    drained = {"drain": {"by": "me", "to": "", "at_ms": 0}}
+    (found,) = about_device("d1", facts_of({"d1": drained}, left={"d1": 4}))
+    assert found.doing == "4 replicas are left, 0 are on their way"
+    (found,) = about_device("d1", facts_of({"d1": drained}))
+    assert found.doing == "it is empty" and "take it away" in found.could
+    (found,) = about_device("d1", facts_of({"d1": {"used": 95}}))
+    assert found.because == "95 % of its capacity are used"
+    (found,) = about_host("h1", facts_of({"d1": DOWN}, left={"d1": 4}))
+    assert found.doing == "its 4 replicas are placed anew when it has been down for 600 s"
+    (found,) = about_host("h6", facts_of())
+    assert found.what == "host h6 has no device"
