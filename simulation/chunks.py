@@ -11,7 +11,7 @@ from typing import Any
 
 from moorage.client import front, reads, volume
 from moorage.metadata import placement
-from moorage.node import checkpointer, copying, handlers, index, reader, store
+from moorage.node import checkpointer, copying, handlers, index, reader, scrub, store
 from moorage.quorum import record
 from moorage.quorum.record import BLOCK_SIZE, CHUNKS_MAX
 
@@ -24,6 +24,7 @@ PLACES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (copying, ("BLOCKS_PER_CHUNK", "PAGES_PER_CHUNK", "CURSOR_MAX")),
     (handlers, ("BLOCKS_PER_CHUNK",)),
     (reader, ("PAGES_PER_CHUNK",)),
+    (scrub, ("PAGES_PER_CHUNK",)),
     (store, ("PAGES_PER_CHUNK",)),
     (placement, ("CHUNK_SIZE",)),
     (front, ("CHUNK_SIZE", "BLOCKS_PER_CHUNK", "CHUNK_MASK")),

@@ -150,6 +150,25 @@ async def test_what_is_overwritten_while_it_is_read_is_not_called_bad(
     assert not rig.check.bad
 
 
+@pytest.mark.parametrize("pending", [True, False])
+async def test_what_is_dropped_while_it_is_read_is_not_called_bad(
+    rig: ScrubRig, monkeypatch: pytest.MonkeyPatch, pending: bool
+) -> None:
+    replica = rig.replica
+    await rig.log(replica, rig.record(replica, 0, 0, block(1, 2)), apply=not pending)
+    await rig.store.checkpoint()
+
+    async def read_back(self: Scrubber, piece: list[Any]) -> list[Any]:
+        rig.store.drop(1, lambda error: None)
+        await rig.store.flushed()
+        return piece  # its segment has gone
+
+    monkeypatch.setattr(Scrubber, "_read_back", read_back)
+    rig.scrubber.ask(replica)
+    await rig.scrubber._tick()
+    assert not rig.scrubber.check(replica).bad and not rig.store.metrics.scrub_bad_blocks
+
+
 async def test_a_sector_that_cannot_be_read_takes_no_others_along(rig: ScrubRig) -> None:
     await rig.write(0, 0, block(1, 40))
     location, _ = rig.store.index.cell(rig.replica.table, 0, 20)
