@@ -284,7 +284,9 @@ class Scrubber:
             segment.readers -= 1
 
     def _is_there(self, replica: Replica, block: BadBlock, place: BadPlace) -> bool:
-        """The replica still shows this block from this place."""
+        """The replica still shows this block from this place, unless it was dropped meanwhile."""
+        if not replica.table.alive:
+            return False
         try:
             if self._index.cell(replica.table, *block) == place:
                 return True

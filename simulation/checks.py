@@ -61,6 +61,16 @@ def leads_registry(host: Host) -> bool:
     return found is not None and bool(found.group.is_leader)
 
 
+def nothing_to_mend(cluster: SimCluster) -> bool:
+    """Whether no device knows of a bad block, or suspects one: its holder writes it again."""
+    for host in cluster.hosts:
+        node = _service(host, NodeService)
+        scrubber = node._store.scrubber if node is not None and node._store is not None else None
+        if scrubber is None or scrubber._suspects or any(each.bad for each in scrubber.checks.values()):
+            return False
+    return True
+
+
 def charged_well(cluster: SimCluster) -> bool:
     """Whether the registry counts for principals what the volumes are, by their names."""
     volumes: dict[str, int] = {}

@@ -231,7 +231,8 @@ class _Play:
             await asyncio.sleep(0.5)
             members = [member for volume in self.finished for member in volume.members()]
             well = all(member["state"] == "current" and not member["behind"] for member in members)
-            self.well_for = self.well_for + 1 if well and await self._at_rest(cluster) else 0
+            well = well and checks.nothing_to_mend(self.cluster) and await self._at_rest(cluster)
+            self.well_for = self.well_for + 1 if well else 0
 
     async def _at_rest(self, cluster: Cluster) -> bool:
         """No replica is on its way, and what should go and can has gone."""

@@ -107,7 +107,7 @@ class Checks:
             self._stored_pages(store, replica)
             for chunk in range(CHUNKS):
                 for block, (location, expected, _) in enumerate(
-                    store.index.find(replica.table, chunk, 0, 1024)
+                    store.index.find(replica.table, chunk, 0, blocks_per_chunk())
                 ):
                     if location:
                         name = store.log.segments[location >> OFFSET_BITS].name

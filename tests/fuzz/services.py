@@ -382,7 +382,7 @@ _NODE_CALLS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("node.pull", {"replica": 1, "base": 0, "above": 0, "cursor": [0, 0], "max_bytes": 1 << 20}),
-    ("node.pull", {"replica": 1, "base": 0, "above": 0, "cursor": [1, 0], "max_bytes": 1 << 20}),
+    ("node.pull", {"replica": 1, "base": 0, "above": 0, "cursor": [1, 0], "max_bytes": 1 << 20, "rate": 9}),
     (
         "node.create_replica",
         {
@@ -397,6 +397,9 @@ _NODE_CALLS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("node.drop_replica", {"replica": 9, "volume": 1, "metadata": "m1", "term": 1}),
     ("node.list_replicas", {}),
+    ("node.list_replicas", {"volume": 11}),
+    ("node.bad_blocks", {"replica": 1}),
+    ("node.scrub", {"replicas": [1]}),
     ("node.describe", {}),
 ]
 NODE_SEEDS = [frame.pack([method, params]) for method, params in _NODE_CALLS]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from moorage.node import scrub as scrub_module
+from moorage.node import store as store_module
 from moorage.node.checks import BAD_MAX, Check
 from moorage.node.disk import RealDisk
 from moorage.node.replica import Replica
@@ -32,6 +33,11 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ms = 1_700_000_000_000
         monkeypatch.setattr(scrub_module, "_now_ms", lambda: self.now_ms)
+        monkeypatch.setattr(store_module, "check_index", _no_check)
+
+
+async def _no_check(path: Path) -> None:
+    """A process each time, and not what is tested here."""
 
 
 @pytest.fixture
@@ -142,6 +148,25 @@ async def test_what_is_overwritten_while_it_is_read_is_not_called_bad(
     monkeypatch.setattr(Scrubber, "_read_back", read_back)
     await rig.scrub()
     assert not rig.check.bad
+
+
+@pytest.mark.parametrize("pending", [True, False])
+async def test_what_is_dropped_while_it_is_read_is_not_called_bad(
+    rig: ScrubRig, monkeypatch: pytest.MonkeyPatch, pending: bool
+) -> None:
+    replica = rig.replica
+    await rig.log(replica, rig.record(replica, 0, 0, block(1, 2)), apply=not pending)
+    await rig.store.checkpoint()
+
+    async def read_back(self: Scrubber, piece: list[Any]) -> list[Any]:
+        rig.store.drop(1, lambda error: None)
+        await rig.store.flushed()
+        return piece  # its segment has gone
+
+    monkeypatch.setattr(Scrubber, "_read_back", read_back)
+    rig.scrubber.ask(replica)
+    await rig.scrubber._tick()
+    assert not rig.scrubber.check(replica).bad and not rig.store.metrics.scrub_bad_blocks
 
 
 async def test_a_sector_that_cannot_be_read_takes_no_others_along(rig: ScrubRig) -> None:
