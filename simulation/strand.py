@@ -197,7 +197,7 @@ async def laggard(scene: Scene) -> None:
 async def fork(scene: Scene) -> None:
     """Two hosts have what a holder wrote last; one of them loses it with its power, as the holder does, and
     the other one, which has applied it, cannot be reached by the next holder: only by a reader."""
-    if scene.workload.history.durability[scene.volume] != "writeback":
+    if scene.workload.history.durability[scene.volume] != "writeback" or len(scene.cluster.hosts) != 3:
         return
     kept = scene.follower()
     hosts = [host for host in scene.cluster.hosts if host is not kept]
