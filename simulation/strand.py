@@ -131,7 +131,7 @@ async def flushed(scene: Scene) -> None:
 
 async def deposed(scene: Scene) -> None:
     """The leader of metadata sleeps, and another one is chosen; when it wakes up it is asked, cut off from
-    the others, before it can know."""
+    the other hosts, before it can know."""
     leader = scene.leader()
     if leader is None:
         return
@@ -160,7 +160,7 @@ async def deposed(scene: Scene) -> None:
     await scene.until(lambda: scene.held)
     if process is None or scene.leader() is not leader:
         return
-    scene.cut([scene.one, leader])
+    scene.cut([leader], list(others))  # who asks needs to hear from the registry where metadata is
     process.pause()
     scene.undo_later(process.resume)
     scene.play(scene.other, grows, ask=others)

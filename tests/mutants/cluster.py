@@ -32,16 +32,18 @@ from moorage.wire.log_messages import unpack_append
 
 from .catalogue import first_words, planted
 
+STRANDS_S = 10.0  # three or four of them, to their end
+
 
 def run(seed: int) -> object:
     """Of four histories two are of strands (all kinds in turn), one of power losses, one is a storm."""
     aim = ("strands", "outages", "strands", "storm")[seed % 4]
-    plan, kinds = None, list(PLOTS)
+    plan, storm_s, kinds = None, STORM_S, list(PLOTS)
     if aim == "strands":
-        first = 3 * (seed // 2) % len(kinds)
-        plan = draw_strands(Random(f"{seed} faults"), STORM_S, kinds[first:] + kinds[:first])
+        first, storm_s = 3 * (seed // 2) % len(kinds), STRANDS_S
+        plan = draw_strands(Random(f"{seed} faults"), storm_s, kinds[first:] + kinds[:first])
     with redirect_stderr(StringIO()):
-        return run_seed(seed, plan, aim=aim)
+        return run_seed(seed, plan, storm_s, aim)
 
 
 def verdict(error: BaseException) -> str | None:
