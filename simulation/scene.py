@@ -177,9 +177,9 @@ class Player:
         await asyncio.gather(*(self.write(volume, block) for block in self.scene.blocks))
 
     async def read_all(self, volume: Volume) -> None:
-        await asyncio.gather(*(self._read(volume, block) for block in self.scene.blocks))
+        await asyncio.gather(*(self.read(volume, block) for block in self.scene.blocks))
 
-    async def _read(self, volume: Volume, block: int) -> None:
+    async def read(self, volume: Volume, block: int) -> None:
         await self._workload.read(self.client, volume, block * SECTORS, (block + 1) * SECTORS)
 
     async def flush(self, volume: Volume) -> bool:

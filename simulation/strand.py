@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -268,10 +268,20 @@ async def recovered(scene: Scene) -> None:
         found.append(volume)
         await player.write_all(volume)
         scene.held = True
-        works = [player.meanwhile(volume, lambda: scene.done, player.write_all) for _ in range(DEPTH)]
+
+        blocks = scene.blocks[:2] * 2
+        works = [player.meanwhile(volume, lambda: scene.done, work(player, block)) for block in blocks]
         await asyncio.gather(*works)
-        await player.read_all(volume)
         await player.leave(volume)
+
+    def work(player: Player, block: int) -> Callable[[Volume], Awaitable[None]]:
+        """Two for each block, so that their order matters; what was lost is seen before the next write."""
+
+        async def write_and_read(volume: Volume) -> None:
+            await player.write(volume, block)
+            await player.read(volume, block)
+
+        return write_and_read
 
     async def looks(player: Player) -> None:
         await player.until(lambda: scene.parted)
@@ -279,7 +289,8 @@ async def recovered(scene: Scene) -> None:
             volume = await player.look()
             if volume is not None:
                 scene.taken = volume.epoch > found[0].epoch
-                await player.read_all(volume)
+                if scene.taken:  # before, it would see what may be as old as anything: hard to judge
+                    await player.read_all(volume)
                 await player.leave(volume)
             await asyncio.sleep(PACE_S)
 

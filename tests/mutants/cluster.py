@@ -12,7 +12,6 @@ import pytest
 
 from moorage.client import attachment, front, session
 from moorage.client.attachment import WriterAttachment
-from moorage.client.succession import Rest
 from moorage.metadata import state as metadata_state
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.state import StateMachine
@@ -113,18 +112,6 @@ def goes_on_after_another_writer(monkeypatch: pytest.MonkeyPatch) -> None:
         return errors.Fenced(told.message)
 
     monkeypatch.setattr(WriterAttachment, "_by_whom", by_whom)
-
-
-@planted("cluster", "going on", rare=True)
-def issues_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A holder that goes on takes for done whatever it had sent."""
-    real = Rest.divide
-
-    def divide(self: Rest, writer: Any) -> Any:
-        there, again = real(self, writer)
-        return there + [each[6] for each in again], []
-
-    monkeypatch.setattr(Rest, "divide", divide)
 
 
 @planted("cluster", "2", rare=True)
