@@ -198,7 +198,6 @@ class Handlers:
     async def _created(self, volume: Params, request: str, timeout: float) -> Params:
         """Wait until the volume's task has brought it to an end, good or bad."""
         kv, found = self._replicated.kv, volume["id"]
-        self._runner.start_volume(found)
 
         def ended() -> bool:
             now = records.volume_by_id(kv, found)
@@ -223,7 +222,6 @@ class Handlers:
             now = records.volume_by_id(kv, found)
             return now is None or bool(now["released"])
 
-        self._runner.start_volume(found)
         await self._runner.wait_until(released, timeout, what)
 
     async def list_volumes(self, context: CallContext | None, params: Params) -> Reply:
@@ -279,7 +277,6 @@ class Handlers:
         await self._replicated.read_barrier(remaining_s(context))
         command = {"do": "reconfigure", "volume": found, "group": group, "epoch": epoch, "version": version}
         await self._replicated.propose({**command, "replace": {"old": old, "new": new}, "now_ms": wall_ms()})
-        self._runner.start_volume(found)  # the old one is to be dropped
         volume = records.volume_by_id(self._replicated.kv, found)
         if volume is None:
             raise NotFound(f"volume {params.get('name', found)!r} was deleted meanwhile")

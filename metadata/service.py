@@ -89,7 +89,7 @@ class MetadataService(EmbeddedService):
             group=config.group,
             name=config.name,
             peers=config.peers,
-            machine=StateMachine(config.group),
+            machine=StateMachine(config.group, lambda volume: self.runner.start_volume(volume)),
             hello=config.hello,
             secret=config.secret,
         )

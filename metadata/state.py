@@ -52,8 +52,11 @@ class StateMachine:
     writes.
     """
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, group: str, on_work: Callable[[int], None] = lambda volume: None) -> None:
+        """``on_work`` is told of a volume that the leader's tasks should look at: whoever asked for it may be
+        gone by now, or not know that it was committed."""
         self.group = group
+        self._on_work = on_work
         self._id_base = limits.group_number(group) << limits.ID_COUNTER_BITS
         self._commands: dict[str, Callable[[KV, Command, int], Any]] = {
             "found": self._found,
@@ -357,6 +360,8 @@ class StateMachine:
 
     def _put(self, kv: KV, volume: Volume) -> Volume:
         kv.put(records.volume_key(volume["id"]), volume)
+        if volume["state"] != READY or records.wishes(volume):
+            self._on_work(volume["id"])
         return volume
 
     def _next_id(self, kv: KV) -> int:
@@ -399,6 +404,7 @@ class StateMachine:
     def _drop(self, kv: KV, volume: Volume, member: dict[str, Any]) -> None:
         key = f"{records.drops_prefix(volume['id'])}{member['replica']:016x}"
         kv.put(key, {"device": member["device"], "host": member["host"]})
+        self._on_work(volume["id"])
         self._load_device(kv, member["device"], self._share(volume), -1)
 
     def _forget_if_done(self, kv: KV, volume_id: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from moorage.metadata import healing, records
@@ -30,9 +30,8 @@ SETTLE_PAUSE_MAX_S = 600.0
 
 
 class Healer:
-    def __init__(self, context: TaskContext, start_volume: Callable[[int], None]) -> None:
+    def __init__(self, context: TaskContext) -> None:
         self._context = context
-        self._start_volume = start_volume
         self._flapping = healing.Flapping()
         self.blocked: list[healing.Blocked] = []  # as of the last round
         self._settling: set[asyncio.Task[None]] = set()
@@ -184,7 +183,6 @@ class Healer:
         text = f"{where}: {move.text}"
         log.info("%s", text)
         context.directory.tell("move", [move.name, move.off, move.where.host], text)
-        self._start_volume(move.volume)
 
     async def _call_off(self, off: healing.CallOff) -> None:
         command = {
@@ -200,4 +198,3 @@ class Healer:
         text = f"volume {off.name} group {off.group}: a move is called off: {off.text}"
         log.info("%s", text)
         self._context.directory.tell("move called off", [off.name], text)
-        self._start_volume(off.volume)

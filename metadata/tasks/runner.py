@@ -31,7 +31,7 @@ class TaskRunner:
         self._leading = False
         self._resume: asyncio.Task[None] | None = None
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}  # by kind and volume
-        self.healer = Healer(context, self.start_volume)
+        self.healer = Healer(context)
         self._ending: set[asyncio.Task[None]] = set()  # cancelled, not ended yet
         self._moved = asyncio.Event()  # set and replaced whenever a task noted progress
 
