@@ -38,7 +38,9 @@ async def list_quotas(cluster: Cluster, as_json: bool) -> None:
         output.emit_json([quota.to_json() for quota in found])
         return
     if not found:
-        click.echo("no quotas and no volumes yet: `moorage quota set PRINCIPAL --capacity 1T` sets one")
+        click.echo(
+            "no quotas yet: volumes count from the first `moorage quota set PRINCIPAL --capacity 1T` on"
+        )
         return
     columns = ("principal", "capacity", "quota", "volumes", "quota")
     rows = [

@@ -52,8 +52,8 @@ BATCH_BYTES = 2 << 20  # data of one APPEND; a frame may carry 8 MiB, and one re
 QUEUE_BYTES = 8 << 20  # no more is queued towards one device; the window keeps the rest
 TAIL_BYTES = 4 << 20
 CURRENT_RECORDS = 256
-MEND_S, MEND_MAX_S = 3.0, 60.0  # between two questions for bad blocks: a node looks once a second
 ROOM_S = 30.0  # a discard could make room, but waits behind this: not for ever
+MEND_S, MEND_MAX_S = 3.0, 60.0  # between two questions for bad blocks: a node looks once a second
 CALL_S = 5.0  # a SEAL may be answered only after the read lease (1 s) of the former holder
 
 _WRITE, _ZERO, _ZERO_CHUNKS = int(Kind.WRITE), int(Kind.ZERO), int(Kind.ZERO_CHUNKS)
@@ -136,7 +136,7 @@ class Member:
         """Write the blocks again that its scrub has found bad, until it says that there are none."""
         pause_s, left = MEND_S, -1
         try:
-            while self.bad and self.session and self.group.failed is None:
+            while self.bad and self.session and self in self.group.members and self.group.failed is None:
                 bad = await self._ask_for_bad()
                 for chunk, block in bad:
                     self.group.repair(chunk, block, 1)
@@ -313,10 +313,12 @@ class GroupSession:
 
     @property
     def in_step(self) -> bool:
-        """Whether every member that is connected has all, and has applied it."""
+        """Whether every member that is connected has all, has applied it, and knows of no bad block."""
         peers, commit = self.writer.peers, self.writer.commit
         return all(
-            peers[member.replica].status is Status.STREAMING and peers[member.replica].applied >= commit
+            peers[member.replica].status is Status.STREAMING
+            and peers[member.replica].applied >= commit
+            and not member.bad
             for member in self.members
             if member.conn is not None
         )

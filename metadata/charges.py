@@ -3,7 +3,8 @@
 Owns the order of a growth: charged first, committed after. So what is charged is never less than what there
 is, and a crash in between leaves it too much until the next leader begins, who tells what is (``settle``). A
 creation is charged with the claim of its name (tasks/create.py), a deletion ends with its release. Only one
-growth at a time, and none while it is settled: what is told is what is then.
+growth at a time, and none while it is settled: what is told is what is then. There is nothing to tell before
+the cluster has a quota.
 """
 
 from __future__ import annotations
@@ -90,14 +91,15 @@ class Charges:
         return self._term, self._count
 
     async def _settle(self) -> None:
-        """Once in each leadership, whatever the former leaders left."""
+        """Once in each leadership, whatever the former leaders left; not before volumes are charged."""
         while True:
             try:
-                await self._replicated.read_barrier()
-                async with self._one:
-                    for page in self._pages():
-                        await self._directory.settle(page, self._turn(), TIMEOUT_S)
-                return
+                if self._directory.view.get("charging"):  # as of a second ago
+                    await self._replicated.read_barrier()
+                    async with self._one:
+                        for page in self._pages():
+                            await self._directory.settle(page, self._turn(), TIMEOUT_S)
+                    return
             except (NotLeader, Stale):
                 return  # another one begins
             except MoorageError as error:

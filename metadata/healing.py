@@ -243,6 +243,8 @@ def out_of_step(
         for host, row in told.items():
             if row["damaged"] or not row["whole"]:
                 return f"group {group['group']}: the copy on {host} is not whole"
+            if row.get("bad_blocks"):
+                return f"group {group['group']}: {row['bad_blocks']} blocks on {host} are bad"
             if row["epoch"] < volume["epoch"] or row["commit"] < row["last"]:
                 return f"group {group['group']}: {host} may lack what was written last"
         if len({row["last"] for row in told.values()}) > 1:

@@ -70,6 +70,7 @@ from moorage.wire.secret import ClusterSecret
 log = logging.getLogger(__name__)
 
 TAIL_BYTES_MAX = 4 << 20
+UNWANTED_KEPT = 10_000
 BAD_BLOCKS_MAX = 256  # in one answer: about what a client mends at once
 _ORDERERS = ("metadata", "host")
 
@@ -91,6 +92,7 @@ class Handlers:
         self._describe = describe
         self._creating: dict[int, tuple[ReplicaInfo, asyncio.Future[None]]] = {}
         self._dropping: dict[int, asyncio.Future[None]] = {}  # members no more, but not durably yet
+        self._unwanted: dict[int, None] = {}  # were to be dropped in this life: an order to create comes late
         self._terms: dict[str, int] = {}  # the greatest one of each metadata group that ordered something
 
     def register(self, router: Router) -> None:
@@ -364,6 +366,8 @@ class Handlers:
             durability="writeback" if params.get("durability") == "writeback" else "sync",
             members=_number(params, "members", 63),
         )
+        if info.replica in self._unwanted:
+            raise Stale(f"replica {info.replica} was dropped: an order to create it comes late")
         if info.replica in self._sessions.withheld:
             self._sessions.find(info.replica)  # it is here, and must not begin anew: it would forget
         if info.replica in self._members:
@@ -399,14 +403,23 @@ class Handlers:
         waiting = self._dropping.get(identity)
         if waiting is None:
             if identity not in self._sessions.withheld:
-                info = self._sessions.find(identity).replica.info
-                if info.volume != volume:
+                found = self._members.get(identity)
+                if found is not None and found.replica.info.volume != volume:
                     raise Invalid(
-                        f"replica {identity} is of volume {info.volume}, not of {volume}: not dropped"
+                        f"replica {identity} is of volume {found.replica.info.volume}, not of {volume}:"
+                        " not dropped"
                     )
+                self._never_again(identity)
+                self._sessions.find(identity)
             waiting = self._dropping[identity] = self._drop(identity)
         await asyncio.shield(waiting)
         return {}
+
+    def _never_again(self, identity: int) -> None:
+        """No id is given twice. An order to create it may still be on its way, on another connection."""
+        self._unwanted[identity] = None
+        if len(self._unwanted) > UNWANTED_KEPT:
+            del self._unwanted[next(iter(self._unwanted))]
 
     def _drop(self, identity: int) -> asyncio.Future[None]:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -123,12 +123,21 @@ class RegistryHandlers:
         return bool(self._group.kv.get(key) == wanted)
 
     async def claim(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
-        return await self._propose("claim", params, "name", "kind", "group", "id", "principal", "size")
+        """Charged if volumes are, when it is applied: what is claimed before that has a row to be settled."""
+        fields = ("name", "kind", "group", "id")
+        if params.get("size") is None or not quota.charging(self._group.kv):
+            answer = await self._propose("claim", params, *fields)
+            if params.get("size") is None or not quota.charging(self._group.kv):
+                return answer
+        return await self._propose("claim_charged", params, *fields, "principal", "size")
 
     async def release(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
         return await self._propose("release", params, "name", "group", "id")
 
     async def charge(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        await self._barrier()
+        if not quota.charging(self._group.kv):
+            return {}
         return await self._propose(
             "charge", params, "group", "term", "count", "name", "id", "principal", "size"
         )
@@ -356,6 +365,7 @@ class RegistryHandlers:
             "devices": {device: self._device(device, row, verdicts[device]) for device, row in rows.items()},
             "services": services,
             "groups": sorted({each["group"] for each in services if each["service"] == "metadata"}),
+            "charging": quota.charging(kv),
         }
 
     def _device(self, device: str, row: dict[str, Any], health: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ key                    value
 ====================== ====================================================================================
 ``quota/PRINCIPAL``    capacity (bytes), volumes: the most that it may have; None: any
 ``charged/PRINCIPAL``  bytes, volumes: the sum over its names, kept with them in the same command
+``charging``           true from the first quota on: nothing of this is used before
 ``charger/GROUP``      term, count of the charge of that metadata group that came last: no earlier one counts
 ====================== ====================================================================================
 
@@ -14,7 +15,9 @@ A volume is charged with the claim of its name, which every creation makes befor
 before it grows; and no more when the name is released. So one place, the log of the registry, sees all groups
 in one order, and no two of them give the same room away. What a crash between registry and metadata leaves
 wrong is put right by ``settle``: each leader of a metadata group tells, as it begins, what its volumes really
-are. A name that was claimed without a size (a bucket, a metadata service of before) is not charged.
+are. A name that was claimed without a size (a bucket, a metadata service of before) is not charged. Before
+the first quota nothing is: a member that knows no charges would stop at one, and must not before an operator
+has upgraded all of them and uses quotas.
 
 Who a principal is, is not proved yet: it is the name that a client gives. Part of the replicated state: no
 clock and no chance in here.
@@ -56,7 +59,14 @@ def set_quota(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
     if kv.get(key) is None and sum(1 for _ in kv.scan("quota/")) >= QUOTAS_MAX:
         raise LimitExceeded(f"the cluster has {QUOTAS_MAX} quotas, which is the most: see docs/limits.md")
     kv.put(key, quota)
+    if not charging(kv):
+        kv.put("charging", True)
     return _row(kv, principal)
+
+
+def charging(kv: View) -> bool:
+    """Whether volumes are charged: there has been a quota."""
+    return bool(kv.get("charging"))
 
 
 def remove_quota(kv: Store, command: dict[str, Any]) -> dict[str, Any]:

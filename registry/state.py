@@ -72,6 +72,7 @@ class RegistryMachine:
             "note_counts": _note_counts,
             "refuse_device": _refuse_device,
             "claim": _claim,
+            "claim_charged": _claim_charged,
             "release": _release,
             "charge": quota.charge,
             "settle": quota.settle,
@@ -245,6 +246,14 @@ def _forget(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
 def _claim(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
     """Sent again, or late by a leader that is none any more: ids of a group rise, the greatest is newest.
     What the volume was charged since then stays."""
+    return _claim_as(kv, command, {})
+
+
+def _claim_charged(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
+    return _claim_as(kv, command, quota.charged(command))
+
+
+def _claim_as(kv: Store, command: dict[str, Any], charged: dict[str, Any]) -> dict[str, Any]:
     name, group, kind = name_of(command, "name"), name_of(command, "group"), command.get("kind")
     if kind not in KINDS:
         raise Invalid(f"kind {kind!r}: use one of {', '.join(KINDS)}")
@@ -255,7 +264,7 @@ def _claim(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
             f"the name {name!r} is taken by a {found['kind']}: choose another one", name=name, **found
         )
     if found is None or found["id"] != wanted["id"] or "size" not in found:
-        quota.put_name(kv, name, wanted | quota.charged(command), within_quota=True)
+        quota.put_name(kv, name, wanted | charged, within_quota=True)
     return {"group": group}
 
 

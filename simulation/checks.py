@@ -82,7 +82,7 @@ def charged_well(cluster: SimCluster) -> bool:
             volumes = {each["name"]: each["size"] for each in found if not each["released"]}
         if registry is not None and registry.group.is_leader:
             names = state.table(registry.group.kv, "name")
-            charged = {name: row["size"] for name, row in names.items()}
+            charged = {name: row.get("size", -1) for name, row in names.items()}
     return bool(volumes) and charged == volumes
 
 

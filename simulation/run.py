@@ -215,6 +215,7 @@ class _Play:
     async def _look(self, client: Client, cluster: Cluster) -> None:
         for name in SCRATCH:
             await self.workload.show(client, cluster, name)
+        await cluster.set_quota("default")  # any: now volumes are charged, if none of the clients came to it
         for name in VOLUMES:
             volume = None
             while volume is None:

@@ -58,12 +58,12 @@ def staged(loop: SimLoop, device: Device, segment_size: int, is_quiet: Callable[
         (replica_module, "TAIL_KEPT", rng.choice((0, 16, 1024)) - 60),
         (segment_module, "DIRECT_BYTES", rng.choice((8, 256)) * KIB),
         (segment_module, "DIRECT_PIECE", 4 * KIB),
+        *chunk_patches(rng.choice(SIZES)),
         (scrub_module, "TICK_S", rng.choice((0.005, 0.05))),
         (scrub_module, "RETRY_S", 0.05),
         (scrub_module, "SAVE_S", rng.choice((0.0, 0.05))),
         (scrub_module, "PAGES_AT_ONCE", rng.choice((1, 2, 64))),
         (scrub_module, "GAP", rng.choice((0, 16)) * KIB),
-        *chunk_patches(rng.choice(SIZES)),
     ]
     if rng.random() < 0.3:
         small.append((reader_module, "Lane", _SlowLane))

@@ -73,6 +73,8 @@ class Workload:
         rng = Random(f"{self._seed} {client.name} {client.lives}")
         for name, durability in self.history.durability.items():
             await self.create(client, cluster, name, durability)
+        with contextlib.suppress(MoorageError):
+            await cluster.set_quota("default")  # any: from now on volumes are charged
         while not self.stopping:
             what, free = rng.random(), [each for each in VOLUMES if each not in self.reserved]
             if what < 0.1 or not free:

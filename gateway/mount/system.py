@@ -14,6 +14,7 @@ import fcntl
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,23 +40,29 @@ def program(name: str) -> str:
 async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) -> str:
     """Run a program to its end; what it printed. It does not outlive this process: who goes on in its place
     would do the same beside it. Raises NotFound, or :class:`ProgramFailed`."""
-    process = await asyncio.create_subprocess_exec(
-        program(name),
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "LC_ALL": "C"},
-        preexec_fn=_die_with_parent,
-    )
-    try:
-        async with asyncio.timeout(timeout):
-            printed, _ = await process.communicate()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):  # in the kernel it may stay, until its device answers
-            process.kill()
-        raise DeadlineExceeded(f"{name} {' '.join(arguments)} did not end in {timeout:g} s") from None
-    text = printed.decode(errors="replace").strip()
+    with (
+        tempfile.TemporaryFile() as output
+    ):  # not a pipe: what it leaves in the background may keep that open
+        process = await asyncio.create_subprocess_exec(
+            program(name),
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "LC_ALL": "C"},
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(
+                ProcessLookupError
+            ):  # in the kernel it may stay, until its device answers
+                process.kill()
+            raise DeadlineExceeded(f"{name} {' '.join(arguments)} did not end in {timeout:g} s") from None
+        output.seek(0)
+        text = output.read().decode(errors="replace").strip()
     if process.returncode:
         said = " ".join(text.split())[-400:] or f"exit status {process.returncode}"
         raise ProgramFailed(f"{name} {' '.join(arguments)}: {said}", status=process.returncode)

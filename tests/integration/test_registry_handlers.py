@@ -46,12 +46,16 @@ class Group:
         self.barriers = 0
         self.unapplied: list[dict[str, Any]] = []
         self.proposed: list[str] = []
+        self.meanwhile: dict[str, Any] | None = None  # committed before what is proposed next
         self.barrier_error: MoorageError | None = None
         self._machine = RegistryMachine()
 
     async def propose(self, command: dict[str, Any], timeout: float = 5.0) -> Any:
         await asyncio.sleep(0)
         self.proposed.append(command["op"])
+        if self.meanwhile is not None:
+            self.apply(self.meanwhile)
+            self.meanwhile = None
         return self.apply(command)
 
     def apply(self, command: dict[str, Any]) -> Any:
@@ -219,6 +223,7 @@ async def test_a_device_in_the_view(registry: Registry) -> None:
             {"service": "metadata", "group": "m1", "name": "h1", "address": "10.0.0.1:7", "http": ""}
         ],
         "groups": ["m1"],
+        "charging": False,
     }
     status = await call(conn, "status")
     assert (status["devices"], status["hosts"], status["services"]) == ({"up": 1}, 1, 1)
@@ -263,6 +268,28 @@ async def test_joining_again_needs_no_entry_in_the_log(registry: Registry) -> No
     assert registry.group.proposed == ["join_host", "join_service"]
     await call(conn, "join_host", host="h1", labels={}, address="10.0.0.1:9", http="")
     assert registry.group.proposed[2:] == ["join_host"]
+
+
+async def test_nothing_is_charged_before_the_first_quota(registry: Registry) -> None:
+    """Members that know no charges would stop at one: they are upgraded before quotas are used."""
+    conn, volume = await registry.connect(), {"kind": "volume", "group": "m1", "size": 5, "principal": "a"}
+    await call(conn, "claim", name="old", id=1, **volume)
+    turn = {"group": "m1", "term": 1, "count": 1}
+    assert await call(conn, "charge", name="old", id=1, size=6, principal="a", **turn) == {}
+    assert registry.group.proposed == ["claim"] and not (await call(conn, "view"))["charging"]
+    assert (await call(conn, "set_quota", principal="a", capacity=20))["used_volumes"] == 0
+    assert (await call(conn, "view"))["charging"]
+    await call(conn, "claim", name="new", id=2, **volume)
+    await call(conn, "charge", name="old", id=1, size=6, principal="a", **turn)
+    (row,) = (await call(conn, "quotas"))["quotas"]
+    assert (row["used_volumes"], row["used_bytes"]) == (2, 11)
+    # the quota comes between the look and the command: what has no row yet is not settled
+    registry.group.kv.delete("charging")
+    registry.group.kv.commit()
+    registry.group.meanwhile = {"op": "set_quota", "principal": "b"}
+    await call(conn, "claim", name="third", id=3, **volume)
+    assert registry.group.proposed[-2:] == ["claim", "claim_charged"]
+    assert (await call(conn, "quotas"))["quotas"][0]["used_volumes"] == 3
 
 
 async def test_the_directory_of_names(registry: Registry) -> None:

@@ -26,9 +26,9 @@ def play(script: Script) -> None:
     """A cluster of three hosts, and a client that does this."""
     with world(1) as made:
         tunables = Tunables.draw(made.rng)
-        easy = replace(tunables, disk_s=FAST_DISK_S, window_records=16_384, window_bytes=64 * MIB)
+        easy = replace(tunables, spares=0, disk_s=FAST_DISK_S, window_records=16_384, window_bytes=64 * MIB)
         with staged(made, replace(easy, piece_bytes=MIB, capacity=256 * MIB)):
-            _play(SimCluster(made, replace(easy, capacity=256 * MIB), hosts=3, clients=1), script)
+            _play(SimCluster(made, replace(easy, capacity=256 * MIB), masters=3, clients=1), script)
     bury()
 
 

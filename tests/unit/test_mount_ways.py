@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from moorage.gateway.mount import fuse_device, nbd_device, ways
+from moorage.gateway.mount import fuse_device, nbd_device, system, ways
 from moorage.wire.errors import Invalid
 
 
@@ -45,3 +48,15 @@ def test_neither(without_nbd: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuse_device, "FUSE", Path("/dev/nothing"))
     with pytest.raises(Invalid, match="modprobe fuse"):
         ways.choose()
+
+
+async def test_a_program_that_leaves_another_one_behind_is_not_waited_for() -> None:
+    """As s3fs does, which goes to the background with all that it has open."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    left = await system.run("sh", "-c", "sleep 60 & echo $!")
+    os.kill(int(left), signal.SIGKILL)
+    assert loop.time() - began < 30
+    with pytest.raises(system.ProgramFailed, match=r"sh -c .*: what is wrong") as raised:
+        await system.run("sh", "-c", "echo what is wrong >&2; exit 3")
+    assert raised.value.details["status"] == 3

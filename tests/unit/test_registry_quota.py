@@ -32,7 +32,7 @@ class Registry:
 
     def claim(self, name: str, number: int, principal: str, size: int, group: str = "m1") -> None:
         about = {"kind": "volume", "group": group, "id": number}
-        self("claim", name=name, principal=principal, size=size, **about)
+        self("claim_charged", name=name, principal=principal, size=size, **about)
 
     def charge(self, name: str, number: int, size: int, principal: str = "a", **turn: int) -> None:
         self._count += 1
@@ -142,7 +142,11 @@ def test_what_was_claimed_before_quotas_is_counted_when_it_is_told(registry: Reg
         ("set_quota", {"principal": "a", "volumes": True}, "bad volumes"),
         ("set_quota", {"principal": "a", "volumes": "5"}, "bad volumes"),
         ("remove_quota", {}, "bad principal"),
-        ("claim", {"name": "v", "kind": "volume", "group": "m1", "id": 1, "size": 5}, "bad principal"),
+        (
+            "claim_charged",
+            {"name": "v", "kind": "volume", "group": "m1", "id": 1, "size": 5},
+            "bad principal",
+        ),
         ("settle", {"group": "m1", "term": 1, "count": 1}, "give a list"),
         ("settle", {"group": "m1", "term": 1, "count": 1, "charges": [["v", 1]]}, "name, id, principal"),
         ("settle", {"group": "m1", "term": None, "count": 1, "charges": []}, "bad term"),

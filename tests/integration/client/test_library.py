@@ -57,6 +57,9 @@ async def check_quotas(cluster: moorage.Cluster, hosts: LocalCluster) -> None:
         await cluster.create_volume("logs", "20M", replicas=1)
         with pytest.raises(errors.LimitExceeded, match="'web' needs 40 MiB more"):
             await cluster.resize("web", "64M")
+        async with asyncio.timeout(10):  # those of before the first quota, when metadata has told of them
+            while (await cluster.quotas())[0].used_volumes < 3:
+                await asyncio.sleep(0.05)
         rows = {row.principal: (row.used_volumes, row.used_bytes) for row in await cluster.quotas()}
         assert rows == {"default": (3, 116 << 20), "team-a": (1, 24 << 20)}
         info = await other.set_volume("web", bw="1M")

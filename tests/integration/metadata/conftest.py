@@ -64,7 +64,7 @@ class FakeRegistry:
         self.sizes: dict[str, int] = {}  # by name, as charged
         self.quota: int | None = None  # of each volume
         self.turn = (0, 0)
-        self.view: Params = {"hosts": {}, "devices": {}, "services": [], "groups": ["m1"]}
+        self.view: Params = {"hosts": {}, "devices": {}, "services": [], "groups": ["m1"], "charging": True}
         self.failing: MoorageError | None = None
         self.address = ""
 

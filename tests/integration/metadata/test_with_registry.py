@@ -196,7 +196,12 @@ async def test_quotas_count_what_all_groups_have(hosts: Cluster) -> None:
     await hosts.create("db", size=4 * GIB, principal="team-a")
     await hosts.create("other")
     other_group = {"kind": "volume", "group": "m2", "id": 1, "size": 6 * GIB, "principal": "team-a"}
+    await hosts.registry.call("registry.set_quota", {"principal": "first"})  # volumes count from now on
     await hosts.registry.call("registry.claim", {"name": "elsewhere", **other_group})
+    async with asyncio.timeout(10):
+        while (await hosts.registry.call("registry.quotas", {}))["quotas"][0]["principal"] != "default":
+            await asyncio.sleep(0.02)
+    await hosts.registry.call("registry.remove_quota", {"principal": "first"})
     quota = {"principal": "team-a", "capacity": 12 * GIB, "volumes": 3}
     row = await hosts.registry.call("registry.set_quota", quota)
     assert row == {**quota, "used_bytes": 10 * GIB, "used_volumes": 2}

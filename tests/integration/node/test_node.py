@@ -112,6 +112,21 @@ async def test_an_order_of_a_former_leader_is_refused(site: Any) -> None:
     assert [row["replica"] for row in await site.order(node, "list_replicas", {})] == [8]
 
 
+async def test_an_order_to_create_what_was_dropped_comes_late(site: Any) -> None:
+    """Of the same leader, on another connection: it gave that replica up before it was there."""
+    node = await site.node()
+    made = {"replica": 7, "volume": 1, "group": 0, "durability": "sync", "members": 3}
+    with pytest.raises(NoReplica):
+        await site.order(node, "drop_replica", {"replica": 7, "volume": 1})
+    with pytest.raises(Stale, match="an order to create it comes late"):
+        await site.order(node, "create_replica", made)
+    await site.order(node, "create_replica", {**made, "replica": 8})
+    await site.order(node, "drop_replica", {"replica": 8, "volume": 1})
+    with pytest.raises(Stale, match="comes late"):
+        await site.order(node, "create_replica", {**made, "replica": 8})
+    assert await site.order(node, "list_replicas", {}) == []
+
+
 async def test_everything_is_there_after_a_restart(site: Any) -> None:
     node = await site.node()
     await site.create(node)

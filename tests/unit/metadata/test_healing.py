@@ -157,6 +157,7 @@ def told(device: int, **change: Any) -> tuple[int, dict[str, Any]]:
         ({}, ""),
         ({"whole": False}, "the copy on h2 is not whole"),
         ({"damaged": "rot"}, "the copy on h2 is not whole"),
+        ({"bad_blocks": 2}, "2 blocks on h2 are bad"),
         ({"epoch": 3}, "h2 may lack"),
         ({"commit": 8}, "h2 may lack"),
         ({"commit": 8, "last": 8}, "differ in length"),
