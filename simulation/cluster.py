@@ -127,7 +127,6 @@ class Host(Machine):
             "port": str(PORT),
             "http_port": str(PORT + 1),
             "capacity": str(cluster.tunables.capacity),
-            "scrub_period": cluster.tunables.scrub_period,
         }
         if self.spare:
             flags |= {"registry": cluster.registry_of(cluster.masters)}

@@ -45,7 +45,6 @@ class Tunables:
     disk_s: tuple[float, float]  # how long a write or a sync takes
     lease_ms: int  # of a holder with metadata
     recovery_grace_ms: int  # a reader waits so much longer
-    scrub_period: str
 
     @classmethod
     def draw(cls, rng: Random) -> Tunables:
@@ -69,7 +68,6 @@ class Tunables:
             disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
             lease_ms=rng.choice((2200, 2200, 4000)),
             recovery_grace_ms=rng.choice((0, 300, 2000)),
-            scrub_period=rng.choice(("0", "2s", "7d")),
         )
 
     def patches(self) -> list[tuple[Any, str, Any]]:
