@@ -26,8 +26,8 @@ IMPATIENT = {"heartbeat_ms": "300", "suspect_ms": "700", "down_ms": "1000", "rep
 
 @dataclass(frozen=True)
 class Tunables:
-    capacity: int
     segment_size: int
+    capacity: int
     checkpoint_bytes: int
     checkpoint_seconds: float
     index_pages_max: int
@@ -49,8 +49,9 @@ class Tunables:
     @classmethod
     def draw(cls, rng: Random) -> Tunables:
         return cls(
-            capacity=64 * MIB,
-            segment_size=rng.choice((2 * MIB, 2 * MIB, 6 * MIB)),
+            # With large segments more: what idle sessions were promised must leave room for repairs.
+            segment_size=(segment_size := rng.choice((2 * MIB, 2 * MIB, 6 * MIB))),
+            capacity=64 * MIB if segment_size < 6 * MIB else 112 * MIB,
             checkpoint_bytes=rng.choice((64 << 10, 256 << 10, 4 * MIB)),
             checkpoint_seconds=rng.choice((0.1, 1.0, 10.0)),
             index_pages_max=rng.choice((2, 64, 65_536)),
