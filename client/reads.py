@@ -159,7 +159,7 @@ class GroupReader:
             hosts = ", ".join(target.link.host for target in self.targets)
             done(Invalid(f"no replica of this group is on {host!r}: they are on {hosts}"))
             return
-        (read.only,) = found
+        read.only = next((target for target in found if target.readable), found[0])  # a learner may be there
         self.sweep.add(read)
         if self.sweep.stopped is None:
             read.ask_another(read.started)

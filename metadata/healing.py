@@ -158,7 +158,12 @@ def decide(
         if leavers:
             # One at a time: the one that is lost goes before the one that is drained.
             member = min(leavers, key=lambda each: (_URGENCY[going[each["device"]].why], each["replica"]))
-            good = sum(_is_up(view, each["device"]) for each in group["members"])
+            there = [_is_up(view, each["device"]) for each in group["members"]]
+            good = sum(there)
+            if not is_majority(there):
+                text = f"{good} of its {len(there)} replicas are there: nothing is copied until more are back"
+                made.blocked.append(_blocked(volume, group, member, text))
+                continue
             rank = (_URGENCY[going[member["device"]].why], good, volume["name"], group["group"])
             wanted.append((rank, volume, group, member))
     cluster = placement.cluster_from_view(view, provisioned)

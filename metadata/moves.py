@@ -37,7 +37,7 @@ class Moves:
         self._attachments = attachments
 
     async def moves(self, context: CallContext | None, params: Params) -> Reply:
-        """``devices``: ids, whose replicas are counted in ``left``."""
+        """``devices``: ids, whose replicas are counted in ``left``, with those that are to be dropped yet."""
         check_known(params, "devices")
         devices = _devices_of(params)
         await self._replicated.read_barrier(remaining_s(context))
@@ -50,6 +50,9 @@ class Moves:
                         left[member["device"]] += 1
                 if group["wish"] is not None:
                     under_way.append(self._row(volume, group))
+        for _, drop in self._replicated.kv.scan(records.DROPS):
+            if drop["device"] in devices:
+                left[drop["device"]] += 1
         blocked = self._runner.healer.blocked
         return {
             "left": left,

@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 ROUND_S = 1.0
 SCAN_AT_ONCE = 500  # volumes looked at before others are served
+CLEAR_S = 30.0  # a volume that was being created may have been placed by an older view
 SURVEY_S = 10.0
+SURVEY_SHARE = 20  # of its time at most one part in so many goes into surveys
 ASK_AT_ONCE = 16  # devices
 LAPSED_MS = 60_000  # a holder that has not detached may be well, and cut off from metadata only
 SETTLE_AT_ONCE = 4  # volumes
@@ -34,11 +36,14 @@ class Healer:
         self._context = context
         self._flapping = healing.Flapping()
         self.blocked: list[healing.Blocked] = []  # as of the last round
+        self._clear: set[str] | None = None  # no volume has anything on these, nor is one changing
+        self._clear_until = 0.0
         self._settling: set[asyncio.Task[None]] = set()
         self._patience: dict[int, tuple[float, float]] = {}  # volume -> not before, and the pause after that
 
     async def run(self) -> None:
         """Until leadership ends."""
+        self._clear = None
         try:
             await self._go_on()
         finally:
@@ -52,9 +57,10 @@ class Healer:
             await asyncio.sleep(ROUND_S)
             try:
                 await self._round()
-                if time.monotonic() >= survey_at:
+                if (began := time.monotonic()) >= survey_at:
                     await self._survey()
-                    survey_at = time.monotonic() + SURVEY_S
+                    took = time.monotonic() - began
+                    survey_at = time.monotonic() + max(SURVEY_S, SURVEY_SHARE * took)
             except NotLeader:
                 return
             except MoorageError as error:  # the registry or a majority is away: the next round will tell
@@ -65,6 +71,7 @@ class Healer:
         context = self._context
         view = await context.directory.fetch_view()
         made = healing.move_off(view, volume, records.provisioned(context.replicated.kv), device, to)
+        self._clear = None
         for move in made.moves:
             await self._begin(move)
         return made
@@ -72,11 +79,16 @@ class Healer:
     async def _round(self) -> None:
         context = self._context
         self._flapping.look(context.directory.view, int(time.monotonic() * 1000))
-        going = healing.leaving(context.directory.view, context.repair_after_ms)
-        volumes = [volume async for volume in self._concerned(set(going))]
+        going = set(healing.leaving(context.directory.view, context.repair_after_ms))
+        if self._clear is not None and going <= self._clear and time.monotonic() < self._clear_until:
+            return
+        volumes = [volume async for volume in self._concerned(going)]
         if not volumes:
             self.blocked = []
+            # Nothing is placed on them either: thousands of volumes need no look each second.
+            self._clear, self._clear_until = going, time.monotonic() + CLEAR_S
             return
+        self._clear = None
         view = await context.directory.fetch_view()
         kv = context.replicated.kv
         volumes = [found for each in volumes if (found := records.volume_by_id(kv, each["id"])) is not None]

@@ -82,6 +82,13 @@ def test_nothing_moves_where_there_is_no_host_for_it() -> None:
     assert (blocked.name, blocked.device) == ("v1", "d2") and "bring a host up" in blocked.text
 
 
+def test_nothing_is_planned_where_nothing_can_be_copied() -> None:
+    made = decide(view_of(5, d2=down(20), d3={"health": "refused", "reason": "evicted"}), volume_of(1))
+    assert not made.moves
+    assert made.blocked[0].text.startswith("1 of its 3 replicas are there")
+    assert not decide(view_of(5, d2=down(20)), volume_of(1, on=(2,))).moves
+
+
 def test_one_change_at_a_time_in_a_group_and_the_lost_one_first() -> None:
     view = view_of(5, d1=DRAINED, d3={"health": "refused", "reason": "evicted"})
     made = decide(view, volume_of(1))
@@ -91,9 +98,9 @@ def test_one_change_at_a_time_in_a_group_and_the_lost_one_first() -> None:
 
 
 def test_what_is_most_at_risk_goes_first_and_not_all_at_once() -> None:
-    view = view_of(12, d1=DRAINED, d2=down(20), d3=down(1))
+    view = view_of(12, d1=DRAINED, d2=down(20))
     safe = [volume_of(n, on=(1, 5, 6)) for n in range(1, 12)]
-    made = decide(view, *safe, volume_of(20, on=(2, 3, 4)), volume_of(21, on=(2, 5, 6)))
+    made = decide(view, *safe, volume_of(21, on=(2, 5, 6, 7, 8)), volume_of(20, on=(2, 3, 4)))
     assert [move.name for move in made.moves[:2]] == ["v20", "v21"]
     assert len(made.moves) == MOVES_MAX
     assert {blocked.text for blocked in made.blocked} == {healing.TURN}
