@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -436,7 +437,8 @@ class Cluster:
         silent = {
             each: answer for each, answer in zip(devices, answers, strict=True) if isinstance(answer, str)
         }
-        return about_volume(volume, Facts(view, await self.places.moves(), rows, silent))
+        moves, now_ms = await self.places.moves(), time.time_ns() // 1_000_000
+        return about_volume(volume, Facts(view, moves, rows, silent, now_ms))
 
     async def _replicas_or_why(self, device: str) -> list[dict[str, Any]] | str:
         try:

@@ -36,12 +36,13 @@ class Finding:
 @dataclass(frozen=True)
 class Facts:
     """``replicas``: rows of ``node.list_replicas`` by replica id, of the devices that answered; ``silent``:
-    why a device did not, by its id."""
+    why a device did not, by its id; ``now_ms``: the time of day."""
 
     view: Mapping[str, Any]
     moves: Moves
     replicas: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     silent: Mapping[str, str] = field(default_factory=dict)
+    now_ms: int = 0
 
 
 def about_volume(volume: Mapping[str, Any], facts: Facts) -> list[Finding]:
@@ -162,9 +163,7 @@ def _doing(name: str, group: Mapping[str, Any], member: Mapping[str, Any], facts
             if move and move["led_by"]
             else ""
         )
-        told = facts.replicas.get(wish["replica"])
-        state = "" if told is None else " (whole)" if told["whole"] else " (being copied)"
-        return f"its successor is made on {wish['host']}{state}{led}"
+        return f"its successor is made on {wish['host']}{_how_far(group, wish, facts)}{led}"
     for each in facts.moves.blocked:
         if (each["name"], each["group"], each["device"]) == (name, group["group"], member["device"]):
             return f"its successor cannot be placed: {each['text']}"
@@ -173,6 +172,27 @@ def _doing(name: str, group: Mapping[str, Any], member: Mapping[str, Any], facts
         left_s = max(0, facts.moves.repair_after_ms - row["since_ms"]) // 1000
         return f"it is placed anew in {left_s} s, unless it is back before"
     return "whoever leads the volume brings it up to date"
+
+
+def _how_far(group: Mapping[str, Any], wish: Mapping[str, Any], facts: Facts) -> str:
+    """By what the new copy holds against what the fullest of the others does; the rate is that since it was
+    wished for."""
+    told = facts.replicas.get(wish["replica"])
+    if told is None:
+        return ""
+    if told["whole"]:
+        return " (whole)"
+    rows = [facts.replicas[each["replica"]] for each in group["members"] if each["replica"] in facts.replicas]
+    total, done = max((row.get("bytes", 0) for row in rows), default=0), told.get("bytes", 0)
+    if not total:
+        return " (being copied)"
+    took_ms = facts.now_ms - wish.get("since_ms", 0)
+    left = (
+        f", about {took_ms * (total - done) // done // 1000} s more"
+        if 0 < done < total and took_ms > 0
+        else ""
+    )
+    return f" ({min(100, done * 100 // total)} % of {total >> 20} MiB copied{left})"
 
 
 # -- devices --------------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ def test_its_successor_is_on_the_way_or_cannot_be_placed() -> None:
     )
     (found,) = about_volume(volume_of(wish), facts)
     assert found.doing == "its successor is made on h4 (being copied), led by fio on h9"
+    copied = {4: {"whole": False, "bytes": 64 << 20}, **{each: {"bytes": 256 << 20} for each in (1, 2, 3)}}
+    facts = facts_of({"d2": DOWN}, copied)
+    facts = Facts(facts.view, facts.moves, facts.replicas, {}, now_ms=20_000)
+    (found,) = about_volume(volume_of(wish), facts)
+    assert found.doing == "its successor is made on h4 (25 % of 256 MiB copied, about 60 s more)"
     (found,) = about_volume(volume_of({**wish, "why": "drain"}), facts_of())
     assert found.what.endswith("a copy is on its way to h4") and found.because == "drain"
     blocked = [{"name": "db", "group": 0, "device": "d2", "host": "h2", "text": "no host is up"}]
