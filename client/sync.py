@@ -23,8 +23,11 @@ import uvloop
 from moorage.client import cluster as asynchronous
 from moorage.client.cluster import VolumeInfo
 from moorage.client.mount_table import MountTable
+from moorage.client.places import Kind, Moves
+from moorage.client.places import Places as AsyncPlaces
 from moorage.client.quota import Quota
 from moorage.client.volume import Volume as AsyncVolume
+from moorage.client.why import Finding
 from moorage.quorum.record import Buffer
 from moorage.wire.errors import ShuttingDown
 
@@ -173,6 +176,19 @@ class Cluster:
     def quotas(self) -> list[Quota]:
         return self._loop.run(self._cluster.quotas())
 
+    def move(self, name: str, device: str, *, to: str = "") -> int:
+        return self._loop.run(self._cluster.move(name, device, to=to))
+
+    def why(self, name: str) -> list[Finding]:
+        return self._loop.run(self._cluster.why(name))
+
+    def events(self, *, after: int = -20, about: str = "") -> tuple[list[dict[str, Any]], int]:
+        return self._loop.run(self._cluster.events(after=after, about=about))
+
+    @property
+    def places(self) -> Places:
+        return Places(self._cluster.places, self._loop)
+
     def mount_table(self, version: int | None = None) -> MountTable:
         return self._loop.run(self._cluster.mount_table(version))
 
@@ -195,6 +211,32 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Places:
+    """See :class:`moorage.client.places.Places`."""
+
+    def __init__(self, places: AsyncPlaces, loop: _Loop) -> None:
+        self._places = places
+        self._loop = loop
+
+    def devices(self, kind: Kind, name: str) -> list[str]:
+        return self._loop.run(self._places.devices(kind, name))
+
+    def drain(self, kind: Kind, name: str, *, to: str = "", force: bool = False) -> None:
+        self._loop.run(self._places.drain(kind, name, to=to, force=force))
+
+    def undrain(self, kind: Kind, name: str) -> None:
+        self._loop.run(self._places.undrain(kind, name))
+
+    def evict(self, kind: Kind, name: str, *, force: bool = False) -> list[str]:
+        return self._loop.run(self._places.evict(kind, name, force=force))
+
+    def moves(self, devices: list[str] | None = None) -> Moves:
+        return self._loop.run(self._places.moves(devices))
+
+    def forget(self, kind: Kind, name: str, devices: list[str]) -> None:
+        self._loop.run(self._places.forget(kind, name, devices))
 
 
 class Volume:
