@@ -21,6 +21,7 @@ import pytest
 from moorage.cli.local_cluster import LocalCluster
 from moorage.gateway.mount import system, unmounting
 from moorage.gateway.mount.record import Place, StateDirectory
+from tests.fsck import check_clean_at
 
 from . import machine, run
 from .cluster import Cluster
@@ -141,6 +142,7 @@ async def test_a_task_finds_on_another_agent_what_it_wrote_before_its_host_was_k
     await framework.update("back", "TASK_FINISHED", timeout=90)
     assert cluster.sandbox("back") == "row\n"
     await storage.until_unmounted()
+    await check_clean_at(storage.env, "db")
 
 
 @pytest.mark.slow

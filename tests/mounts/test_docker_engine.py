@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from moorage.gateway.docker.service import PERIOD_S
+from tests.fsck import check_clean_at
 
 from .agents import Agent, kill_processes
 from .engine import IMAGE, Engine, unusable
@@ -158,4 +159,5 @@ async def test_a_container_finds_on_another_host_what_it_wrote(make_docker: Call
     assert await two.engine.run("moving", "cat /data/file", "--volume-driver", two.name) == "synced"
     assert time.monotonic() - began < 60  # the lease of the lost one is 4 s, the rest is this machine
     await two.engine.run("moving", "echo more >> /data/file", "--volume-driver", two.name)
+    await check_clean_at(two.agent.environment, "moving")
     await two.engine.docker("volume", "rm", "moving")

@@ -13,6 +13,7 @@ import pytest
 import moorage
 import moorage.sync
 from moorage.gateway.mount import system
+from tests.fsck import check_clean
 
 from .conftest import Host, run_program, spawn
 
@@ -25,21 +26,6 @@ async def stored(cluster: moorage.Cluster, name: str) -> int:
     async with await cluster.attach(name, read_only=True) as volume:
         extents = await volume.block_status(0, volume.size)
     return sum(length for length, is_hole in extents if not is_hole)
-
-
-async def check_clean(cluster: moorage.Cluster, name: str, directory: Path) -> None:
-    """`fsck -f` on a copy of the volume finds nothing to mend."""
-    image = directory / "image"
-    async with await cluster.attach(name, read_only=True) as volume:
-        with image.open("wb") as file:
-            for offset in range(0, volume.size, 4 << 20):
-                part = await volume.read(offset, min(4 << 20, volume.size - offset))
-                if part.strip(b"\0"):
-                    file.seek(offset)
-                    file.write(part)
-            file.truncate(volume.size)
-    await run_program("/usr/sbin/e2fsck", "-f", "-n", str(image))
-    image.unlink()
 
 
 async def test_a_new_volume_is_formatted_once_and_what_is_written_is_there_again(
@@ -56,7 +42,7 @@ async def test_a_new_volume_is_formatted_once_and_what_is_written_is_there_again
     assert info.holder is not None and info.holder["program"] == "moorage mount"
     await host.unmount(str(host.point()))
     assert (await cluster.show(name)).holder is None, "others need not wait for a lease"
-    await check_clean(cluster, name, host.directory)
+    await check_clean(cluster, name)
     again = await other.mount(name, "--owner", "1:1")
     assert again["epoch"] > 1
     assert (other.point() / "file").read_bytes() == b"kept" * 10_000
@@ -92,7 +78,7 @@ async def test_ext4_has_grown_after_the_next_mount_at_the_latest(
     await host.mount(name)
     assert os.statvfs(host.point()).f_blocks > 1.8 * before
     await host.unmount(name)
-    await check_clean(cluster, name, host.directory)
+    await check_clean(cluster, name)
 
 
 @pytest.mark.slow
@@ -140,7 +126,7 @@ async def test_a_format_that_was_not_finished_is_begun_anew(
         await attached.write(0, os.urandom(1 << 20))
     await host.mount(name)
     await host.unmount(name)
-    await check_clean(cluster, name, host.directory)
+    await check_clean(cluster, name)
 
 
 async def test_what_is_in_the_way_is_said_in_one_line(

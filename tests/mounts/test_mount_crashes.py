@@ -16,9 +16,9 @@ import pytest
 import moorage
 from moorage.cli.local_cluster import LocalCluster
 from moorage.gateway.mount import system, unmounting
+from tests.fsck import check_clean
 
 from .conftest import Host, signalled, spawn
-from .test_mount import check_clean
 
 pytestmark = pytest.mark.usefixtures("mount")
 MakeVolume = Callable[..., Awaitable[str]]
@@ -50,7 +50,7 @@ async def mend(host: Host, cluster: moorage.Cluster, name: str) -> None:
     await host.mount(name)
     (host.point() / "mended").write_text("it works")
     await host.unmount(name)
-    await check_clean(cluster, name, host.directory)
+    await check_clean(cluster, name)
 
 
 async def test_a_dead_holder_is_waited_for_and_fenced(
@@ -63,7 +63,7 @@ async def test_a_dead_holder_is_waited_for_and_fenced(
     await other.mount(name)
     assert (other.point() / "file").read_bytes() == b"synced before the host died"
     await other.unmount(name)
-    await check_clean(cluster, name, other.directory)
+    await check_clean(cluster, name)
     assert [mount["state"] for mount in await host.mounts()] == ["dead"]
     assert await unmounting.clean_up(host.state) == []
     assert await host.mounts() == []
@@ -89,7 +89,7 @@ async def test_a_frozen_holder_is_fenced_and_says_by_whom(
     assert (await host.mounts())[0]["state"] == "lost"
     await host.unmount(name)
     await other.unmount(name)
-    await check_clean(cluster, name, other.directory)
+    await check_clean(cluster, name)
     await other.mount(name)
     assert (other.point() / "file").read_bytes() == b"of the new holder"
 
@@ -115,7 +115,7 @@ async def test_the_daemon_restarts_under_a_verifying_load(
     said, _ = await asyncio.to_thread(fio.communicate)
     assert fio.returncode == 0, said
     await host.unmount(name)
-    await check_clean(cluster, name, host.directory)
+    await check_clean(cluster, name)
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ async def test_a_crash_at_any_step_is_put_right(
     assert system.mounted_at(str(host.point())) is not None and again["state"] == "serving"
     await host.unmount(name)
     assert list(host.state.path.glob("*[0-9a-f]")) == []
-    await check_clean(cluster, name, host.directory)
+    await check_clean(cluster, name)
 
 
 @pytest.mark.slow
@@ -285,7 +285,7 @@ async def test_verified_writes_on_a_file_system_go_on_through_the_loss_of_a_host
             said, _ = await asyncio.to_thread(fio.communicate)
             assert fio.returncode == 0, said
             await host.unmount("db")
-            await check_clean(cluster, "db", host.directory)
+            await check_clean(cluster, "db")
     finally:
         await local.kill()
 
@@ -318,7 +318,7 @@ async def test_a_daemon_that_a_reader_took_for_dead_goes_on(
     assert (await host.mounts())[0]["state"] == "serving"
     assert (host.point() / "file").read_bytes() == b"after"
     await host.unmount(name)
-    await check_clean(cluster, name, host.directory)
+    await check_clean(cluster, name)
 
 
 @pytest.mark.slow

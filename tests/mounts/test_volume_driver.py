@@ -18,6 +18,7 @@ import pytest
 
 from moorage.cli.clients import ClientProcess, run_program
 from moorage.gateway.mount import system
+from tests.fsck import check_clean_at
 
 from .agents import Agent, kill_processes
 
@@ -189,6 +190,7 @@ async def test_a_task_that_is_killed_leaves_nothing_that_the_next_one_does_not_p
     other = {"DVDI_VOLUME_NAME": "otherdb3", "DVDI_VOLUME_OPTS": "size=64M,replicas=1"}
     await agent.ok("dvdi", "run", "true", **other)
     assert agent.places() == []
+    await check_clean_at(agent.environment, "db3")
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.fsck import check_clean_at
+
 from .conftest import MakeDriver
 from .support import Driver, capability
 
@@ -117,6 +119,7 @@ async def test_takeover(make_driver: MakeDriver, tmp_path: Path) -> None:
     await two.client.ok("NodePublishVolume", **publication("db", t2))
     assert (t2 / "f").read_text() == "two"
     await unpublish(two, "db", t2)
+    await check_clean_at(two.environment, "db")
 
 
 @pytest.mark.slow
