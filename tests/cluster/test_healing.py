@@ -265,8 +265,8 @@ async def test_what_was_away_catches_up_though_nobody_holds_the_volume(
                         found += await cluster.list_replicas(device)
             assert len(found) <= 3
             alike = {(row["whole"], row["commit"], row["last"], row["epoch"]) for row in found}
-            return len(found) == 3 and len(alike) == 1
+            let_go = (await cluster.show("idle")).holder is None
+            return len(found) == 3 and len(alike) == 1 and let_go
 
-        await until(in_step, "all three have the same", timeout=60)
-        assert (await cluster.show("idle")).holder is None
+        await until(in_step, "all three have the same, and nobody holds the volume", timeout=60)
         await check(cluster, "idle", written)
