@@ -14,7 +14,6 @@ import fcntl
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +39,8 @@ def program(name: str) -> str:
 async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) -> str:
     """Run a program to its end; what it printed. It does not outlive this process: who goes on in its place
     would do the same beside it. Raises NotFound, or :class:`ProgramFailed`."""
-    with (
-        tempfile.TemporaryFile() as output
-    ):  # not a pipe: what it leaves in the background may keep that open
+    # Not a pipe: what it leaves in the background may keep that open. Nor a file: /tmp may not be writable.
+    with os.fdopen(os.memfd_create("output"), "w+b") as output:
         process = await asyncio.create_subprocess_exec(
             program(name),
             *arguments,
@@ -56,10 +54,8 @@ async def run(name: str, *arguments: str, timeout: float = PROGRAM_TIMEOUT_S) ->
             async with asyncio.timeout(timeout):
                 await process.wait()
         except TimeoutError:
-            with contextlib.suppress(
-                ProcessLookupError
-            ):  # in the kernel it may stay, until its device answers
-                process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()  # in the kernel it may stay, until its device answers
             raise DeadlineExceeded(f"{name} {' '.join(arguments)} did not end in {timeout:g} s") from None
         output.seek(0)
         text = output.read().decode(errors="replace").strip()

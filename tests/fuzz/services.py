@@ -118,6 +118,11 @@ class _Directory:
 
     async def know(self, devices: Any) -> None: ...
 
+    def tell(self, kind: str, about: Any, text: str) -> None: ...
+
+    def is_refused(self, device: str) -> bool:
+        return False
+
     async def charge(self, volume: dict[str, Any], turn: tuple[int, int], timeout: float) -> None: ...
 
     async def fetch_view(self, timeout: float) -> dict[str, Any]:

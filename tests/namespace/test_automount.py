@@ -249,4 +249,4 @@ def test_what_is_in_the_way_is_said(agent: Agent) -> None:
     said = agent.moorage("automount", "/proc", code=9)["error"]["message"]
     assert said == "/proc is a mount point already, of proc: choose another"
     said = agent.moorage("automount", str(agent.directory), "moorage:///a?mode=x", code=3)["error"]["message"]
-    assert said.startswith("mode='x' in moorage:///a?mode=x")
+    assert said == "mode='x': write rw or ro"
