@@ -109,7 +109,7 @@ async def test_a_flipped_byte_of_state_is_named_or_repaired(
             await until(settled, "the tampered replica is whole again")
 
 
-@pytest.mark.parametrize("durability", ["sync", "writeback"])
+@pytest.mark.parametrize("durability", ["sync", pytest.param("writeback", marks=pytest.mark.slow)])
 async def test_a_replica_that_may_have_lost_a_promise_asks_metadata_and_is_repaired(
     local: LocalCluster, cluster: moorage.Cluster, until: Until, durability: str
 ) -> None:

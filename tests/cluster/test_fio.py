@@ -19,7 +19,7 @@ SIZE = 64 << 20
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("how", ["kill", "freeze"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("freeze", marks=pytest.mark.slow)])
 async def test_fio_verifies_through_the_death_of_a_host(
     local: LocalCluster,
     cluster: moorage.Cluster,

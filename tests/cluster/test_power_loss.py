@@ -53,7 +53,7 @@ async def _judge(local: LocalCluster, must: dict[int, int], run: int) -> list[st
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("durability", ["sync", "writeback"])
+@pytest.mark.parametrize("durability", ["sync", pytest.param("writeback", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.slow)])
 async def test_what_was_promised_survives_a_power_loss(
     local: LocalCluster,

@@ -50,6 +50,7 @@ async def test_json_api_has_the_calls_of_an_operator(cluster: Any) -> None:
         await followed["GET metadata.list_volumes"]({})
 
 
+@pytest.mark.slow
 async def test_a_second_group_of_the_same_name_ends_and_serves_nothing(
     new_cluster: Any, fake_log: Any
 ) -> None:
