@@ -43,7 +43,7 @@ def test_many_histories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kind_of_fault_is_drawn() -> None:
-    drawn = {fault.kind for seed in range(40) for fault in draw_plan(seed, 8.0)}
+    drawn = {fault.kind for seed in range(100) for fault in draw_plan(seed, 8.0)}
     assert drawn == {*WEIGHTS, *PLOTS}
 
 
