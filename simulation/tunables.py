@@ -49,9 +49,8 @@ class Tunables:
     @classmethod
     def draw(cls, rng: Random) -> Tunables:
         return cls(
-            # With large segments more: what idle sessions were promised must leave room for repairs.
-            segment_size=(segment_size := rng.choice((2 * MIB, 2 * MIB, 6 * MIB))),
-            capacity=64 * MIB if segment_size < 6 * MIB else 112 * MIB,
+            segment_size=rng.choice((2 * MIB, 2 * MIB, 6 * MIB)),
+            capacity=128 * MIB,  # what idle sessions were promised must leave room for repairs
             checkpoint_bytes=rng.choice((64 << 10, 256 << 10, 4 * MIB)),
             checkpoint_seconds=rng.choice((0.1, 1.0, 10.0)),
             index_pages_max=rng.choice((2, 64, 65_536)),
