@@ -117,7 +117,7 @@ async def list_devices(cluster: Cluster, as_json: bool) -> None:
             row["replicas"],
             output.size(row["used"]),
             output.size(row["capacity"]),
-            "; ".join(filter(None, (row["reason"], _drained_by(row["drain"])))),
+            _why(row),
         )
         for row in rows
     ]
@@ -149,7 +149,7 @@ async def list_hosts(cluster: Cluster, as_json: bool) -> None:
             output.health(row["health"]),
             row["replicas"],
             row["address"],
-            "; ".join(filter(None, (row["reason"], _drained_by(row["drain"])))),
+            _why(row),
         )
         for row in rows
     ]
@@ -165,8 +165,9 @@ for _command in (list_devices, drain_of("device"), undrain_of("device"), evict_o
     device.add_command(_command)
 
 
-def _drained_by(drain: dict[str, Any] | None) -> str:
-    return f"drained by {drain['by']}" if drain else ""
+def _why(row: dict[str, Any]) -> str:
+    drained = f"drained by {row['drain']['by']}" if row["drain"] else ""
+    return "; ".join(filter(None, (row["reason"], drained)))
 
 
 async def _look_on(cluster: Cluster, kind: Kind, name: str, as_json: bool, no_wait: bool) -> None:

@@ -428,23 +428,20 @@ class Cluster:
         if name in view["hosts"]:
             on_it = [device for device, row in view["devices"].items() if row["host"] == name]
             return about_host(name, Facts(view, await self.places.moves(on_it)))
-        volume = (await self.show(name)).to_json()
-        wished = [group["wish"] for group in volume["groups"] if group["wish"]]
-        members = [member for group in volume["groups"] for member in group["members"]]
-        devices = sorted({each["device"] for each in [*members, *wished]})
-        answers = await asyncio.gather(*map(self._replicas_or_why, devices))
-        rows = {row["replica"]: row for answer in answers if isinstance(answer, list) for row in answer}
-        silent = {
-            each: answer for each, answer in zip(devices, answers, strict=True) if isinstance(answer, str)
-        }
+        volume = await self.show(name)
+        copies = {copy.replica: copy for copy in (await self.redundancy(volume)).copies}
+        devices = sorted({group["wish"]["device"] for group in volume.groups if group["wish"]})
+        answers = await asyncio.gather(*(self._learners(device, volume.id) for device in devices))
+        learners = {row["replica"]: row for answer in answers for row in answer}
         moves, now_ms = await self.places.moves(), time.time_ns() // 1_000_000
-        return about_volume(volume, Facts(view, moves, rows, silent, now_ms))
+        return about_volume(volume.to_json(), Facts(view, moves, copies, learners, now_ms))
 
-    async def _replicas_or_why(self, device: str) -> list[dict[str, Any]] | str:
+    async def _learners(self, device: str, volume: int) -> list[dict[str, Any]]:
+        """And whatever else it has of the volume; nothing is known of them when it does not answer."""
         try:
-            return await self.list_replicas(device, timeout=SILENT_S)
-        except MoorageError as error:
-            return str(error)
+            return await self.list_replicas(device, volume=volume, timeout=SILENT_S)
+        except MoorageError:
+            return []
 
     async def events(self, *, after: int = -20, about: str = "") -> tuple[list[dict[str, Any]], int]:
         """What has happened: ``{number, at_ms, kind, about, text}`` each, behind number ``after`` (negative:

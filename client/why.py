@@ -1,8 +1,8 @@
 """Why a volume, a host or a device is not as it should be: what is wrong, since when, because of what, what
 is being done about it, and what an operator could do.
 
-A core: facts in (the registry's view, metadata's word, what devices say of their replicas), findings out.
-Owns the sentences. Nothing is asked here; what nobody could be asked about is a finding of its own.
+A core: facts in (the registry's view, metadata's word, what copies are worth), findings out. Owns the
+sentences. Nothing is asked here; which copies count is `redundancy.py`'s to say.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moorage.client.places import Moves
+from moorage.client.redundancy import GOOD, Copy
 from moorage.quorum.majority import majority
 
 NEARLY_FULL_PER_CENT = 90
-ANEW = "nothing: it is placed anew"
-CATCHES_UP = "nothing: it catches up when it is led"
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """``replicas``: rows of ``node.list_replicas`` by replica id, of the devices that answered; ``silent``:
-    why a device did not, by its id; ``now_ms``: the time of day."""
+    """Of a volume: ``copies``, by replica id; ``learners``: rows of ``node.list_replicas`` of those that are
+    to become copies, as far as their devices answered; ``now_ms``: the time of day."""
 
     view: Mapping[str, Any]
     moves: Moves
-    replicas: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    silent: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[int, Copy] = field(default_factory=dict)
+    learners: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     now_ms: int = 0
 
 
@@ -90,9 +89,7 @@ def _volume(volume: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
 
 def _group(name: str, group: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     members = group["members"]
-    told = [facts.replicas[each["replica"]] for each in members if each["replica"] in facts.replicas]
-    newest = max((row["last"] for row in told), default=0)
-    lacking = [(each, *found) for each in members if (found := _lacks(each, facts, newest))]
+    lacking = [(each, *found) for each in members if (found := _lacks(each, facts))]
     for member, because, for_ms, could in lacking:
         yield Finding(
             f"volume {name} group {group['group']}: the copy on {member['host']} does not count",
@@ -119,8 +116,8 @@ def _group(name: str, group: Mapping[str, Any], facts: Facts) -> Iterator[Findin
         )
 
 
-def _lacks(member: Mapping[str, Any], facts: Facts, newest: int) -> tuple[str, int | None, str] | None:
-    """(because of what, for how long, what one could do) when the copy is not as good as the others."""
+def _lacks(member: Mapping[str, Any], facts: Facts) -> tuple[str, int | None, str] | None:
+    """(because of what, for how long, what one could do) when the copy does not count."""
     device, host = member["device"], member["host"]
     row = facts.view["devices"].get(device)
     if row is None:
@@ -134,21 +131,10 @@ def _lacks(member: Mapping[str, Any], facts: Facts, newest: int) -> tuple[str, i
     if row["health"] != "up":
         could = f"bring {host} up; or, if it is gone for good, `moorage device evict {device}`"
         return f"device {device} is {row['health']}: {row['reason']}", row["since_ms"], could
-    told = facts.replicas.get(member["replica"])
-    if told is None:
-        why = facts.silent.get(device, "it has no such replica")
-        return f"device {device} cannot say how its copy is: {why}", None, f"look at the log of {host}"
-    if told["damaged"]:
-        return f"it is damaged: {told['damaged']}", None, "nothing: it is copied anew by whoever leads"
-    if not told["whole"]:
-        return "it is being copied to, and not whole yet", None, "nothing"
-    if told["last"] < newest:
-        return (
-            f"it lacks the last {newest - told['last']} records",
-            None,
-            "nothing: it catches up when it is led",
-        )
-    return None
+    state = facts.copies[member["replica"]].state
+    if state == GOOD:
+        return None
+    return state, None, f"nothing, unless it stays so: then look at the log of {host}"
 
 
 def _doing(name: str, group: Mapping[str, Any], member: Mapping[str, Any], facts: Facts) -> str:
@@ -177,13 +163,13 @@ def _doing(name: str, group: Mapping[str, Any], member: Mapping[str, Any], facts
 def _how_far(group: Mapping[str, Any], wish: Mapping[str, Any], facts: Facts) -> str:
     """By what the new copy holds against what the fullest of the others does; the rate is that since it was
     wished for."""
-    told = facts.replicas.get(wish["replica"])
+    told = facts.learners.get(wish["replica"])
     if told is None:
         return ""
     if told["whole"]:
         return " (whole)"
-    rows = [facts.replicas[each["replica"]] for each in group["members"] if each["replica"] in facts.replicas]
-    total, done = max((row.get("bytes", 0) for row in rows), default=0), told.get("bytes", 0)
+    total = max(facts.copies[each["replica"]].bytes for each in group["members"])
+    done = told.get("bytes", 0)
     if not total:
         return " (being copied)"
     took_ms = facts.now_ms - wish.get("since_ms", 0)

@@ -180,19 +180,7 @@ def decide(
         share = placement.replica_share(volume["size"], len(volume["groups"]))
         cluster.provisioned[place.device] = cluster.provisioned.get(place.device, 0) + share
         leaves = going[member["device"]]
-        made.moves.append(
-            Move(
-                volume=volume["id"],
-                name=volume["name"],
-                group=group["group"],
-                version=group["version"],
-                old=member["replica"],
-                off=member["host"],
-                where=place,
-                why=leaves.why,
-                text=f"its device {leaves.text}",
-            )
-        )
+        made.moves.append(_move(volume, group, member, place, leaves.why, f"its device {leaves.text}"))
     return made
 
 
@@ -215,19 +203,7 @@ def move_off(
             except MoorageError as error:
                 made.blocked.append(_blocked(volume, group, member, error.message))
                 continue
-            made.moves.append(
-                Move(
-                    volume=volume["id"],
-                    name=volume["name"],
-                    group=group["group"],
-                    version=group["version"],
-                    old=member["replica"],
-                    off=member["host"],
-                    where=place,
-                    why=ASKED,
-                    text="that was asked for",
-                )
-            )
+            made.moves.append(_move(volume, group, member, place, ASKED, "that was asked for"))
     return made
 
 
@@ -337,6 +313,27 @@ def _place(
     only = why.to if why.to and view["devices"].get(why.to, {}).get("host") not in others else ""
     return placement.place_replacement(
         cluster, size=volume["size"], groups=len(volume["groups"]), keep=others, only=only
+    )
+
+
+def _move(
+    volume: Mapping[str, Any],
+    group: Mapping[str, Any],
+    member: Mapping[str, Any],
+    where: Choice,
+    why: str,
+    text: str,
+) -> Move:
+    return Move(
+        volume=volume["id"],
+        name=volume["name"],
+        group=group["group"],
+        version=group["version"],
+        old=member["replica"],
+        off=member["host"],
+        where=where,
+        why=why,
+        text=text,
     )
 
 

@@ -5,8 +5,6 @@ Owns the calls ``metadata.moves``, ``metadata.check_departure`` and ``metadata.m
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -14,6 +12,7 @@ from moorage.metadata import healing, limits, records
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.directory import Directory
 from moorage.metadata.params import check_known, flag_of, remaining_s
+from moorage.metadata.scanning import ready_volumes
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.replicated import Replicated
 from moorage.wire.errors import Invalid, NotEnoughHosts, NotFound
@@ -22,7 +21,6 @@ from moorage.wire.rpc import CallContext
 Params = dict[str, Any]
 Reply = dict[str, Any]
 
-SCAN_AT_ONCE: Final = 500  # volumes looked at before others are served
 ROWS_MAX: Final = 200  # of a list in a reply; the counts are of all
 DEVICES_ASKED_MAX: Final = 1024
 
@@ -43,7 +41,7 @@ class Moves:
         await self._replicated.read_barrier(remaining_s(context))
         left = dict.fromkeys(sorted(devices), 0)
         under_way: list[Reply] = []
-        async for volume in self._volumes():
+        async for volume in ready_volumes(self._replicated):
             for group in volume["groups"]:
                 for member in group["members"]:
                     if member["device"] in devices:
@@ -113,7 +111,9 @@ class Moves:
         await self._replicated.read_barrier(remaining_s(context))
         view = await self._directory.fetch_view(remaining_s(context))
         concerned = [
-            volume async for volume in self._volumes() if not devices.isdisjoint(records.devices(volume))
+            volume
+            async for volume in ready_volumes(self._replicated)
+            if not devices.isdisjoint(records.devices(volume))
         ]
         found = healing.check_departure(view, concerned, devices, at_once=at_once)
         return {
@@ -121,14 +121,6 @@ class Moves:
             "blocked": [asdict(each) for each in found[:ROWS_MAX]],
             "blocked_count": len(found),
         }
-
-    async def _volumes(self) -> AsyncIterator[Params]:
-        """All that are there to stay."""
-        for number, volume in enumerate(records.volumes(self._replicated.kv)):
-            if number % SCAN_AT_ONCE == SCAN_AT_ONCE - 1:
-                await asyncio.sleep(0)
-            if volume["state"] == records.READY:
-                yield volume
 
 
 def _devices_of(params: Params) -> set[str]:

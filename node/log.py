@@ -87,9 +87,8 @@ class Log:
         self._fail = fail
         self._metrics = metrics
         self._clock = clock
-        self._wrote = (
-            wrote  # told (bytes, seconds) of each group commit with records: what their writers felt
-        )
+        # Told (bytes, seconds) of each group commit with records: what their writers felt.
+        self._wrote = wrote
         self._records_at = 0.0  # when the first record that is queued now was; 0: none is
         self.segments: dict[int, Segment] = {}  # in use, by number
         self.free: deque[Segment] = deque()

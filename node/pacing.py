@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 from moorage.node.scheduler import Gauge, Scheduler, Work
 
-LARGE = (
-    64 << 10
-)  # bytes of a user's operation: a MiB takes longer than a block, and is compared with its like
+# Bytes of a user's operation: a MiB takes longer than a block, and is compared with its like.
+LARGE = 64 << 10
 SLEEP_MAX_S = 0.05
 
 

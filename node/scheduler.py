@@ -32,9 +32,8 @@ SAMPLES = 8  # fewer say nothing
 PAUSE_EVERY_S, PAUSE_S, PAUSE_BLIND_S = 10.0, 0.4, 0.15  # what had begun before may still be felt in the last
 LONGER = 1.6  # times what users have without background work ...
 SLACK_S = 0.0002  # ... and this: below it nobody feels anything
-LOOP_SLACK_S = (
-    0.002  # a turn of the loop with a piece of a MiB in it; timers are late by a millisecond anyhow
-)
+# A turn of the loop with a piece of a MiB in it; timers are late by a millisecond anyhow.
+LOOP_SLACK_S = 0.002
 CAP = 4  # in a turn of ten operations two that are so late are enough for a complaint
 PIECE_MIN, PIECE_MAX = 128 * KIB, MIB
 PIECE_S = 0.005  # of the budget goes at once: that is what a user's write may find in front of it

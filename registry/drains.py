@@ -7,23 +7,13 @@ there meanwhile. Part of the replicated state: no clock and no chance in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
+from moorage.registry.view import Store, View
 from moorage.wire.errors import Invalid, NotFound
 
 KINDS = ("host", "device")
 NOTE_MAX = 256
-
-
-class View(Protocol):
-    def get(self, key: str) -> Any | None: ...
-    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]: ...
-
-
-class Store(View, Protocol):
-    def put(self, key: str, value: Any) -> None: ...
-    def delete(self, key: str) -> None: ...
 
 
 def set_drain(kv: Store, command: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ again: its id is looked for among the newest. Part of the replicated state: no c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
+from moorage.registry.view import Store, View
 from moorage.wire.errors import Invalid, LimitExceeded
 
 KEPT = 2048
@@ -21,16 +22,6 @@ ABOUT_MAX = 8
 NOTED = ("up", "down", "failed", "refused")  # suspect comes and goes with each new leader
 
 _PREFIX = "event/"
-
-
-class View(Protocol):
-    def get(self, key: str) -> Any | None: ...
-    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]: ...
-
-
-class Store(View, Protocol):
-    def put(self, key: str, value: Any) -> None: ...
-    def delete(self, key: str) -> None: ...
 
 
 def note_events(kv: Store, command: dict[str, Any]) -> dict[str, Any]:

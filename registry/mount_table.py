@@ -8,9 +8,9 @@ and no chance in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
+from moorage.registry.view import Store, View
 from moorage.wire.errors import Invalid, LimitExceeded, NotFound, Stale
 
 PREFIX = "mount_table/"
@@ -18,15 +18,6 @@ SIZE_MAX = 64 << 10  # bytes of the text; with the history it is no burden for a
 VERSIONS_KEPT = 16
 NOTE_MAX = 256
 NO_TABLE: dict[str, Any] = {"version": 0, "text": "", "by": "", "at_ms": 0}
-
-
-class View(Protocol):
-    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]: ...
-
-
-class Store(View, Protocol):
-    def put(self, key: str, value: Any) -> None: ...
-    def delete(self, key: str) -> None: ...
 
 
 def set_text(kv: Store, command: dict[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ clock and no chance in here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
+from moorage.registry.view import Store, View
 from moorage.service.units import human
 from moorage.wire.errors import Invalid, LimitExceeded, NotFound, Stale
 
@@ -36,16 +36,6 @@ PRINCIPAL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 QUOTAS_MAX = 4096
 CHARGES_MAX = 500  # of one settle
 NOTHING = {"bytes": 0, "volumes": 0}
-
-
-class View(Protocol):
-    def get(self, key: str) -> Any | None: ...
-    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]: ...
-
-
-class Store(View, Protocol):
-    def put(self, key: str, value: Any) -> None: ...
-    def delete(self, key: str) -> None: ...
 
 
 # -- quotas --------------------------------------------------------------------------------------------

@@ -31,10 +31,11 @@ cloned copy, which has forgotten promises.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from moorage.registry import drains, events, mount_table, quota
+from moorage.registry.view import Store, View
 from moorage.wire import address
 from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound, VersionMismatch
 
@@ -49,16 +50,6 @@ LABEL_SIZE_MAX = 63
 TEXT_MAX = 256
 KINDS = ("volume", "bucket")
 _MAX = {"host": HOSTS_MAX, "device": DEVICES_MAX, "service": SERVICES_MAX}
-
-
-class View(Protocol):
-    def get(self, key: str) -> Any | None: ...
-    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]: ...
-
-
-class Store(View, Protocol):
-    def put(self, key: str, value: Any) -> None: ...
-    def delete(self, key: str) -> None: ...
 
 
 class RegistryMachine:

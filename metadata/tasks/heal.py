@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from moorage.metadata import healing, records
+from moorage.metadata.scanning import ready_volumes
 from moorage.metadata.tasks.context import TaskContext, wall_ms
 from moorage.metadata.tasks.replace import settle
 from moorage.wire.errors import MoorageError, NotLeader, StaleConfiguration
@@ -21,7 +22,6 @@ from moorage.wire.errors import MoorageError, NotLeader, StaleConfiguration
 log = logging.getLogger(__name__)
 
 ROUND_S = 1.0
-SCAN_AT_ONCE = 500  # volumes looked at before others are served
 CLEAR_S = 30.0  # a volume that was being created may have been placed by an older view
 SURVEY_S = 10.0
 SURVEY_SHARE = 20  # of its time at most one part in so many goes into surveys
@@ -111,12 +111,8 @@ class Healer:
 
     async def _concerned(self, going: set[str]) -> AsyncIterator[dict[str, Any]]:
         """Volumes with a replica on a device to be left, or with a change under way."""
-        for number, volume in enumerate(records.volumes(self._context.replicated.kv)):
-            if number % SCAN_AT_ONCE == SCAN_AT_ONCE - 1:
-                await asyncio.sleep(0)
-            if volume["state"] == records.READY and (
-                records.wishes(volume) or not going.isdisjoint(records.devices(volume))
-            ):
+        async for volume in ready_volumes(self._context.replicated):
+            if records.wishes(volume) or not going.isdisjoint(records.devices(volume)):
                 yield volume
 
     async def _survey(self) -> None:
@@ -139,11 +135,9 @@ class Healer:
 
     async def _idle(self) -> AsyncIterator[dict[str, Any]]:
         """Volumes that nobody holds, and whose members stay."""
-        for number, volume in enumerate(records.volumes(self._context.replicated.kv)):
-            if number % SCAN_AT_ONCE == SCAN_AT_ONCE - 1:
-                await asyncio.sleep(0)
-            ready = volume["state"] == records.READY and not records.wishes(volume)
-            if ready and volume["epoch"] and self._context.lapsed_ms(volume) >= LAPSED_MS:
+        async for volume in ready_volumes(self._context.replicated):
+            stays = volume["epoch"] and not records.wishes(volume)
+            if stays and self._context.lapsed_ms(volume) >= LAPSED_MS:
                 yield volume
 
     async def _ask(self, devices: list[str]) -> list[dict[str, Any]]:
@@ -186,15 +180,12 @@ class Healer:
             "why": move.why,
             "now_ms": wall_ms(),
         }
-        context = self._context
-        try:
-            await context.propose(command)
-        except StaleConfiguration:
-            return  # it has changed meanwhile: the next round sees it
+        if not await self._changed(command):
+            return
         where = f"volume {move.name} group {move.group}: a replica moves from {move.off} to {move.where.host}"
         text = f"{where}: {move.text}"
         log.info("%s", text)
-        context.directory.tell("move", [move.name, move.off, move.where.host], text)
+        self._context.directory.tell("move", [move.name, move.off, move.where.host], text)
 
     async def _call_off(self, off: healing.CallOff) -> None:
         command = {
@@ -203,10 +194,16 @@ class Healer:
             "group": off.group,
             "replica": off.replica,
         }
-        try:
-            await self._context.propose(command)
-        except StaleConfiguration:
+        if not await self._changed(command):
             return
         text = f"volume {off.name} group {off.group}: a move is called off: {off.text}"
         log.info("%s", text)
         self._context.directory.tell("move called off", [off.name], text)
+
+    async def _changed(self, command: dict[str, Any]) -> bool:
+        """False: the group is another one meanwhile, and the next round sees it."""
+        try:
+            await self._context.propose(command)
+        except StaleConfiguration:
+            return False
+        return True

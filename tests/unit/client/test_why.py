@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moorage.client.places import Moves
+from moorage.client.redundancy import GOOD, Copy
 from moorage.client.why import Facts, about_device, about_host, about_volume
 
 NO_MOVES = {"left": {}, "moves": [], "blocked": [], "moves_count": 0, "blocked_count": 0}
@@ -12,15 +13,18 @@ NO_MOVES = {"left": {}, "moves": [], "blocked": [], "moves_count": 0, "blocked_c
 
 def facts_of(
     devices: dict[str, dict[str, Any]] | None = None,
-    replicas: dict[int, dict[str, Any]] | None = None,
+    states: dict[int, str] | None = None,
+    learners: dict[int, dict[str, Any]] | None = None,
+    *,
+    size: int = 0,
     **moves: Any,
 ) -> Facts:
     row = {"health": "up", "reason": "", "since_ms": 5000, "capacity": 100, "used": 1, "drain": None}
     rows = {f"d{n}": {"host": f"h{n}", **row, **(devices or {}).get(f"d{n}", {})} for n in range(1, 6)}
-    told = {"whole": True, "damaged": "", "last": 9, "commit": 9, "epoch": 2}
-    held = {n: {**told, **(replicas or {}).get(n, {})} for n in range(1, 6)}
+    copies = {n: Copy(0, n, f"h{n}", f"d{n}", (states or {}).get(n, GOOD), 0, size) for n in (1, 2, 3)}
     view = {"hosts": {f"h{n}": {"health": "up", "reason": ""} for n in range(1, 7)}, "devices": rows}
-    return Facts(view, Moves(**{**NO_MOVES, "repair_after_ms": 600_000, **moves}), held)
+    told = Moves(**{**NO_MOVES, "repair_after_ms": 600_000, **moves})
+    return Facts(view, told, copies, learners or {}, now_ms=20_000)
 
 
 def volume_of(wish: dict[str, Any] | None = None, **change: Any) -> dict[str, Any]:
@@ -50,13 +54,11 @@ def test_its_successor_is_on_the_way_or_cannot_be_placed() -> None:
     wish = {"replica": 4, "device": "d4", "host": "h4", "replaces": 2, "why": "down", "since_ms": 0}
     led_by = {"host": "h9", "program": "fio"}
     facts = facts_of(
-        {"d2": DOWN}, {4: {"whole": False}}, moves=[{"volume": "db", "group": 0, "led_by": led_by}]
+        {"d2": DOWN}, learners={4: {"whole": False}}, moves=[{"volume": "db", "group": 0, "led_by": led_by}]
     )
     (found,) = about_volume(volume_of(wish), facts)
     assert found.doing == "its successor is made on h4 (being copied), led by fio on h9"
-    copied = {4: {"whole": False, "bytes": 64 << 20}, **{each: {"bytes": 256 << 20} for each in (1, 2, 3)}}
-    facts = facts_of({"d2": DOWN}, copied)
-    facts = Facts(facts.view, facts.moves, facts.replicas, {}, now_ms=20_000)
+    facts = facts_of({"d2": DOWN}, learners={4: {"whole": False, "bytes": 64 << 20}}, size=256 << 20)
     (found,) = about_volume(volume_of(wish), facts)
     assert found.doing == "its successor is made on h4 (25 % of 256 MiB copied, about 60 s more)"
     (found,) = about_volume(volume_of({**wish, "why": "drain"}), facts_of())
@@ -72,23 +74,12 @@ def test_no_majority() -> None:
     assert "has no majority" in found.what and found.because == "1 of 3 copies are there, 2 are needed"
 
 
-def test_copies_that_are_not_as_good_as_the_others() -> None:
-    replicas = {1: {"damaged": "rot at 4711"}, 2: {"last": 5}, 3: {"whole": False}}
-    *found, _ = about_volume(volume_of(), facts_of(replicas=replicas))
-    assert [each.because for each in found] == [
-        "it is damaged: rot at 4711",
-        "it lacks the last 4 records",
-        "it is being copied to, and not whole yet",
-    ]
-
-
-def test_a_device_that_does_not_answer() -> None:
-    facts = facts_of()
-    facts = Facts(
-        facts.view, facts.moves, {1: facts.replicas[1], 2: facts.replicas[2]}, {"d3": "no answer in 3 s"}
-    )
-    (found,) = about_volume(volume_of(), facts)
-    assert found.because == "device d3 cannot say how its copy is: no answer in 3 s"
+def test_a_copy_that_redundancy_does_not_count_is_told_of() -> None:
+    for state in ("has 3 bad blocks", "withheld: it may have lost a promise", "does not answer: for 3 s"):
+        (found,) = about_volume(volume_of(), facts_of(states={2: state}))
+        assert found.what == "volume db group 0: the copy on h2 does not count" and found.because == state
+        assert found.doing == "whoever leads the volume brings it up to date"
+        assert "look at the log of h2" in found.could
 
 
 def test_a_holder_that_is_gone() -> None:
