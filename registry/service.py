@@ -160,15 +160,16 @@ class RegistryService(EmbeddedService):
 
     async def _lead(self) -> None:
         """Serve from when the state has caught up; a term that ends cancels this."""
+        interval_s = self._config.timings.heartbeat_ms / 1000
         while True:
             try:
                 await self.group.read_barrier()
                 break
-            except MoorageError as error:
+            except MoorageError as error:  # at once, if the term has ended and we are not told yet
                 log.info("the registry's new leader waits for its group: %s", error)
+                await asyncio.sleep(interval_s)
         self._handlers.begin_serving()
         log.info("registry %s leads in term %d", self._config.name, self.group.term)
-        interval_s = self._config.timings.heartbeat_ms / 1000
         while True:
             for _ in range(NOTE_COUNTS_EVERY):
                 await asyncio.sleep(interval_s)

@@ -581,7 +581,8 @@ class Replicated:
                     term, future = waiting
                     # Another entry took its place: it can never be committed any more.
                     _settle(future, result if term == entry.term else self._not_leader())
-                if entry.term == core.term and core.is_leader:
+                # While we stop, the services have stopped before us: leadership is only to be handed over.
+                if entry.term == core.term and core.is_leader and not self._stopping:
                     self._set_leads(True)
 
     def _apply(self, entry: Entry) -> Any:

@@ -73,6 +73,33 @@ async def test_leadership_moves_on_stop_without_an_election_timeout(group: Any) 
     await group.propose({"do": "put", "key": "after", "value": 1})
 
 
+async def test_a_member_that_stops_does_not_begin_to_lead(
+    group: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its services are stopped before it, and would begin work that nobody ends."""
+    await group.start(*ABC)
+    leader = await group.leader()
+    stopping = next(node.member for node in group.nodes.values() if node.member is not leader)
+    changes: list[bool] = []
+    stopping.on_leader_change.append(changes.append)
+    hand_over, elected = stopping._hand_over, asyncio.Event()
+
+    async def once_elected(core: Any) -> None:
+        await elected.wait()
+        await hand_over(core)
+
+    monkeypatch.setattr(stopping, "_hand_over", once_elected)
+    stop = asyncio.create_task(group.stop(stopping.name))
+    await wait_until(lambda: stopping._stopping)
+    core = stopping._core
+    assert leader._core.transfer(stopping.name)
+    leader._schedule()
+    await wait_until(lambda: core.is_leader and core.log.term(core.applied) == core.term)
+    elected.set()
+    await stop
+    assert changes == []
+
+
 async def test_no_majority_is_said_so(group: Any) -> None:
     await group.start(*ABC)
     leader = await group.leader()
