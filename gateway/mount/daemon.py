@@ -60,6 +60,8 @@ class MountDaemon:
     async def run(self) -> int:
         """The exit code."""
         self._status.pid = os.getpid()
+        if self._status.state != "lost":
+            self._status.state = "starting"  # what the former life came to, this one does not serve yet
         self._place.save_status(self._status)
         await self._listen_to_the_keeper()
         work = asyncio.ensure_future(self._work())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from moorage.gateway.mount import filesystem, system, ways
-from moorage.gateway.mount.record import Place, Record, StateDirectory, Status
+from moorage.gateway.mount.record import MOUNTED, Place, Record, StateDirectory, Status
 from moorage.gateway.mount.unmounting import UNMOUNT_TIMEOUT_S, clean_up, end, unmount
 from moorage.wire.errors import Busy, Invalid, Unavailable, from_wire
 
@@ -144,18 +144,20 @@ def describe(place: Place) -> Mount:
         record.fs,
         status.epoch,
         record.read_only,
-        _state(place, status),
+        _state(place, record, status),
         status.reason,
         record.by,
         status.times,
     )
 
 
-def _state(place: Place, status: Status) -> str:
+def _state(place: Place, record: Record, status: Status) -> str:
     if not place.keeper_lives():
         return "dead"
-    if status.state == "serving" and status.pid and not os.path.exists(f"/proc/{status.pid}"):
-        return "restarting"
+    if record.phase == MOUNTED and status.state not in ("lost", "failed"):
+        # However far a later life has come: what is mounted stays, its requests wait for it.
+        lives = os.path.exists(f"/proc/{status.pid}")
+        return "serving" if lives and status.state == "serving" else "restarting"
     return status.state
 
 
