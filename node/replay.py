@@ -126,9 +126,9 @@ def _salvage(found: Catalogue, name: str, size: int, replay_from: int, device: b
 
 
 def _only_begun(found: Catalogue, name: str, size: int, at: Cursor, seed: int) -> bool:
-    """Whether this is no more than the last segment's first group commit, torn, its header in the part that
-    is missing: a crash leaves that, and it is no damage."""
-    if at.offset != FIRST_FRAME or at.segment < found.last_number:
+    """Whether this is no more than a segment's first group commit: a crash may have torn it, its header in
+    the part that is missing. That is no damage, and stays so when later lives have begun."""
+    if at.offset != FIRST_FRAME:
         return False
     return _scan(found.files[name], at.offset + ALIGN, size, at.segment, at.group, seed) is None
 

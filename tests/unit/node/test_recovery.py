@@ -271,8 +271,10 @@ def test_a_torn_first_group_of_a_segment_is_a_torn_tail() -> None:
     assert outcome.last(1) == 3
 
 
-def test_a_segment_that_was_only_begun_is_no_damage() -> None:
-    """A torn first write of a segment may lack the sector with the header, and leave the frame behind it."""
+@pytest.mark.parametrize("more_lives", [False, True])
+def test_a_segment_that_was_only_begun_is_no_damage(more_lives: bool) -> None:
+    """A torn first write of a segment may lack the sector with the header, and leave the frame behind it: so
+    it stays, also when later lives have begun."""
     for later in (False, True):
         writer = Writer(MemoryDisk())
         writer.segment(1)
@@ -286,9 +288,16 @@ def test_a_segment_that_was_only_begun_is_no_damage() -> None:
         file[:FIRST_FRAME] = bytes(FIRST_FRAME)
         assert bool(Outcome(writer.disk).found.notes) is later
         file[offset + size - 512 : offset + size] = bytes(512)
+        if more_lives:
+            if not later:  # what is torn is not counted
+                writer.group -= 1
+                writer.end = FIRST_FRAME
+            writer.segment(4)
+            writer.frame()
         outcome = Outcome(writer.disk)
         assert bool(outcome.found.notes) is later
         assert outcome.entries_damaged == ({1} if later else set())
+        assert not outcome.all_damaged
 
 
 @pytest.mark.parametrize("seed", [0, SEED])
