@@ -47,6 +47,7 @@ RENEW_TIMEOUT_S = 3.0
 READER_ROUNDS = 3  # a reader asks every so many RENEW_S, and in the next one when a device is away
 IDLE_TICK_S = 0.5  # hundreds of idle volumes must cost little: 64 groups took 1.3 % of a core at 0.2
 METADATA_S = 10.0
+READ_WAITS_S = 1.0  # a read that waited for so long brings a dead holder's log to an end
 RECOVERY_POLL_S = 0.05
 LEAD_POLL_S = 0.2
 BUSY_POLL_S = 1.2  # more than RENEW_S: a living holder has renewed in between
@@ -575,7 +576,7 @@ class ReadOnlyAttachment(Attachment):
     def _waits(self) -> bool:
         """Whether a read finds no member that may answer: perhaps the writer died before it had begun."""
         oldest = next(iter(self._sweep.reads), None)
-        return oldest is not None and self._loop.time() - oldest.started > RENEW_S
+        return oldest is not None and self._loop.time() - oldest.started > READ_WAITS_S
 
     async def resize(self, size: int) -> int:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")

@@ -47,9 +47,10 @@ class Healer:
         try:
             await self._go_on()
         finally:
-            for task in self._settling:
-                task.cancel()
-            await asyncio.gather(*self._settling, return_exceptions=True)
+            if self._settling:
+                for task in self._settling:
+                    task.cancel()
+                await asyncio.wait(self._settling)
 
     async def _go_on(self) -> None:
         survey_at = 0.0

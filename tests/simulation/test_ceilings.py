@@ -24,12 +24,16 @@ Script = Callable[[Cluster], Awaitable[None]]
 
 def play(script: Script) -> None:
     """A cluster of three hosts, and a client that does this."""
+    _play_in_a_world(script)
+    bury()  # when nothing here refers to the world any more
+
+
+def _play_in_a_world(script: Script) -> None:
     with world(1) as made:
         tunables = Tunables.draw(made.rng)
         easy = replace(tunables, spares=0, disk_s=FAST_DISK_S, window_records=16_384, window_bytes=64 * MIB)
         with staged(made, replace(easy, piece_bytes=MIB, capacity=256 * MIB)):
             _play(SimCluster(made, replace(easy, capacity=256 * MIB), masters=3, clients=1), script)
-    bury()
 
 
 def _play(cluster: SimCluster, script: Script) -> None:
