@@ -61,21 +61,26 @@ class Catalogue:
 
 
 def catalogue(disk: Disk, device: bytes, seed: int, known: dict[int, str], replay_from: int) -> Catalogue:
-    """Read every header. ``known``: the checkpoint's own list, which counts where a header is damaged. Raises
-    Corrupt when a file is another device's: it must neither be read nor be written again."""
+    """Read every header. ``known``: the checkpoint's own list, which counts where a header is damaged, or is
+    one of a former life because the disk has put its last write elsewhere. Raises Corrupt when a file is
+    another device's: it must neither be read nor be written again."""
     found = Catalogue(last_number=max(known, default=0))
+    listed = {name: number for number, name in known.items()}
     bare: dict[str, bytes] = {}
     for name in disk.names():
         file = found.files[name] = disk.open(name)
         raw = bytearray(SEGMENT_HEADER_SIZE)
         with naming(name):
             header = parse_segment_header(raw, seed) if file.preadv([raw], 0) == len(raw) else None
-        if header is not None and header.device == device:
+        agrees = header is not None and (
+            listed.get(name, header.number) == header.number and known.get(header.number, name) == name
+        )
+        if header is not None and header.device == device and agrees:
             _enter(found, name, header, FIRST_FRAME)
         else:
             bare[name] = bytes(raw)
     for number, name in known.items():
-        if name in bare and number not in found.headers:
+        if name in bare:
             found.notes.append(f"{name}: header of segment {number} is damaged")
             _enter(found, name, SegmentHeader(number, 0, 0, 0, device), FIRST_FRAME)
             del bare[name]

@@ -259,6 +259,24 @@ def test_a_damaged_segment_header_loses_nothing(at: int) -> None:
     assert outcome.found.notes
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_checkpoint_knows_a_segment_whose_header_the_disk_put_elsewhere(elsewhere: bool) -> None:
+    """The file has the header of its former life, and perhaps another one has what it should have."""
+    disk = MemoryDisk()
+    writer = Writer(disk)
+    for number in (2, 3):
+        writer.segment(number)
+        writer.frame(create(number))
+    at = {2: "00000002.seg", 7: "00000003.seg"}
+    if elsewhere:
+        disk.create("00000004.seg", SIZE).pwritev(
+            [pack_segment_header(SegmentHeader(7, 5, 0, 0, DEVICE), SEED)], 0
+        )
+    found = catalogue(disk, DEVICE, SEED, at, 7)
+    assert found.names == at and found.last_number == 7
+    assert found.notes == ["00000003.seg: header of segment 7 is damaged"]
+
+
 def test_a_torn_first_group_of_a_segment_is_a_torn_tail() -> None:
     disk = MemoryDisk()
     writer = log_of_four(disk)
