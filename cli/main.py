@@ -52,6 +52,7 @@ TABLE = {
 COMMANDS: dict[str, str | dict[str, str]] = {
     "attach": "moorage.cli.attach:attach",
     "automount": "moorage.cli.automount:automount",
+    "balance": "moorage.cli.balance:balance",
     "bench": BENCH,
     "csi": "moorage.cli.csi:csi",
     "demo": "moorage.cli.demo.main:demo",

@@ -421,20 +421,19 @@ class Cluster:
     async def why(self, name: str) -> list[Finding]:
         """What is not as it should be with a volume, host or device, since when, and what is done about it.
         NotFound when there is nothing of that name."""
-        view = await self._view()
+        view, now_ms = await self._view(), time.time_ns() // 1_000_000
         if name in view["devices"]:
-            facts = Facts(view, await self.places.moves([name]))
-            return about_device(name, facts)
+            return about_device(name, Facts(view, await self.places.moves([name]), now_ms=now_ms))
         if name in view["hosts"]:
             on_it = [device for device, row in view["devices"].items() if row["host"] == name]
-            return about_host(name, Facts(view, await self.places.moves(on_it)))
+            return about_host(name, Facts(view, await self.places.moves(on_it), now_ms=now_ms))
         volume = await self.show(name)
         copies = {copy.replica: copy for copy in (await self.redundancy(volume)).copies}
         devices = sorted({group["wish"]["device"] for group in volume.groups if group["wish"]})
         answers = await asyncio.gather(*(self._learners(device, volume.id) for device in devices))
         learners = {row["replica"]: row for answer in answers for row in answer}
-        moves, now_ms = await self.places.moves(), time.time_ns() // 1_000_000
-        return about_volume(volume.to_json(), Facts(view, moves, copies, learners, now_ms))
+        facts = Facts(view, await self.places.moves(), copies, learners, now_ms)
+        return about_volume(volume.to_json(), facts)
 
     async def _learners(self, device: str, volume: int) -> list[dict[str, Any]]:
         """And whatever else it has of the volume; nothing is known of them when it does not answer."""

@@ -24,7 +24,8 @@ class Moves:
     """``left``: replicas on each device that was asked about. ``moves``: changes under way, each ``{volume,
     group, from, to, why, since_ms, led_by}``. ``blocked``: replicas that should move and cannot for now,
     each ``{name, group, host, device, text}``. The lists may be cut; the counts are of all.
-    ``repair_after_ms``: how long a device may be down before its replicas are placed anew."""
+    ``repair_after_ms``: how long a device may be down before its replicas are placed anew. ``unevenness``:
+    what is done, or is in the way, where devices are not filled alike; empty when they are."""
 
     left: dict[str, int]
     moves: list[dict[str, Any]]
@@ -32,6 +33,7 @@ class Moves:
     moves_count: int
     blocked_count: int
     repair_after_ms: int
+    unevenness: list[str]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,6 +71,13 @@ class Places:
         await self.devices(kind, name)
         params = {"kind": kind, "name": name, "drain": False, "to": "", "by": self._by}
         await self._registry("registry.set_drain", params)
+
+    async def pause_balance(self) -> None:
+        """Nothing moves any more only so that devices are filled alike; what does is called off."""
+        await self._registry("registry.set_balance", {"paused": True, "by": self._by})
+
+    async def resume_balance(self) -> None:
+        await self._registry("registry.set_balance", {"paused": False, "by": self._by})
 
     async def evict(self, kind: Kind, name: str, *, force: bool = False) -> list[str]:
         """It is gone for good: it will be refused from now on, and its replicas are placed anew from the
@@ -125,4 +134,5 @@ class Places:
             moves_count=sum(answer["moves_count"] for answer in answers),
             blocked_count=sum(answer["blocked_count"] for answer in answers),
             repair_after_ms=max([answer["repair_after_ms"] for answer in answers], default=0),
+            unevenness=sorted({answer["unevenness"] for answer in answers if answer["unevenness"]}),
         )

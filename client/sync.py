@@ -229,6 +229,12 @@ class Places:
     def undrain(self, kind: Kind, name: str) -> None:
         self._loop.run(self._places.undrain(kind, name))
 
+    def pause_balance(self) -> None:
+        self._loop.run(self._places.pause_balance())
+
+    def resume_balance(self) -> None:
+        self._loop.run(self._places.resume_balance())
+
     def evict(self, kind: Kind, name: str, *, force: bool = False) -> list[str]:
         return self._loop.run(self._places.evict(kind, name, force=force))
 

@@ -50,7 +50,7 @@ def about_volume(volume: Mapping[str, Any], facts: Facts) -> list[Finding]:
 
 
 def about_device(device: str, facts: Facts) -> list[Finding]:
-    return list(_device(device, facts))
+    return [*_device(device, facts), *_unevenness(facts)]
 
 
 def about_host(host: str, facts: Facts) -> list[Finding]:
@@ -60,7 +60,7 @@ def about_host(host: str, facts: Facts) -> list[Finding]:
     if not on_it:
         what = f"host {host} has no device"
         found.append(Finding(what, row["reason"], "", "start `moorage node` there, or forget it"))
-    return found
+    return [*found, *_unevenness(facts)]
 
 
 # -- volumes --------------------------------------------------------------------------------------------
@@ -179,6 +179,15 @@ def _how_far(group: Mapping[str, Any], wish: Mapping[str, Any], facts: Facts) ->
         else ""
     )
     return f" ({min(100, done * 100 // total)} % of {total >> 20} MiB copied{left})"
+
+
+def _unevenness(facts: Facts) -> Iterator[Finding]:
+    balance = facts.view.get("balance") or {}
+    if balance.get("paused") and facts.moves.unevenness:
+        because = f"{balance['by']} has paused it, and devices are not filled alike"
+        could = "`moorage balance resume`; `moorage balance show` says how full each device is"
+        for_ms = max(0, facts.now_ms - balance["at_ms"])
+        yield Finding("replicas do not move to even devices out", because, "nothing", could, for_ms)
 
 
 # -- devices --------------------------------------------------------------------------------------------

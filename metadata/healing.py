@@ -29,6 +29,7 @@ FLAPPING_MS: Final = 3_600_000
 TURN: Final = "waits for its turn"
 DRAIN: Final = "drain"
 ASKED: Final = "asked"  # somebody wants this one replica elsewhere
+BALANCE: Final = "balance"  # devices are to be filled alike (balance.py)
 LOST: Final = "lost"  # refused for good, or its disk failed
 DOWN: Final = "down"
 
@@ -151,14 +152,14 @@ def decide(
                 made.called_off.append(
                     CallOff(volume["id"], volume["name"], group["group"], wish["replica"], text)
                 )
-            else:
+            elif wish.get("why") != BALANCE:  # that must not keep anything at risk waiting
                 under_way.append(wish["device"])
             continue
         leavers = [member for member in group["members"] if member["device"] in going]
         if leavers:
             # One at a time: the one that is lost goes before the one that is drained.
             member = min(leavers, key=lambda each: (_URGENCY[going[each["device"]].why], each["replica"]))
-            there = [_is_up(view, each["device"]) for each in group["members"]]
+            there = [is_up(view, each["device"]) for each in group["members"]]
             good = sum(there)
             if not is_majority(there):
                 text = f"{good} of its {len(there)} replicas are there: nothing is copied until more are back"
@@ -180,7 +181,7 @@ def decide(
         share = placement.replica_share(volume["size"], len(volume["groups"]))
         cluster.provisioned[place.device] = cluster.provisioned.get(place.device, 0) + share
         leaves = going[member["device"]]
-        made.moves.append(_move(volume, group, member, place, leaves.why, f"its device {leaves.text}"))
+        made.moves.append(move_of(volume, group, member, place, leaves.why, f"its device {leaves.text}"))
     return made
 
 
@@ -203,7 +204,7 @@ def move_off(
             except MoorageError as error:
                 made.blocked.append(_blocked(volume, group, member, error.message))
                 continue
-            made.moves.append(_move(volume, group, member, place, ASKED, "that was asked for"))
+            made.moves.append(move_of(volume, group, member, place, ASKED, "that was asked for"))
     return made
 
 
@@ -219,7 +220,7 @@ def out_of_step(
         told = {
             member["host"]: replicas[member["replica"]]
             for member in group["members"]
-            if member["replica"] in replicas and _is_up(view, member["device"])
+            if member["replica"] in replicas and is_up(view, member["device"])
         }
         for host, row in told.items():
             if row["damaged"] or not row["whole"]:
@@ -252,8 +253,7 @@ def check_departure(
                 continue
             if at_once:
                 left = [
-                    _is_up(view, each["device"]) and each["device"] not in devices
-                    for each in group["members"]
+                    is_up(view, each["device"]) and each["device"] not in devices for each in group["members"]
                 ]
                 if not is_majority(left):
                     text = f"{sum(left)} of its {len(left)} replicas would be left, which is no majority"
@@ -272,8 +272,14 @@ def _groups(volumes: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str,
             yield volume, group
 
 
-def _is_up(view: Mapping[str, Any], device: str) -> bool:
+def is_up(view: Mapping[str, Any], device: str) -> bool:
     return bool(view["devices"].get(device, {}).get("health") == "up")
+
+
+def paused_by(view: Mapping[str, Any]) -> str:
+    """Who does not want replicas to move only so that devices are filled alike; "": nobody."""
+    said = view.get("balance") or {}
+    return str(said["by"]) if said.get("paused") else ""
 
 
 def _needless(
@@ -287,11 +293,18 @@ def _needless(
     if wish["device"] in going:
         return f"the device of the new replica {going[wish['device']].text}"
     (old,) = (member["device"] for member in group["members"] if member["replica"] == wish["replaces"])
+    if wish.get("why") == BALANCE:
+        if who := paused_by(view):
+            return f"evening out devices is paused by {who}"
+        for member in group["members"]:
+            if member["device"] in going:
+                return f"device {member['device']} {going[member['device']].text}: that goes first"
+        return None
     if old in going:
         return None
     if wish.get("why") == DRAIN:
         return f"device {old} is not drained any more"
-    if wish.get("why") in (DOWN, LOST) and _is_up(view, old) and not flapping.is_flapping(old):
+    if wish.get("why") in (DOWN, LOST) and is_up(view, old) and not flapping.is_flapping(old):
         return f"device {old} is back"
     return None
 
@@ -316,7 +329,7 @@ def _place(
     )
 
 
-def _move(
+def move_of(
     volume: Mapping[str, Any],
     group: Mapping[str, Any],
     member: Mapping[str, Any],

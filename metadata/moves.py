@@ -56,6 +56,7 @@ class Moves:
             "left": left,
             "moves": under_way[:ROWS_MAX],
             "blocked": [asdict(each) for each in blocked[:ROWS_MAX]],
+            "unevenness": self._runner.healer.unevenness,
             "repair_after_ms": self._runner.repair_after_ms,
             "moves_count": len(under_way),
             "blocked_count": len(blocked),

@@ -147,16 +147,22 @@ def _pick(devices: list[Device], provisioned: dict[str, int], share: int, chosen
     taken = {host.name for host in chosen}
 
     def rank(device: Device) -> tuple[list[int], float, float, str]:
-        shared = [  # a rack counts within its site: "r1" of two sites are two racks
-            sum(host.domains[:level] == device.host.domains[:level] for host in chosen)
-            for level in range(1, len(DOMAINS) + 1)
-        ]
         load = (provisioned[device.id] + share) / max(1, device.capacity)
-        return shared, load, -device.free / max(1, device.capacity), device.id
+        return crowding(device.host, chosen), load, -device.free / max(1, device.capacity), device.id
 
     best = min((device for device in devices if device.host.name not in taken), key=rank)
     provisioned[best.id] += share
     return Choice(best.id, best.host.name)
+
+
+def crowding(host: Host, others: Iterable[Host]) -> list[int]:
+    """How many of the others share its site, its zone, its rack: the less, the better, in this order. A rack
+    counts within its site: "r1" of two sites are two racks."""
+    others = list(others)
+    return [
+        sum(each.domains[:level] == host.domains[:level] for each in others)
+        for level in range(1, len(DOMAINS) + 1)
+    ]
 
 
 def _check_hosts(cluster: Cluster, usable: list[Device], replicas: int) -> None:

@@ -35,11 +35,17 @@ def set_drain(kv: Store, command: dict[str, Any]) -> dict[str, Any]:
         raise NotFound(f"there is no device {str(to)!r:.80} in the registry: `moorage device list` shows all")
     if to == name:
         raise Invalid(f"device {name} cannot take over what is on itself")
+    row = {"to": to, "at_ms": int(command.get("at_ms") or 0), "by": by_of(command)}
+    kv.put(f"drain/{kind}/{name}", row)
+    return {}
+
+
+def by_of(command: dict[str, Any]) -> str:
+    """Who asks, for others to read."""
     by = command.get("by")
     if not isinstance(by, str) or len(by) > NOTE_MAX:
         raise Invalid(f"by: give a text of at most {NOTE_MAX} characters")
-    kv.put(f"drain/{kind}/{name}", {"to": to, "at_ms": int(command.get("at_ms") or 0), "by": by})
-    return {}
+    return by
 
 
 def of_host(kv: View, host: str) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from moorage.registry import drains, events, mount_table, quota, state
+from moorage.registry import balance, drains, events, mount_table, quota, state
 from moorage.registry.health import HealthBoard, Verdict, host_health
 from moorage.service.replicated import Replicated
 from moorage.wire.connection import Connection
@@ -71,6 +71,7 @@ class RegistryHandlers:
             ("mount_table", self.mount_table),
             ("set_mount_table", self.set_mount_table),
             ("set_drain", self.set_drain),
+            ("set_balance", self.set_balance),
             ("evict_device", self.evict_device),
             ("forget", self.forget),
             ("note_events", self.note_events),
@@ -164,6 +165,12 @@ class RegistryHandlers:
         await self._note_event(
             "drain", [params["name"]], f"{params['kind']} {params['name']} {verb}, says {params['by']}"
         )
+        return done
+
+    async def set_balance(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        done = await self._propose("set_balance", {**params, "at_ms": _wall_ms()}, "paused", "at_ms", "by")
+        verb = "is paused" if params["paused"] else "goes on"
+        await self._note_event("balance", [], f"evening out devices {verb}, says {params['by']}")
         return done
 
     async def note_events(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
@@ -366,6 +373,7 @@ class RegistryHandlers:
             "services": services,
             "groups": sorted({each["group"] for each in services if each["service"] == "metadata"}),
             "charging": quota.charging(kv),
+            "balance": balance.get(kv),
         }
 
     def _device(self, device: str, row: dict[str, Any], health: Any) -> dict[str, Any]:

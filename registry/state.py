@@ -18,6 +18,7 @@ key                         value
 ``count/KIND``              how many hosts, devices, services there are, for their limits
 ``mount_table/VERSION``     a version of the mount table (`mount_table.py`)
 ``drain/KIND/NAME``         a host or device that is to be emptied (`drains.py`)
+``balance``                 whether replicas may move to even out devices (`balance.py`)
 ``event/NUMBER``            what has happened (`events.py`)
 ``noted_health/DEVICE``     of which event it was that told of its health last
 =========================== ==========================================================================
@@ -34,7 +35,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from moorage.registry import drains, events, mount_table, quota
+from moorage.registry import balance, drains, events, mount_table, quota
 from moorage.registry.view import Store, View
 from moorage.wire import address
 from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound, VersionMismatch
@@ -71,6 +72,7 @@ class RegistryMachine:
             "remove_quota": quota.remove_quota,
             "set_mount_table": mount_table.set_text,
             "set_drain": drains.set_drain,
+            "set_balance": balance.set_balance,
             "forget": _forget,
             "note_events": events.note_events,
             "note_health": events.note_health,

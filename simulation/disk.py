@@ -3,7 +3,8 @@ wrong.
 
 Owns latency, faults and what a crash leaves. Files are the store's verified double (``node.memory_disk``):
 a kill keeps what was written (the page cache survives), a power loss keeps what was synced, and of the rest
-any part, torn at sectors. Must never fail a call but by an error that a real one has.
+any part, torn at sectors. Must never fail a call but by an error that a real one has, nor harm the newest
+group commit before another one follows it: nobody could tell that from a torn write (docs/node-store.md).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class Device:
         self.fails_at = 0  # number of a write or sync from now that fails; 0: none
         self.misdirects_at = 0  # number of a write from now that lands somewhere else
         self.damaged = False  # something that was synced has changed
+        self._newest: list[tuple[str, int, int]] = []  # what the newest group commit wrote: file, from, to
+        self._newest_synced = True
+        self._astray: Callable[[], None] | None = None  # has a part of it be elsewhere, from the next one on
 
     def open(self) -> SimDisk:
         """For a new process."""
@@ -57,13 +61,45 @@ class Device:
                     file.unsynced.clear()
                 raise OSError(errno.EIO, "input/output error")
 
+    def wrote(self, file: MemoryFile, offset: int, size: int) -> None:
+        if self._newest_synced:
+            self._newest, self._newest_synced = [], False
+            if self._astray is not None:
+                self._astray()
+                self._astray = None
+        self._newest.append((file.name, offset, offset + size))
+        if self.misdirects_at:
+            self.misdirects_at -= 1
+            if not self.misdirects_at:
+                self._misdirect(file, offset, size)
+
+    def synced(self) -> None:
+        self._newest_synced = True
+
+    def _misdirect(self, file: MemoryFile, offset: int, size: int) -> None:
+        """This write, which is about to be done, will turn out to have gone elsewhere."""
+        before = bytes(file.now[offset : offset + size])
+        elsewhere = self.loop.rng.randint(0, (len(file.now) - size) // BLOCK_SIZE) * BLOCK_SIZE
+
+        def land() -> None:
+            written = bytes(file.now[offset : offset + size])
+            for image in (file.now, file.synced):
+                image[offset : offset + size] = before
+                image[elsewhere : elsewhere + size] = written
+            self.damaged = True
+            self.loop.note(f"{self.name}: what was written to {file.name} at {offset} is at {elsewhere}")
+
+        self._astray = land
+
     def rot(self, rng: Random) -> bool:
         """Flip a bit of some block that was written and synced; whether there was one."""
         files = [file for file in self.disk.files.values() if any(file.synced)]
         if not files:
             return False
         file = rng.choice(sorted(files, key=lambda each: each.name))
-        blocks = [at for at in range(0, len(file.synced), 512) if any(file.synced[at : at + 512])]
+        blocks = self._may_rot(file)
+        if not blocks:
+            return False
         at = rng.choice(blocks) + rng.randrange(512)
         bit = 1 << rng.randrange(8)
         self.damaged = True
@@ -71,6 +107,14 @@ class Device:
         file.synced[at] ^= bit
         self.loop.note(f"{self.name}: byte {at} of {file.name} rots")
         return True
+
+    def _may_rot(self, file: MemoryFile) -> list[int]:
+        newest = [range(start, end) for name, start, end in self._newest if name == file.name]
+        return [
+            at
+            for at in range(0, len(file.synced), 512)
+            if any(file.synced[at : at + 512]) and not any(at in each for each in newest)
+        ]
 
 
 class SimDisk:
@@ -109,15 +153,7 @@ class SimFile:
         self._file = file
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
-        device = self._device
-        if device.misdirects_at:
-            device.misdirects_at -= 1
-            if not device.misdirects_at:
-                device.damaged = True
-                size = sum(len(each) for each in buffers)
-                room = (len(self._file.now) - size) // BLOCK_SIZE
-                offset = device.loop.rng.randint(0, room) * BLOCK_SIZE
-                device.loop.note(f"{device.name}: a write to {self._file.name} lands at {offset}")
+        self._device.wrote(self._file, offset, sum(len(each) for each in buffers))
         self._file.pwritev(buffers, offset)
 
     def pwritev_direct(self, buffers: Sequence[Buffer], offset: int) -> None:
@@ -125,6 +161,7 @@ class SimFile:
 
     def fdatasync(self) -> None:
         self._file.fdatasync()
+        self._device.synced()
 
     def preadv(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
         return self._file.preadv(into, offset)

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from moorage.metadata import healing, records
+from moorage.metadata import balance, healing, records
 from moorage.metadata.scanning import ready_volumes
 from moorage.metadata.tasks.context import TaskContext, wall_ms
 from moorage.metadata.tasks.replace import settle
@@ -36,6 +36,7 @@ class Healer:
         self._context = context
         self._flapping = healing.Flapping()
         self.blocked: list[healing.Blocked] = []  # as of the last round
+        self.unevenness = ""  # as of the last survey, for people
         self._clear: set[str] | None = None  # no volume has anything on these, nor is one changing
         self._clear_until = 0.0
         self._settling: set[asyncio.Task[None]] = set()
@@ -60,6 +61,7 @@ class Healer:
                 await self._round()
                 if (began := time.monotonic()) >= survey_at:
                     await self._survey()
+                    self.unevenness = await self._even_out()
                     took = time.monotonic() - began
                     survey_at = time.monotonic() + max(SURVEY_S, SURVEY_SHARE * took)
             except NotLeader:
@@ -124,7 +126,9 @@ class Healer:
         view = context.directory.view
         wanted = set().union(*map(records.devices, idle))
         devices = [each for each in wanted if view["devices"].get(each, {}).get("health") == "up"]
-        replicas = {row["replica"]: row for row in await self._ask(devices)}
+        replicas = {
+            replica: row for rows in (await self._ask(devices)).values() for replica, row in rows.items()
+        }
         for before in idle:
             found = records.volume_by_id(kv, before["id"])
             if found != before or context.lapsed_ms(found) < LAPSED_MS:
@@ -141,18 +145,42 @@ class Healer:
             if stays and self._context.lapsed_ms(volume) >= LAPSED_MS:
                 yield volume
 
-    async def _ask(self, devices: list[str]) -> list[dict[str, Any]]:
-        slots = asyncio.Semaphore(ASK_AT_ONCE)
+    async def _ask(self, devices: list[str]) -> dict[str, dict[int, dict[str, Any]]]:
+        """By device and replica; without the devices that do not answer."""
+        slots, told = asyncio.Semaphore(ASK_AT_ONCE), {}
 
-        async def ask(device: str) -> list[dict[str, Any]]:
+        async def ask(device: str) -> None:
             try:
                 async with slots:
-                    return await self._context.orders.list_replicas(device, self._context.order_timeout_s)
+                    rows = await self._context.orders.list_replicas(device, self._context.order_timeout_s)
+                    told[device] = {row["replica"]: row for row in rows}
             except MoorageError as error:
                 log.debug("device %s: %s", device, error)
-                return []  # nothing is known of it
 
-        return [row for rows in await asyncio.gather(*map(ask, devices)) for row in rows]
+        await asyncio.gather(*map(ask, devices))
+        return told
+
+    async def _even_out(self) -> str:
+        """Fill devices alike, when nothing is at risk; what is done, or is in the way, for people."""
+        context = self._context
+        view = await context.directory.fetch_view()
+        if not balance.is_uneven(view):
+            return ""
+        if who := healing.paused_by(view):
+            return f"paused by {who}"
+        volumes = [volume async for volume in ready_volumes(context.replicated)]
+        going = healing.leaving(view, context.repair_after_ms).keys()
+        if not all(going.isdisjoint(records.devices(volume)) for volume in volumes):
+            return "what is at risk, or on a device to be left, goes first"
+        held = await self._ask(balance.devices_to_ask(view))
+        now = [
+            found for each in volumes if (found := records.volume_by_id(context.replicated.kv, each["id"]))
+        ]
+        made = balance.decide(view, [each for each in now if each["state"] == records.READY], held)
+        for move in made.moves:
+            self._clear = None
+            await self._begin(move)
+        return made.text
 
     def _settle(self, volume: dict[str, Any], why: str) -> None:
         """Each time that it did not help it is tried later: a member may be full."""

@@ -8,7 +8,14 @@ from moorage.client.places import Moves
 from moorage.client.redundancy import GOOD, Copy
 from moorage.client.why import Facts, about_device, about_host, about_volume
 
-NO_MOVES = {"left": {}, "moves": [], "blocked": [], "moves_count": 0, "blocked_count": 0}
+NO_MOVES = {
+    "left": {},
+    "moves": [],
+    "blocked": [],
+    "moves_count": 0,
+    "blocked_count": 0,
+    "unevenness": [],
+}
 
 
 def facts_of(
@@ -103,3 +110,13 @@ def test_devices_that_are_drained_or_full_or_down() -> None:
     assert found.doing == "its 4 replicas are placed anew when it has been down for 600 s"
     (found,) = about_host("h6", facts_of())
     assert found.what == "host h6 has no device"
+
+
+def test_evening_out_that_is_paused() -> None:
+    facts = facts_of(unevenness=["paused by me"])
+    facts.view["balance"] = {"paused": True, "by": "me", "at_ms": 15_000}
+    for found in (about_device("d1", facts), about_host("h1", facts)):
+        assert [(each.because, each.for_ms) for each in found] == [
+            ("me has paused it, and devices are not filled alike", 5_000)
+        ]
+    assert not about_device("d1", facts_of())

@@ -12,6 +12,7 @@ import lmdb
 import pytest
 
 from moorage.node.handlers import Handlers
+from moorage.node.log import Log
 from moorage.node.memory_disk import MemoryDisk, MemoryFile
 from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import FRAME_MAGIC
@@ -94,7 +95,8 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(tmp_path: Path) -> Any:
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(Log, "seal", lambda _: None)  # the last group commit is the one that was last written
     rig = Rig(tmp_path)
     await rig.open()
     await rig.create(1)
@@ -342,3 +344,23 @@ async def test_a_torn_tail_behind_what_the_index_refers_to_is_one(
     report = await rig.open()
     assert not report.damaged and rig.store.replica(1).state.last == 1
     await rig.store.close()
+
+
+async def test_the_last_group_commit_is_soon_proved_to_have_been_synced(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is damage when it rots, and no torn tail: nobody counts on a copy that has lost its end."""
+    await rig.write(1)
+    _rot_last_group(rig)
+    monkeypatch.undo()
+    log = rig.store.log
+    async with asyncio.timeout(20):
+        while not (log._sealed and log.idle):
+            await asyncio.sleep(0.01)
+    written = log.written_bytes
+    log.seal()
+    log.seal()
+    assert log.idle and log.written_bytes == written, "once is enough"
+    await rig.store.close(checkpoint=False)
+    report = await rig.open()
+    assert sorted(report.damaged) == [1, 2]
