@@ -1,9 +1,9 @@
 """Which replicas should go elsewhere, and where to: decided from the registry's view and the committed state.
 
 A core: the view, the volumes and the clock are arguments. Owns the reasons for which a device is left (an
-operator drains it, it was refused for good, its disk failed, it has been down for ``repair_after``), and the
-damping of hosts that come and go. It must never leave a group with less than it has: the old member counts
-until the new one does, whatever is decided here.
+operator drains it, it was refused for good, its disk failed, it has been down for ``repair_after``), what to
+do about a replica that its device has lost, and the damping of hosts that come and go. It must never leave a
+group with less than it has: the old member counts until the new one does, whatever is decided here.
 
 - One change per group at a time; ``MOVES_MAX`` changes at once, and ``INTO_MAX`` into one device, so that
   users' I/O and the network have room. What is most at risk goes first.
@@ -31,7 +31,11 @@ DRAIN: Final = "drain"
 ASKED: Final = "asked"  # somebody wants this one replica elsewhere
 BALANCE: Final = "balance"  # devices are to be filled alike (balance.py)
 LOST: Final = "lost"  # refused for good, or its disk failed
+MISSING: Final = "missing"  # the device is up, and does not have it
 DOWN: Final = "down"
+
+Told = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""Rows of ``node.list_replicas``, by device and replica; of devices that answered."""
 
 _URGENCY: Final = {LOST: 0, DOWN: 0, DRAIN: 1}
 
@@ -208,30 +212,70 @@ def move_off(
     return made
 
 
-def out_of_step(
-    volume: Mapping[str, Any], view: Mapping[str, Any], replicas: Mapping[int, Mapping[str, Any]]
-) -> str:
+def out_of_step(volume: Mapping[str, Any], view: Mapping[str, Any], told: Told) -> str:
     """Why a volume that nobody holds should be led for a moment: a member that is up lacks something, or may.
-    "" when nothing does. ``replicas``: what devices said of theirs (``node.list_replicas``) after the volume
-    was last held; about one that is not in it nothing is known."""
+    "" when nothing does. ``told``: what devices said of theirs after the volume was last held; about one
+    that is not in it nothing is known."""
     if not volume["epoch"]:
         return ""  # nothing was ever written
     for _, group in _groups([volume]):
-        told = {
-            member["host"]: replicas[member["replica"]]
+        rows = {
+            member["host"]: row
             for member in group["members"]
-            if member["replica"] in replicas and is_up(view, member["device"])
+            if (row := told.get(member["device"], {}).get(member["replica"]))
+            and is_up(view, member["device"])
         }
-        for host, row in told.items():
+        for host, row in rows.items():
             if row["damaged"] or not row["whole"]:
                 return f"group {group['group']}: the copy on {host} is not whole"
             if row.get("bad_blocks"):
                 return f"group {group['group']}: {row['bad_blocks']} blocks on {host} are bad"
             if row["epoch"] < volume["epoch"] or row["commit"] < row["last"]:
                 return f"group {group['group']}: {host} may lack what was written last"
-        if len({row["last"] for row in told.values()}) > 1:
-            return f"group {group['group']}: the copies on {', '.join(sorted(told))} differ in length"
+        if len({row["last"] for row in rows.values()}) > 1:
+            return f"group {group['group']}: the copies on {', '.join(sorted(rows))} differ in length"
     return ""
+
+
+def lost(volume: Mapping[str, Any], told: Told) -> bool:
+    """Whether a device has answered, and does not have what it should. ``told``: what devices said while the
+    volume's members were these."""
+    return any(_is_missing(member, told) for _, group in _groups([volume]) for member in group["members"])
+
+
+def replace_lost(
+    view: Mapping[str, Any],
+    volumes: Iterable[Mapping[str, Any]],
+    provisioned: Mapping[str, int],
+    told: Told,
+) -> Decisions:
+    """Place anew what devices have lost though they are up: a part of their log has rotted. It may come to
+    the same device."""
+    made = Decisions()
+    cluster = placement.cluster_from_view(view, provisioned)
+    for volume, group in _groups(volumes):
+        missing = [member for member in group["members"] if _is_missing(member, told)]
+        if not missing or group["wish"] is not None or len(made.moves) >= MOVES_MAX:
+            continue
+        there = [is_up(view, e["device"]) and e not in missing for e in group["members"]]
+        if not is_majority(there):
+            text = (
+                f"{sum(there)} of its {len(there)} replicas are there: nothing is copied until more are back"
+            )
+            made.blocked.append(_blocked(volume, group, missing[0], text))
+            continue
+        try:
+            place = _place(view, cluster, volume, group, missing[0], Leaving(MISSING, ""))
+        except MoorageError as error:
+            made.blocked.append(_blocked(volume, group, missing[0], error.message))
+            continue
+        made.moves.append(move_of(volume, group, missing[0], place, MISSING, "its device has lost it"))
+    return made
+
+
+def _is_missing(member: Mapping[str, Any], told: Told) -> bool:
+    rows = told.get(member["device"])
+    return rows is not None and member["replica"] not in rows
 
 
 def check_departure(

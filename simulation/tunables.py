@@ -12,7 +12,8 @@ from random import Random
 from typing import Any
 
 from moorage.client import front, session
-from moorage.metadata import attachments
+from moorage.metadata import attachments, balance
+from moorage.metadata.tasks import heal
 from moorage.node import copying, replica, service, superblock
 from moorage.node.store import StoreConfig
 from moorage.quorum.writer import Writer
@@ -21,6 +22,11 @@ from moorage.simulation.chunks import SIZES, chunk_patches
 
 MIB = 1 << 20
 FAST_DISK_S = (50e-6, 1e-3)
+BALANCES: list[tuple[Any, str, Any]] = [  # devices of 128 MiB hold some MiB
+    (balance, "WITHIN", 0.005),
+    (balance, "GAIN_MIN", 0.0005),
+    (heal, "SURVEY_S", 1.0),
+]
 IMPATIENT = {"heartbeat_ms": "300", "suspect_ms": "700", "down_ms": "1000", "repair_after_s": "1"}
 
 
@@ -40,6 +46,7 @@ class Tunables:
     copy_bytes: int  # of a pull; with what its last pages give, 1 MiB, it fits into a segment
     groups: int  # of each volume
     spares: int  # hosts that run nothing but a node: replicas can move
+    balances: bool  # devices are to be filled nearly the same
     patience: dict[str, str]  # options of the services: how soon a silent device is down, and left
     chunk_size: int
     disk_s: tuple[float, float]  # how long a write or a sync takes
@@ -63,6 +70,7 @@ class Tunables:
             copy_bytes=rng.choice((64 << 10, MIB // 2)),
             groups=rng.choice((1, 1, 2)),
             spares=(spares := rng.choice((0, 0, 1, 2))),
+            balances=bool(spares) and rng.random() < 0.5,
             patience=rng.choice((IMPATIENT, {})) if spares else {},
             chunk_size=rng.choice(SIZES),
             disk_s=rng.choice((FAST_DISK_S, FAST_DISK_S, (1e-3, 3e-2))),
@@ -93,4 +101,5 @@ class Tunables:
             (replica, "TAIL_KEPT", self.tail_kept),
             *chunk_patches(self.chunk_size),
             (attachments, "RECOVERY_GRACE_MS", self.recovery_grace_ms),
+            *(BALANCES if self.balances else []),
         ]

@@ -30,6 +30,8 @@ LAPSED_MS = 60_000  # a holder that has not detached may be well, and cut off fr
 SETTLE_AT_ONCE = 4  # volumes
 SETTLE_PAUSE_MAX_S = 600.0
 
+Told = dict[str, dict[int, dict[str, Any]]]  # by device and replica: rows of ``node.list_replicas``
+
 
 class Healer:
     def __init__(self, context: TaskContext) -> None:
@@ -61,7 +63,6 @@ class Healer:
                 await self._round()
                 if (began := time.monotonic()) >= survey_at:
                     await self._survey()
-                    self.unevenness = await self._even_out()
                     took = time.monotonic() - began
                     survey_at = time.monotonic() + max(SURVEY_S, SURVEY_SHARE * took)
             except NotLeader:
@@ -119,33 +120,49 @@ class Healer:
                 yield volume
 
     async def _survey(self) -> None:
-        """Ask all devices that are up what they hold; lead what is out of step. A member that was away while
-        the last holder wrote would lack it until somebody holds the volume again."""
-        context, kv = self._context, self._context.replicated.kv
-        idle = [volume async for volume in self._idle()]
-        view = context.directory.view
-        wanted = set().union(*map(records.devices, idle))
-        devices = [each for each in wanted if view["devices"].get(each, {}).get("health") == "up"]
-        replicas = {
-            replica: row for rows in (await self._ask(devices)).values() for replica, row in rows.items()
-        }
-        for before in idle:
-            found = records.volume_by_id(kv, before["id"])
-            if found != before or context.lapsed_ms(found) < LAPSED_MS:
-                continue  # what its devices said may be older
-            if why := healing.out_of_step(found, view, replicas):
-                self._settle(found, why)
-            else:
-                self._patience.pop(found["id"], None)
+        """Ask all devices that are up what they hold: volumes that nobody holds are led when they are out of
+        step, what a device has lost is placed anew, and devices are evened out."""
+        before = {volume["id"]: volume async for volume in ready_volumes(self._context.replicated)}
+        if not before:
+            return
+        view = self._context.directory.view
+        told = await self._ask([device for device, row in view["devices"].items() if row["health"] == "up"])
+        volumes = [volume async for volume in ready_volumes(self._context.replicated)]
+        # Of those that have changed meanwhile the devices may have told something older.
+        same = [volume for volume in volumes if volume == before.get(volume["id"])]
+        self._lead_what_is_out_of_step(same, view, told)
+        await self._replace_lost(same, told)
+        self.unevenness = await self._even_out(volumes, told)
 
-    async def _idle(self) -> AsyncIterator[dict[str, Any]]:
-        """Volumes that nobody holds, and whose members stay."""
-        async for volume in ready_volumes(self._context.replicated):
+    def _lead_what_is_out_of_step(
+        self, volumes: list[dict[str, Any]], view: dict[str, Any], told: Told
+    ) -> None:
+        """A member that was away while the last holder wrote would lack it until somebody holds the volume
+        again."""
+        for volume in volumes:
             stays = volume["epoch"] and not records.wishes(volume)
-            if stays and self._context.lapsed_ms(volume) >= LAPSED_MS:
-                yield volume
+            if not stays or self._context.lapsed_ms(volume) < LAPSED_MS:
+                continue
+            if why := healing.out_of_step(volume, view, told):
+                self._settle(volume, why)
+            else:
+                self._patience.pop(volume["id"], None)
 
-    async def _ask(self, devices: list[str]) -> dict[str, dict[int, dict[str, Any]]]:
+    async def _replace_lost(self, volumes: list[dict[str, Any]], told: Told) -> None:
+        """Replicas that their devices do not have, though they are up."""
+        lost = [volume for volume in volumes if healing.lost(volume, told)]
+        if not lost:
+            return
+        context = self._context
+        view = await context.directory.fetch_view()
+        made = healing.replace_lost(view, lost, records.provisioned(context.replicated.kv), told)
+        for each in made.blocked:
+            log.warning("volume %s: its replica on %s is lost: %s", each.name, each.host, each.text)
+        for move in made.moves:
+            self._clear = None
+            await self._begin(move)
+
+    async def _ask(self, devices: list[str]) -> Told:
         """By device and replica; without the devices that do not answer."""
         slots, told = asyncio.Semaphore(ASK_AT_ONCE), {}
 
@@ -160,23 +177,18 @@ class Healer:
         await asyncio.gather(*map(ask, devices))
         return told
 
-    async def _even_out(self) -> str:
+    async def _even_out(self, volumes: list[dict[str, Any]], told: Told) -> str:
         """Fill devices alike, when nothing is at risk; what is done, or is in the way, for people."""
         context = self._context
-        view = await context.directory.fetch_view()
-        if not balance.is_uneven(view):
+        if not balance.is_uneven(context.directory.view):
             return ""
+        view = await context.directory.fetch_view()
         if who := healing.paused_by(view):
             return f"paused by {who}"
-        volumes = [volume async for volume in ready_volumes(context.replicated)]
         going = healing.leaving(view, context.repair_after_ms).keys()
         if not all(going.isdisjoint(records.devices(volume)) for volume in volumes):
             return "what is at risk, or on a device to be left, goes first"
-        held = await self._ask(balance.devices_to_ask(view))
-        now = [
-            found for each in volumes if (found := records.volume_by_id(context.replicated.kv, each["id"]))
-        ]
-        made = balance.decide(view, [each for each in now if each["state"] == records.READY], held)
+        made = balance.decide(view, volumes, told)
         for move in made.moves:
             self._clear = None
             await self._begin(move)

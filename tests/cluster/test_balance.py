@@ -1,4 +1,5 @@
-"""Devices of real hosts are filled alike after one was added, under a verifying load; an operator may pause it."""
+"""Devices of real hosts are filled alike after some were added, under a load that verifies; an operator may
+pause it."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 import moorage
@@ -269,4 +270,37 @@ async def test_what_was_away_catches_up_though_nobody_holds_the_volume(
             return len(found) == 3 and len(alike) == 1 and let_go
 
         await until(in_step, "all three have the same, and nobody holds the volume", timeout=60)
+        await check(cluster, "idle", written)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_a_replica_that_its_device_has_lost_is_placed_anew(
+    make_cluster: MakeCluster, until: Awaiting
+) -> None:
+    """What created it rots in the log. There are no more hosts than copies: it comes to the same device."""
+    local = await make_cluster(3)
+    async with await moorage.connect(registry=local.registry, secret_file=local.secret_file) as cluster:
+        await cluster.create_volume("idle", size=SIZE)
+        written = await fill(cluster, "idle", 6)
+        (member, *_) = (await cluster.show("idle")).groups[0]["members"]
+        host = local.host(member["host"])
+        await host.kill()  # before a checkpoint knows of it
+        (segment,) = host.data.glob("node/**/segments/00000001.seg")
+        with segment.open("r+b") as file:
+            created = msgpack.packb([member["replica"], (await cluster.show("idle")).id, 0, "sync", 3])
+            file.seek(file.read(1 << 20).index(created) + len(created) - 2)
+            file.write(b"#")
+        await host.launch()
+        await host.wait_ready()
+        assert not await cluster.list_replicas(member["device"])
+
+        async def replaced() -> bool:
+            with contextlib.suppress(MoorageError):
+                (group,) = (await cluster.show("idle")).groups
+                ids = {each["replica"] for each in group["members"]}
+                return member["replica"] not in ids and len(ids) == 3
+            return False
+
+        await until(replaced, "another replica has taken its place", timeout=60)
         await check(cluster, "idle", written)

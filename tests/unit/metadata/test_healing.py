@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moorage.metadata import healing
-from moorage.metadata.healing import DOWN, DRAIN, LOST, MOVES_MAX, Flapping
+from moorage.metadata.healing import DOWN, DRAIN, LOST, MISSING, MOVES_MAX, Flapping
 
 GIB = 1 << 30
 MINUTE_MS = 60_000
@@ -153,9 +153,10 @@ def test_leaving_is_checked_before() -> None:
     assert blocked.name == "v2" and "1 of its 3 replicas would be left" in blocked.text
 
 
-def told(device: int, **change: Any) -> tuple[int, dict[str, Any]]:
+def told(*devices: int, **changes: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    """What devices say of the replicas of volume 1; ``changes``: by device."""
     row = {"whole": True, "damaged": "", "epoch": 4, "commit": 9, "last": 9}
-    return 100 + device, {**row, **change}
+    return {f"d{n}": {100 + n: {**row, **changes.get(f"d{n}", {})}} for n in devices}
 
 
 @pytest.mark.parametrize(
@@ -171,10 +172,32 @@ def told(device: int, **change: Any) -> tuple[int, dict[str, Any]]:
     ],
 )
 def test_which_volumes_are_out_of_step(change: dict[str, Any], says: str) -> None:
-    volume, replicas = {**volume_of(1), "epoch": 4}, dict([told(1), told(2, **change), told(3)])
+    volume, replicas = {**volume_of(1), "epoch": 4}, told(1, 2, 3, d2=change)
     found = healing.out_of_step(volume, view_of(4), replicas)
     assert says in found if says else found == ""
     assert not healing.out_of_step(volume, view_of(4, d2=down(1)), replicas), "what is down is another matter"
-    del replicas[102]
+    del replicas["d2"]
     assert not healing.out_of_step(volume, view_of(4), replicas), "nothing is known of it"
-    assert not healing.out_of_step({**volume, "epoch": 0}, view_of(4), dict([told(1, commit=8)]))
+    assert not healing.out_of_step({**volume, "epoch": 0}, view_of(4), told(1, d1={"commit": 8}))
+
+
+@pytest.mark.parametrize(("hosts", "where"), [(4, "d4"), (3, "d2")])
+def test_what_a_device_has_lost_is_placed_anew(hosts: int, where: str) -> None:
+    """Elsewhere, or there again."""
+    volume, view, replicas = volume_of(1), view_of(hosts, d2={"used": GIB}), told(1, 2, 3)
+    assert not healing.lost(volume, replicas)
+    del replicas["d2"]
+    assert not healing.lost(volume, replicas), "it did not answer"
+    replicas["d2"] = {777: {}}
+    assert healing.lost(volume, replicas)
+    (move,) = healing.replace_lost(view, [volume], {"d2": GIB}, replicas).moves
+    assert (move.old, move.where.device, move.why) == (102, where, MISSING)
+    wished = volume_of(1, wish={**wish_of(1, int(where[1]), 2, MISSING)})
+    assert not healing.replace_lost(view, [wished], {}, replicas).moves, "that is under way"
+    assert not decide(view, wished).called_off, "though its device is up"
+
+
+def test_nothing_is_copied_from_a_minority() -> None:
+    replicas = {**told(1, 3), "d2": {}}
+    made = healing.replace_lost(view_of(4, d3=down(1)), [volume_of(1)], {}, replicas)
+    assert not made.moves and "1 of its 3 replicas are there" in made.blocked[0].text
