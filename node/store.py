@@ -38,7 +38,7 @@ from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.scheduler import Work
 from moorage.node.scrub import Scrubber
 from moorage.node.segment import Entry, EntryKind, Run, pack_head
-from moorage.node.space import Layout, segment_size_for, writers_room
+from moorage.node.space import GRANT_MIN, Layout, segment_size_for, writers_room
 from moorage.node.tombstones import Tombstones
 from moorage.quorum.record import BLOCK_SIZE, Buffer, Record
 from moorage.quorum.state import MemberState
@@ -540,7 +540,14 @@ class Store:
 
     def _short_of_space(self) -> bool:
         """Compaction begins while writers still have room, so that they seldom see the end of it."""
-        return self.free_slots < max(self.layout.reserve + 2, self.layout.slots // 4)
+        few = self.free_slots < max(self.layout.reserve + 2, self.layout.slots // 4)
+        return few or self._promised_away()
+
+    def _promised_away(self) -> bool:
+        """On a small device grants of idle writers may take all the room, though half of what is in use is
+        dead."""
+        in_use = len(self.log.segments) * self.layout.segment_size
+        return 2 * self.used < in_use and self.room() < min(GRANT_MIN, self.layout.usable // 8)
 
     def _upkeep_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -163,6 +163,20 @@ def check_identical(cluster: SimCluster, chunks: int) -> int:
     return blocks
 
 
+def check_replayed(host: Host, was: Contents, found: Contents) -> None:
+    """The replay of its log has given the same. A group that has moved since is another matter, and so is a
+    block that was mended since: the same bytes, written again behind all that there was."""
+    both = was.keys() & found.keys()
+    replayed: Contents = {}
+    for key in both:
+        end = max((lsn for lsn, _ in was[key].values()), default=0)
+        replayed[key] = {
+            block: was[key][block] if lsn > end and was[key].get(block, (0, 0))[1] == total else (lsn, total)
+            for block, (lsn, total) in found[key].items()
+        }
+    check_same(f"{host.name} before and after the replay", {key: was[key] for key in both}, replayed)
+
+
 def check_same(what: str, one: Contents, other: Contents) -> None:
     for key in {*one, *other}:
         here, there = one.get(key, {}), other.get(key, {})

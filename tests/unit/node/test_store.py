@@ -298,6 +298,17 @@ async def test_overwriting_does_not_fill_the_device(rig: Rig) -> None:
 
 
 @pytest.mark.slow
+async def test_what_is_promised_to_idle_writers_does_not_keep_others_from_dead_space(rig: Rig) -> None:
+    for number in range(20):  # the same blocks again and again
+        await rig.write(0, 0, block(number, 16))
+    layout, in_use = rig.store.layout, len(rig.store.log.segments)
+    assert in_use >= 5 and rig.store.free_slots > layout.slots // 2
+    rig.store.granted = rig.store.room()
+    await until(lambda: rig.store.room() > layout.usable // 8)
+    assert len(rig.store.log.segments) < in_use
+    assert (await rig.read(0, 0, 16))[1] == block(19, 16)
+
+
 async def test_compaction_keeps_what_lives(rig: Rig) -> None:
     """Every segment keeps a little that is alive: only copying gives the rest back."""
     kept = {}
