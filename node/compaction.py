@@ -43,6 +43,7 @@ from moorage.wire.errors import Corrupt, MoorageError
 
 log = logging.getLogger(__name__)
 
+HALF_PER_MILLE = 500
 FULL_PER_MILLE = 900  # more alive than that is not worth the work: pieces waste about 5 % of the next one
 PIECE_BYTES = 256 << 10  # so much is moved in one entry: large enough for direct I/O, and it fits in anywhere
 
@@ -75,12 +76,12 @@ class Compactor:
         # (at most 1/16 of a segment: there are small ones in tests)
         self._piece_blocks = min(PIECE_BYTES, log_.segment_size // 16) // BLOCK_SIZE
 
-    def choose(self, before: int) -> Segment | None:
-        """The emptiest segment older than ``before``, if it is worth the work. None is a second time: it
+    def choose(self, before: int, per_mille: int = FULL_PER_MILLE) -> Segment | None:
+        """The emptiest segment older than ``before``, if no more of it is alive. None is a second time: it
         waits for a checkpoint, or what is left in it cannot be moved, and others must be."""
         segments, live, pending = self._log.segments, self._index.live, self._pending_costs()
         self._compacted &= segments.keys()
-        limit = self._log.segment_size * FULL_PER_MILLE // 1000
+        limit = self._log.segment_size * per_mille // 1000
         worth = [
             (cost, number)
             for number in segments

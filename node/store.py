@@ -25,7 +25,7 @@ from moorage.node import opening
 from moorage.node.checkpoint import IndexStore
 from moorage.node.checkpoint import check as check_index
 from moorage.node.checkpointer import Checkpointer
-from moorage.node.compaction import Compactor
+from moorage.node.compaction import FULL_PER_MILLE, HALF_PER_MILLE, Compactor
 from moorage.node.disk import Disk, File, RealDisk
 from moorage.node.fold import Fold
 from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK, Index, Table
@@ -483,14 +483,14 @@ class Store:
     async def _keep_up_once(self) -> None:
         if self._checkpoint_due():
             await self.checkpoint()
-        while self._short_of_space() and await self._compact_some():
+        while (limit := self._worth_compacting()) and await self._compact_some(limit):
             await self.checkpoint()  # frees what was emptied
 
-    async def _compact_some(self) -> bool:
+    async def _compact_some(self, limit: int) -> bool:
         """Compact a few segments for one checkpoint: whether there were any. It fills less than two."""
         count = moved = 0
         while count < COMPACTED_AT_ONCE and moved < self.layout.segment_size:
-            segment = self.compactor.choose(self.checkpointer.segment)
+            segment = self.compactor.choose(self.checkpointer.segment, limit)
             if segment is None:
                 break
             moved += await self.compactor.compact(segment)
@@ -522,10 +522,8 @@ class Store:
         if not written:
             return False
         age = asyncio.get_running_loop().time() - self.checkpointer.made_at
-        return (
-            self._checkpoint_overdue()
-            or (self._short_of_space() and written >= self.layout.segment_size // 4)
-            or (self._short_of_space() and age >= 1.0)
+        return self._checkpoint_overdue() or (
+            self._worth_compacting() > 0 and (written >= self.layout.segment_size // 4 or age >= 1.0)
         )
 
     def _checkpoint_overdue(self) -> bool:
@@ -538,16 +536,13 @@ class Store:
             or (written > 0 and age >= config.checkpoint_seconds)
         )
 
-    def _short_of_space(self) -> bool:
-        """Compaction begins while writers still have room, so that they seldom see the end of it."""
-        few = self.free_slots < max(self.layout.reserve + 2, self.layout.slots // 4)
-        return few or self._promised_away()
-
-    def _promised_away(self) -> bool:
-        """On a small device grants of idle writers may take all the room, though half of what is in use is
-        dead."""
-        in_use = len(self.log.segments) * self.layout.segment_size
-        return 2 * self.used < in_use and self.room() < min(GRANT_MIN, self.layout.usable // 8)
+    def _worth_compacting(self) -> int:
+        """How much of a segment may be alive, per mille; 0: nothing need be compacted. It begins while writers
+        still have room, so that they seldom see the end of it. On a small device grants of idle writers may
+        take all the room, though there are segments to free: then the emptier half of them is worth it."""
+        if self.free_slots < max(self.layout.reserve + 2, self.layout.slots // 4):
+            return FULL_PER_MILLE
+        return HALF_PER_MILLE if self.room() < min(GRANT_MIN, self.layout.usable // 8) else 0
 
     def _upkeep_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
