@@ -536,11 +536,15 @@ class Store:
             or (written > 0 and age >= config.checkpoint_seconds)
         )
 
+    def _short_of_space(self) -> bool:
+        """Compaction begins while writers still have room, so that they seldom see the end of it."""
+        return self.free_slots < max(self.layout.reserve + 2, self.layout.slots // 4)
+
     def _worth_compacting(self) -> int:
-        """How much of a segment may be alive, per mille; 0: nothing need be compacted. It begins while writers
-        still have room, so that they seldom see the end of it. On a small device grants of idle writers may
-        take all the room, though there are segments to free: then the emptier half of them is worth it."""
-        if self.free_slots < max(self.layout.reserve + 2, self.layout.slots // 4):
+        """How much of a segment may be alive, per mille; 0: nothing need be compacted. On a small device
+        grants of idle writers may take all the room, though there are segments to free: then the emptier half
+        of them is worth it."""
+        if self._short_of_space():
             return FULL_PER_MILLE
         return HALF_PER_MILLE if self.room() < min(GRANT_MIN, self.layout.usable // 8) else 0
 
