@@ -3,7 +3,8 @@
 Owns: the segments and which are free, the current end of the log, the queue of entries. Must never write
 group n + 1 before n is synced (recovery tells a torn tail from corruption by that), retry a failed write, or
 allocate on the way of a commit: free segments are made ready beforehand (``add_free``).
-Invariant: a group commit's frame lies in one segment; entries become durable in the order of ``queue``.
+Invariant: a group commit's frame lies in one segment; entries of a volume become durable in the order in
+which they were put, and volumes take turns.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ from moorage.node.segment import (
     build_frame,
     pack_segment_header,
 )
+from moorage.node.turns import Turns
 from moorage.quorum.record import Buffer
 from moorage.wire.errors import DeviceFailed, LimitExceeded, invariant, violated
 
 log = logging.getLogger(__name__)
 
 FRAME_BYTES_MAX = 16 << 20  # a group commit is bounded, so that none waits long for its sync
+SHARED_BYTES_MAX = 4 << 20  # ... and less so while several volumes write
+SHARED_S = 1.0  # since two of them did
 FRAME_OVERHEAD = FRAME_HEADER_SIZE + PAGE  # data may begin at the next page
 ENTRY_BYTES_MAX = 1 << 20  # heads and data: records join one entry up to here (the first may be larger)
 
@@ -99,7 +103,9 @@ class Log:
         self._durable_segment: Segment | None = None  # in which the last durable group commit is
         self._previous = 0
         self._previous_end = 0
-        self._queue: deque[Queued] = deque()
+        self._queue: Turns[Queued] = Turns(lambda queued: _cost(queued[1]))
+        self._last_volume = 0
+        self._shared_at = -SHARED_S  # when another volume than the one before wrote something
         self.queued_bytes = 0
         self._in_flight: list[Queued] = []
         self._busy = False
@@ -120,7 +126,9 @@ class Log:
         if entry.kind == EntryKind.RECORDS and not self._records_at:
             self._records_at = self._clock()
         self.queued_bytes += entry.data_size
-        self._queue.append((replica, entry))
+        if replica.info.volume != self._last_volume:
+            self._last_volume, self._shared_at = replica.info.volume, self._clock()
+        self._queue.put(replica.info.volume, (replica, entry))
         self._schedule()
 
     def _schedule(self) -> None:
@@ -187,7 +195,7 @@ class Log:
             self._broken(taken, failure)
 
     def _fits(self, end: int) -> bool:
-        _, entry = self._queue[0]
+        _, entry = self._queue.first()
         return end + align(_cost(entry) + FRAME_OVERHEAD) <= self.segment_size
 
     def _roll(self) -> Segment:
@@ -226,16 +234,17 @@ class Log:
 
     def _take(self, room: int) -> list[Queued]:
         """Entries for one frame, at least one, in order."""
-        room = min(room, FRAME_BYTES_MAX) - FRAME_OVERHEAD
+        shared = self._clock() - self._shared_at < SHARED_S
+        room = min(room, SHARED_BYTES_MAX if shared else FRAME_BYTES_MAX) - FRAME_OVERHEAD
         taken: list[Queued] = []
         queue = self._queue
         while queue:
-            replica, entry = queue[0]
+            replica, entry = queue.first()
             cost = _cost(entry)
             if taken and cost > room:
                 break
             room -= cost
-            taken.append(queue.popleft())
+            taken.append(queue.take())
             if replica.open_entry is entry:
                 replica.open_entry = None
         return taken
@@ -327,8 +336,7 @@ class Log:
             f"{what}: {error!r}; the device is out of use: look at the disk, then restart it"
         )
         log.critical("%s", self.failed)
-        lost = [*taken, *self._queue]
-        self._queue.clear()
+        lost = [*taken, *self._queue.clear()]
         self._fail(self.failed)
         self._committed()
         self._tell(lost, self.failed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from moorage.node.disk import WOULD_BLOCK
@@ -19,11 +20,14 @@ from moorage.node.log import Log, Segment
 from moorage.node.metrics import StoreMetrics
 from moorage.node.replica import Replica
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
+from moorage.node.turns import Turns
 from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sum, first_bad_block
 from moorage.wire.buffers import payload_buffer
 from moorage.wire.errors import Corrupt, MoorageError, ShuttingDown
 
 READERS = 2  # threads: the disk sees some depth, and a cold read does not wait behind another one
+AHEAD = 2  # jobs that a thread has: the next one is there when it has done with one
+NOBODY = 0  # reads for compaction and copies wait for their turn as one more volume's do
 _MASK = PAGE_BLOCKS - 1
 _NO_SUM = bytes(8)
 
@@ -38,6 +42,12 @@ class Extent(NamedTuple):
     size: int
 
 
+class _Job(NamedTuple):
+    size: int
+    work: Callable[[], None]
+    done: Callable[[object, BaseException | None], None]
+
+
 class Reader:
     def __init__(
         self, index: Index, log: Log, loop: asyncio.AbstractEventLoop, metrics: StoreMetrics
@@ -46,7 +56,8 @@ class Reader:
         self._log = log
         self._metrics = metrics
         self._lanes = [Lane(f"read-{number}", loop) for number in range(READERS)]
-        self._next = 0
+        self._busy = [0] * READERS  # jobs that each has
+        self._waiting: Turns[_Job] = Turns(lambda job: job.size)
         self._closed = False
         self._clock = loop.time
         self.on_suspect: Callable[[Replica, int, int], None] = _nobody  # (replica, chunk, block): it is bad
@@ -54,6 +65,8 @@ class Reader:
 
     async def close(self) -> None:
         self._closed = True
+        for job in self._waiting.clear():
+            job.done(None, ShuttingDown("the node is stopping"))
         for lane in self._lanes:
             await asyncio.to_thread(lane.close)
 
@@ -183,15 +196,17 @@ class Reader:
                 done((sums, data))
 
         self._metrics.reads_blocking += 1
-        self.fetch(extents, data, finished)
+        self.fetch(extents, data, finished, replica.info.volume)
 
     def fetch(
         self,
         extents: list[Extent],
         data: bytearray | memoryview,
         finished: Callable[[object, BaseException | None], None],
+        volume: int = NOBODY,
     ) -> None:
-        """Read extents in a thread. Their files are not written again before it has ended."""
+        """Read extents in a thread, when it is the volume's turn. Their files are not written again before it
+        has ended."""
         if self._closed:
             finished(None, ShuttingDown("the node is stopping"))
             return
@@ -208,8 +223,23 @@ class Reader:
                 each.segment.readers -= 1
             finished(result, error)
 
-        self._next = (self._next + 1) % READERS
-        self._lanes[self._next].submit(work, done)
+        self._waiting.put(volume, _Job(sum(each.size for each in extents), work, done))
+        self._give_out()
+
+    def _give_out(self) -> None:
+        """Jobs to threads that may have one more."""
+        while self._waiting and not self._closed:
+            number = min(range(READERS), key=self._busy.__getitem__)
+            if self._busy[number] >= AHEAD:
+                return
+            self._busy[number] += 1
+            job = self._waiting.take()
+            self._lanes[number].submit(job.work, partial(self._ended, number, job))
+
+    def _ended(self, number: int, job: _Job, result: object, error: BaseException | None) -> None:
+        self._busy[number] -= 1
+        self._give_out()
+        job.done(result, error)
 
     async def fetch_all(self, extents: list[Extent], size: int) -> memoryview:
         """The bytes of extents, as :meth:`fetch` reads them; not verified."""

@@ -124,11 +124,14 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
     return found
 
 
-def check_placed(cluster: SimCluster) -> None:
-    """Each device holds the replicas that metadata has placed there, and no others but those that come or go
-    just then. One whose synced bytes have changed may have lost that it was to create one."""
+def misplaced(cluster: SimCluster) -> str:
+    """Each device holds the replicas that metadata has placed there, also after it had lost one, and no others
+    but those that come or go just then; empty when it is so."""
     leaders = [each for host in cluster.masters if (each := _service(host, MetadataService)) is not None]
-    (kv,) = [each.replicated.kv for each in leaders if each.replicated.is_leader]
+    found = [each.replicated.kv for each in leaders if each.replicated.is_leader]
+    if len(found) != 1:
+        return "nobody leads metadata"
+    (kv,) = found
     placed: dict[str, set[int]] = defaultdict(set)
     passing: dict[str, set[int]] = defaultdict(set)
     for volume in records.volumes(kv):
@@ -144,10 +147,11 @@ def check_placed(cluster: SimCluster) -> None:
     for host in cluster.hosts:
         store = store_of(host)
         device, held = store.config.device.hex(), set(store.replicas)
-        lacks = set() if host.device.damaged else placed[device] - held
-        assert not lacks and held <= placed[device] | passing[device], (
-            f"{host.name} holds {held}, placed there are {placed[device]}; {passing[device]} come or go"
-        )
+        if not placed[device] <= held <= placed[device] | passing[device]:
+            return (
+                f"{host.name} holds {held}, placed there are {placed[device]}; {passing[device]} come or go"
+            )
+    return ""
 
 
 def check_identical(cluster: SimCluster, chunks: int) -> int:

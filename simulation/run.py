@@ -204,6 +204,7 @@ class _Play:
         last.program = self._look
         last.start()
         self._until(lambda: self.made_well, HEAL_S, "all volumes answer, all replicas are current")
+        self._until(self._well_placed, HEAL_S, "each device has what is placed there")
         self._until(lambda: self.well_for > 2, HEAL_S, "all replicas have all")
 
     def _programs_ended(self) -> bool:
@@ -252,7 +253,7 @@ class _Play:
         self.outcome.operations = len(self.workload.history.operations)
         self.outcome.answered = self.workload.done
         self.outcome.keys = self.workload.history.check()
-        checks.check_placed(self.cluster)
+        assert not (found := checks.misplaced(self.cluster)), found
         self.outcome.blocks = checks.check_identical(self.cluster, chunks)
         self._until(self._charged_well, HEAL_S, "what volumes count for principals is what they are")
         before = [checks.contents(host, chunks) for host in self.cluster.hosts]
@@ -266,6 +267,9 @@ class _Play:
         for host, was, found in zip(self.cluster.hosts, before, after, strict=True):
             checks.check_replayed(host, was, found)
         self._until(self._no_leak, SPACE_S, "space that nothing refers to is not counted as live")
+
+    def _well_placed(self) -> bool:
+        return self.loop.events % 64 == 0 and not checks.misplaced(self.cluster)
 
     def _charged_well(self) -> bool:
         return self.loop.events % 64 == 0 and checks.charged_well(self.cluster)
