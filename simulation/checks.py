@@ -125,7 +125,7 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
 
 
 def misplaced(cluster: SimCluster) -> str:
-    """Each device holds the replicas that metadata has placed there, also after it had lost one, and no others
+    """Each device holds what metadata has placed there, also after it had lost a replica, and no others
     but those that come or go just then; empty when it is so."""
     leaders = [each for host in cluster.masters if (each := _service(host, MetadataService)) is not None]
     found = [each.replicated.kv for each in leaders if each.replicated.is_leader]
