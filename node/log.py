@@ -37,7 +37,7 @@ from moorage.wire.errors import DeviceFailed, LimitExceeded, invariant, violated
 log = logging.getLogger(__name__)
 
 FRAME_BYTES_MAX = 16 << 20  # a group commit is bounded, so that none waits long for its sync
-SHARED_BYTES_MAX = 4 << 20  # ... and less so while several volumes write
+SHARED_BYTES_MAX = 1 << 20  # ... and less so while several volumes write
 SHARED_S = 1.0  # since two of them did
 FRAME_OVERHEAD = FRAME_HEADER_SIZE + PAGE  # data may begin at the next page
 ENTRY_BYTES_MAX = 1 << 20  # heads and data: records join one entry up to here (the first may be larger)
