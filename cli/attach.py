@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moorage.cli.options import Seconds, connection_options, run_or_exit
+from moorage.cli.options import Seconds, cluster_of, connection_options, run_or_exit
 
 if TYPE_CHECKING:
     from moorage.client.volume import Volume
@@ -44,8 +44,9 @@ def attach(
         from moorage.gateway.nbd.listener import check_address
 
         check_address(address)  # before a holder is fenced for a slip of the pen
+        named = cluster_of(cluster, registry, [name])
         async with await moorage.connect(
-            cluster, registry=registry, secret_file=secret_file, timeout=timeout
+            named, registry=registry, secret_file=secret_file, timeout=timeout
         ) as connected:
             volume = await connected.attach(name, read_only=read_only, force=force, timeout=timeout)
             async with volume:

@@ -10,7 +10,7 @@ import signal
 
 import click
 
-from moorage.cli.options import Seconds, connection_options, run_or_exit
+from moorage.cli.options import Seconds, cluster_of, connection_options, run_or_exit
 
 
 @click.command()
@@ -66,7 +66,8 @@ def automount(
             else:
                 click.echo(f"the volumes are at {root}, {len(adopted)} mounted; stop with Ctrl-C")
 
-        async with await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected:
+        named = cluster_of(cluster, registry, volumes)
+        async with await moorage.connect(named, registry=registry, secret_file=secret_file) as connected:
             namespace = Namespace(
                 connected,
                 StateDirectory(state_directory(state_dir)),

@@ -8,7 +8,7 @@ import os
 import click
 
 from moorage.cli import output
-from moorage.cli.options import Seconds, connection_options, run_or_exit
+from moorage.cli.options import Seconds, cluster_of, connection_options, run_or_exit
 from moorage.wire.errors import Invalid
 
 _STATE_DIR = click.option(
@@ -69,7 +69,8 @@ def mount(
     async def run() -> None:
         import moorage
 
-        async with await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected:
+        named = cluster_of(cluster, registry, [volume])
+        async with await moorage.connect(named, registry=registry, secret_file=secret_file) as connected:
             mounted = await connected.mount(
                 volume,
                 path,

@@ -6,9 +6,10 @@ deadline of a command, and the exit code of an error. A command body is a corout
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
@@ -68,6 +69,20 @@ def connection_options(command: Callback) -> Callback:
     return command
 
 
+def cluster_of(cluster: str | None, registry: str | None, volumes: Iterable[object]) -> str | None:
+    """What ``--cluster`` says, or else the cluster that one of the arguments names: moorage://prod/db."""
+    from moorage.client import uri
+
+    if cluster or registry:
+        return cluster
+    for text in volumes:
+        if isinstance(text, str) and text.startswith(uri.SCHEME):
+            with contextlib.suppress(Invalid):  # what is wrong with it is told where it is used
+                if named := uri.parse(text).cluster:
+                    return named
+    return None
+
+
 def cluster_command(
     body: Callable[Concatenate[Cluster, bool, P], Coroutine[Any, Any, None]],
 ) -> Callable[..., None]:
@@ -91,8 +106,9 @@ def cluster_command(
             try:
                 # The library's own deadlines say whom they waited for; this one only makes sure of an end.
                 async with asyncio.timeout(timeout + GRACE_S):
+                    named = cluster_of(cluster, registry, kwargs.values())
                     async with await moorage.connect(
-                        cluster, registry=registry, secret_file=secret_file, timeout=timeout
+                        named, registry=registry, secret_file=secret_file, timeout=timeout
                     ) as connected:
                         await body(connected, as_json, *args, **kwargs)
             except TimeoutError:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import output
-from moorage.cli.options import Seconds, connection_options, run_or_exit
+from moorage.cli.options import Seconds, cluster_of, connection_options, run_or_exit
 from moorage.wire.errors import Invalid, MoorageError
 
 if TYPE_CHECKING:
@@ -76,8 +76,9 @@ def verify(
         from moorage.bench.verify import BLOCK, Journal, VerifyingLoad
 
         kept = Journal(journal) if journal else None  # first: when it cannot be written, nothing is zeroed
+        named = cluster_of(cluster, registry, [name])
         async with (
-            await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected,
+            await moorage.connect(named, registry=registry, secret_file=secret_file) as connected,
             await connected.attach(name, force=force) as volume,
         ):
             if blocks * BLOCK > volume.size:

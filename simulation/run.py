@@ -253,7 +253,7 @@ class _Play:
         self.outcome.operations = len(self.workload.history.operations)
         self.outcome.answered = self.workload.done
         self.outcome.keys = self.workload.history.check()
-        assert not (found := checks.misplaced(self.cluster)), found
+        assert not (misplaced := checks.misplaced(self.cluster)), misplaced
         self.outcome.blocks = checks.check_identical(self.cluster, chunks)
         self._until(self._charged_well, HEAL_S, "what volumes count for principals is what they are")
         before = [checks.contents(host, chunks) for host in self.cluster.hosts]

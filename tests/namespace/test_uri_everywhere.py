@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Agent
-from .test_table import apply, set_table
+from .conftest import Agent, Cluster
+from .test_table import MakeAgent, apply, far, set_table
 
+__all__ = ["far"]  # a fixture
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 _numbers = itertools.count()
 
@@ -70,7 +71,7 @@ def by_table_options(agent: Agent, uri: str, target: Path) -> Path:
 def by_automount(agent: Agent, uri: str, target: Path) -> Path:
     service = agent.start("automount", str(target), uri)
     service.answer()
-    name = uri.partition("///")[2].partition("?")[0]
+    name = uri.partition("?")[0].rpartition("/")[2]
     agent.sh(f"ls {target}/{name}")
     return target / name
 
@@ -108,6 +109,18 @@ def test_a_volume_that_is_there(agent: Agent, way: Callable[..., Path], options:
     agent.moorage("umount", str(target))
     at = way(agent, f"moorage:///{volume}{options}", target)
     assert effect(agent, volume, at) == EXISTING[options]
+
+
+@pytest.mark.parametrize("way", [by_command, by_table, by_table_options, by_automount])
+def test_the_cluster_that_it_names(make_agent: MakeAgent, far: Cluster, way: Callable[..., Path]) -> None:
+    """From Python one connects to it: a connection is to one cluster."""
+    agent, volume = make_agent("a1", far=far), f"twin{next(_numbers)}"
+    target = agent.directory / "at"
+    target.mkdir()
+    agent.cluster.create(volume)
+    at = way(agent, f"moorage://far/{volume}?size=64M&replicas=1", target)
+    agent.sh(f"echo there > {at}/file")
+    assert agent.record(volume)["registry"] == far.registry
 
 
 @pytest.mark.parametrize("uri", ["moorage:///x?mode=wo", "moorage:///x?colour=red", "moorage:///x/file"])
