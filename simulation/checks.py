@@ -138,7 +138,8 @@ def misplaced(cluster: SimCluster) -> str:
         for replica, device, _ in records.drops(kv, volume["id"]):
             passing[device].add(replica)
         for group in volume["groups"]:
-            assert len({member["host"] for member in group["members"]}) == volume["replicas"]
+            if len({member["host"] for member in group["members"]}) < volume["replicas"]:
+                return f"two members of volume {volume['name']} are on one host: {group['members']}"
             stays = placed if volume["state"] == records.READY else passing
             for member in group["members"]:
                 stays[member["device"]].add(member["replica"])

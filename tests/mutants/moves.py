@@ -10,7 +10,7 @@ import pytest
 
 from moorage.client.membership import Membership
 from moorage.client.session import GroupSession
-from moorage.metadata import balance, healing, placement, records
+from moorage.metadata import healing, placement, records
 from moorage.metadata.state import StateMachine
 from moorage.metadata.tasks import replace
 from moorage.metadata.tasks.runner import TaskRunner
@@ -204,19 +204,3 @@ def drains_into_what_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
         return real({**view, "devices": rows, "hosts": hosts}, provisioned)
 
     monkeypatch.setattr(healing.placement, "cluster_from_view", cluster_from_view)
-
-
-@planted("moves", "liveness", rare=True)
-def evens_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas move from device to device, whether that makes them more alike or not."""
-
-    def best(cluster: Any, devices: Any, sizes: Any, candidates: Any) -> Any:
-        for source, some in candidates.items():
-            for each in some:
-                for target in devices.values():
-                    if target.id != source and balance._may_go(cluster, each, target):
-                        return each, target
-        return None
-
-    monkeypatch.setattr(balance, "_best", best)
-    monkeypatch.setattr(balance, "is_uneven", lambda view: True)

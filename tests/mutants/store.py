@@ -250,8 +250,8 @@ def create_told_before_durable(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def create(self: Store, info: Any, done: Any) -> None:
         real(self, info, lambda error: None)
-        entry = self.log._queue[-1]
-        self.fold.replicas[info.replica] = entry[0]
+        replica, _ = self.log._queue._queues[info.volume][-1]
+        self.fold.replicas[info.replica] = replica
         done(None)
 
     monkeypatch.setattr(Store, "create", create)
@@ -586,7 +586,8 @@ def notes_pass_records(monkeypatch: pytest.MonkeyPatch) -> None:
     def put(self: Store, replica: Replica, entry: Entry, barrier: bool) -> None:
         real(self, replica, entry, barrier)
         if entry.kind == EntryKind.STATE:
-            self.log._queue.appendleft(self.log._queue.pop())
+            queue = self.log._queue._queues[replica.info.volume]
+            queue.appendleft(queue.pop())
 
     monkeypatch.setattr(Store, "_put", put)
 
