@@ -201,6 +201,13 @@ def joint_counts_new_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counting, "_set_configurations", set_configurations)
 
 
+@planted("log", "25")
+def a_learner_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new replica counts before it has caught up."""
+    monkeypatch.setattr(Recovery, "_caught_up", lambda self, peer: True)
+    monkeypatch.setattr(Recovery, "_revalue", lambda self, peer: setattr(peer, "value", self.window.last))
+
+
 @planted("log", "8")
 def wiped_answers_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A member comes back with nothing, and says so as if that were its log."""

@@ -409,7 +409,13 @@ def segment_of_pending_records_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpointer, "_unused", unused)
 
 
-@planted("store", "16", rare=True)
+@planted(
+    "store",
+    "16",
+    rare=True,
+    excuse="reads are short: of some 150 to 600 histories one has a read under way when its file is written"
+    " again",
+)
 def segment_freed_under_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """A segment's file is written again while a read of it is under way."""
 
