@@ -29,8 +29,8 @@ def run(seed: int) -> object:
     "moves",
     "7",
     rare=True,
-    excuse="a leader of metadata that was deposed must answer a renewal just after its successor has committed"
-    " the new members, and the holder die before it hears of that; a unit test has it"
+    excuse="a leader of metadata that was deposed must answer a renewal just after its successor has"
+    " committed the new members, and the holder die before it hears of that; a unit test has it"
     " (test_one_stale_renewal_ends_no_change)",
 )
 def one_renewal_calls_a_change_off(monkeypatch: pytest.MonkeyPatch) -> None:
