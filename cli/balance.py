@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from moorage.cli.options import cluster_command, connection_options, run_or_exit
 from moorage.client.cluster import Cluster
 
 POLL_S = 1.0
+QUIET_S = 15.0  # metadata looks every 10 s
 BAR = 30  # characters
 
 
@@ -23,7 +25,7 @@ def balance() -> None:
 
 
 @balance.command()
-@click.option("--follow", is_flag=True, help="Go on until nothing is on the way any more, or Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Go on until nothing has been on the way for 15 s, or Ctrl-C.")
 @connection_options
 def show(
     follow: bool, cluster: str | None, registry: str | None, secret_file: str | None, as_json: bool
@@ -35,13 +37,16 @@ def show(
 
     async def run() -> None:
         async with await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected:
+            quiet_at = time.monotonic() + QUIET_S
             while True:
                 found = await _look(connected)
+                if found["moves"]:
+                    quiet_at = time.monotonic() + QUIET_S
                 if as_json:
                     output.emit_json_line(found) if follow else output.emit_json(found)
                 else:
                     _show(found)
-                if not follow or not (found["moves"] or found["unevenness"]):
+                if not follow or not found["unevenness"] or time.monotonic() > quiet_at:
                     return
                 await asyncio.sleep(POLL_S)
 

@@ -47,10 +47,6 @@ def is_uneven(view: Mapping[str, Any]) -> bool:
     return bool(fills) and max(fills) - min(fills) > WITHIN
 
 
-def devices_to_ask(view: Mapping[str, Any]) -> list[str]:
-    return [each.id for each in _usable(view)]
-
-
 def decide(
     view: Mapping[str, Any], volumes: Iterable[Mapping[str, Any]], held: Mapping[str, Rows]
 ) -> Decision:

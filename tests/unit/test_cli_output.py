@@ -1,4 +1,4 @@
-"""How commands speak: what stands in a table, and what an error looks like."""
+"""How commands speak: what stands in a table, and what an error looks like; and how they are spoken to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from moorage.cli import output
+from moorage.cli import options, output
 
 
 def shown(*cells: object) -> str:
@@ -28,3 +28,19 @@ def test_a_table_shows_health_as_a_word_and_nothing_as_nothing() -> None:
     row = shown(output.health("up"), output.health("[down]"), None, 7)
     assert "[green]" not in row and "None" not in row
     assert all(word in row for word in ("up", "[down]", "7"))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "registry", "texts", "named"),
+    [
+        (None, None, ["moorage://prod/db"], "prod"),
+        (None, None, ["moorage:///db", 7, None, "moorage://10.0.0.1:7070/db?mode=ro"], "10.0.0.1:7070"),
+        (None, None, ["db", "moorage:///db", "moorage://prod/no such name"], None),
+        ("other", None, ["moorage://prod/db"], "other"),
+        (None, "h:1", ["moorage://prod/db"], None),
+    ],
+)
+def test_a_uri_says_which_cluster_unless_an_option_does(
+    cluster: str | None, registry: str | None, texts: list[object], named: str | None
+) -> None:
+    assert options.cluster_of(cluster, registry, texts) == named
