@@ -68,7 +68,10 @@ def mount(
 
     async def run() -> None:
         import moorage
+        from moorage.gateway.mount import system, ways
 
+        system.check_root()
+        ways.choose()  # before anything is asked of the cluster: it may not be possible here at all
         named = cluster_of(cluster, registry, [volume])
         async with await moorage.connect(named, registry=registry, secret_file=secret_file) as connected:
             mounted = await connected.mount(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 
 import moorage
 import moorage.sync
-from moorage.gateway.mount import system
+from moorage.gateway.mount import system, unmounting, writeback
+from moorage.gateway.mount.record import Place
 from tests.fsck import check_clean
 
 from .conftest import Host, run_program, spawn
 
 pytestmark = pytest.mark.usefixtures("mount")
+PF_MEMALLOC_NOIO = 0x00080000  # include/linux/sched.h; PR_SET_IO_FLUSHER sets it
 MakeVolume = Callable[..., Awaitable[str]]
 
 
@@ -28,6 +31,19 @@ async def stored(cluster: moorage.Cluster, name: str) -> int:
     return sum(length for length, is_hole in extents if not is_hole)
 
 
+async def may_serve_writeback(place: Place) -> None:
+    """The keeper's pages are never swapped out; and neither process waits for pages to be written back, which
+    they would have to serve, where the kernel grants that (CAP_SYS_RESOURCE)."""
+    keeper, daemon = unmounting._keeper_pid(place), place.status().pid
+    status = Path(f"/proc/{keeper}/status").read_text()
+    assert int(status.partition("VmLck:")[2].split()[0]) > 0
+    ask = f"import ctypes; print(ctypes.CDLL(None).prctl({writeback._PR_SET_IO_FLUSHER}, 1, 0, 0, 0))"
+    granted = (await run_program(sys.executable, "-c", ask)).strip() == "0"
+    for pid in (keeper, daemon):
+        flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
+        assert bool(flags & PF_MEMALLOC_NOIO) == granted
+
+
 async def test_a_new_volume_is_formatted_once_and_what_is_written_is_there_again(
     host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
 ) -> None:
@@ -36,6 +52,7 @@ async def test_a_new_volume_is_formatted_once_and_what_is_written_is_there_again
     assert (mounted["fs"], mounted["epoch"], mounted["state"]) == ("ext4", 1, "serving")
     status = host.point().stat()
     assert (status.st_uid, status.st_gid) == (1234, 5678)
+    await may_serve_writeback(host.place())
     (host.point() / "file").write_bytes(b"kept" * 10_000)
     info = await cluster.show(name)
     assert info.fs == {"type": "ext4", "state": "ready"}
@@ -203,13 +220,23 @@ async def test_not_root_and_no_fuse(host: Host, volume: MakeVolume) -> None:
     name = await volume()
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     no_fuse = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev && exec "$@"', "sh")
-    check = (
-        "from moorage.gateway.mount import mounting; from moorage.gateway.mount.record import Record\n"
-        f"try: mounting.check(Record('0', {name!r}, '', '', '', '/'))\n"
-        "except Exception as error: print(error)"
-    )
-    for prefix, message in ((nobody, "mounting needs root"), (no_fuse, "/dev/fuse does not exist")):
-        assert message in await run_program(*prefix, sys.executable, "-c", check)
+    mount, umount = ("mount", name, str(host.point())), ("umount", str(host.point()))
+    for prefix, command, message in (
+        (nobody, mount, "mounting needs root"),
+        (nobody, umount, "mounting needs root"),
+        (no_fuse, mount, "/dev/fuse does not exist"),
+    ):
+        told = await asyncio.to_thread(
+            subprocess.run,
+            [*prefix, sys.executable, "-m", "moorage.cli.main", *command],
+            env=host.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert told.returncode not in (0, 1) and not told.stdout
+        (line,) = told.stderr.splitlines()
+        assert line.startswith("moorage: ") and message in line
 
 
 async def test_a_loop_device_that_is_anothers_by_now_is_left_alone(tmp_path: Path) -> None:

@@ -114,6 +114,13 @@ async def test_what_a_crash_left_is_put_right(agent: Agent) -> None:
         assert "Mountpoint" in await driver.call("Mount", Name="lost", ID="two")  # its old holder is dead
         assert (agent.root / "lost" / "file").read_text() == "written"
         await driver.call("Unmount", Name="lost", ID="two")
+        await check_clean_at(agent.environment, "lost")
+        # As dvdcli does: without an id.
+        (path,) = (await driver.call("Mount", Name="lost")).values()
+        assert (Path(path) / "file").read_text() == "written"
+        assert await driver.call("Mount", Name="lost") == {"Mountpoint": path}
+        assert await driver.call("Unmount", Name="lost") == {}
+        assert await driver.call("Path", Name="lost") == {"Mountpoint": ""}
 
 
 async def test_dvdcli_keeps_the_agents_of_a_machine_apart(agent: Agent) -> None:

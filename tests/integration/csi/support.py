@@ -56,6 +56,14 @@ class Client:
         except grpc.aio.AioRpcError as error:
             return error.code().name, error.details()
 
+    async def raw(self, path: str) -> tuple[str, str]:
+        """A call that the driver's own description does not have."""
+        send = self._channel.unary_unary(path)
+        try:
+            return "OK", str(await send(b"", timeout=CALL_TIMEOUT_S))
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details() or ""
+
     async def ok(self, name: str, /, **fields: Any) -> Any:
         code, answer = await self.call(name, **fields)
         assert code == "OK", f"{name}: {code}: {answer}"

@@ -323,3 +323,27 @@ async def test_what_the_node_answers(make_driver: MakeDriver, tmp_path: Path) ->
     assert sorted(os.listdir(tmp_path)) == ["file", "stage", "stage2"]
     assert [path.name for path in (driver.state / "csi").iterdir()] == ["lock", "at"]
     assert list((driver.state / "csi" / "at").iterdir()) == []
+
+
+async def test_what_it_says_of_itself(make_driver: MakeDriver) -> None:
+    client = (await make_driver()).client
+    info = await client.ok("GetPluginInfo")
+    assert info.name == "org.moorage.csi" and info.vendor_version
+    services = {each.service.type for each in (await client.ok("GetPluginCapabilities")).capabilities}
+    assert 1 in services, "it has a controller"
+    assert (await client.ok("Probe")).ready.value
+    assert {each.rpc.type for each in (await client.ok("ControllerGetCapabilities")).capabilities} >= {1}
+    node = await client.ok("NodeGetInfo")
+    assert node.node_id and node.node_id == (await client.ok("NodeGetInfo")).node_id
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Controller/CreateSnapshot",
+        "Controller/ControllerPublishVolume",
+        "GroupController/CreateVolumeGroupSnapshot",
+    ],
+)
+async def test_what_is_not_offered_is_unimplemented(make_driver: MakeDriver, path: str) -> None:
+    assert (await (await make_driver()).client.raw(f"/csi.v1.{path}"))[0] == "UNIMPLEMENTED"
