@@ -1,4 +1,4 @@
-"""Is the file system on a volume whole? What `fsck -f` says of a copy of it."""
+"""Is the file system on a volume whole? What `e2fsck -f` or `xfs_repair` says of a copy of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ async def check_clean(cluster: moorage.Cluster, name: str) -> None:
                         file.seek(offset)
                         file.write(part)
                 file.truncate(volume.size)
-        command = ["/usr/sbin/e2fsck", "-f", "-n", str(image)]
+        with image.open("rb") as file:
+            xfs = file.read(4) == b"XFSB"
+        command = ["/usr/sbin/xfs_repair", "-f", "-n"] if xfs else ["/usr/sbin/e2fsck", "-f", "-n"]
+        command.append(str(image))
         found = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 

@@ -53,11 +53,17 @@ async def mend(host: Host, cluster: moorage.Cluster, name: str) -> None:
     await check_clean(cluster, name)
 
 
+FILE_SYSTEMS = pytest.mark.parametrize(
+    ("kind", "size"), [("ext4", "64M"), pytest.param("xfs", "320M", marks=pytest.mark.slow)]
+)
+
+
+@FILE_SYSTEMS
 async def test_a_dead_holder_is_waited_for_and_fenced(
-    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
+    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume, kind: str, size: str
 ) -> None:
-    name = await volume()
-    await host.mount(name)
+    name = await volume(size)
+    await host.mount(name, "--fs", kind)
     await asyncio.to_thread(write_through, host.point() / "file", b"synced before the host died")
     await host.kill()
     await other.mount(name)
@@ -69,11 +75,12 @@ async def test_a_dead_holder_is_waited_for_and_fenced(
     assert await host.mounts() == []
 
 
+@FILE_SYSTEMS
 async def test_a_frozen_holder_is_fenced_and_says_by_whom(
-    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
+    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume, kind: str, size: str
 ) -> None:
-    name = await volume()
-    await host.mount(name)
+    name = await volume(size)
+    await host.mount(name, "--fs", kind)
     daemon = host.place().status().pid
     os.kill(daemon, signal.SIGSTOP)
     await other.mount(name, "--force")
