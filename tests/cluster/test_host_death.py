@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from moorage.cli.machines import Machine
+from moorage.cli.machines import Machine, MachineCluster
 from moorage.cli.network import Network, check_usable
 from moorage.wire.errors import MoorageError
 
@@ -123,6 +123,45 @@ async def test_takeovers(mountable: None, tmp_path: Path) -> None:
     assert [run["victim"] for run in found["runs"]] == ["h1", "h2", "h3"]
     assert all(seconds >= 0 for run in found["runs"] for seconds in run["phases"].values())
     assert found["phases"]["in all"]["p99_s"] < 60
+    assert left(tmp_path) == []
+
+
+async def run_at(machine: Machine, script: str) -> int:
+    process = await asyncio.create_subprocess_exec(*machine.prefix, "sh", "-c", script)
+    return await process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_mount_that_was_cut_off_is_fenced_and_says_by_whom(mountable: None, tmp_path: Path) -> None:
+    """Its host lives, and hears nothing of the takeover until the cable is plugged in again."""
+    network = Network()
+    cluster = MachineCluster(tmp_path / "cluster", network)
+    where, (old, new) = cluster.volumes / "db", (cluster.machines["h1"], cluster.machines["h2"])
+    where.mkdir()
+    try:
+        await cluster.start()
+        await cluster.command("h1", "mount", "moorage:///db?size=64M", str(where))
+        assert await run_at(old, f"echo before > {where}/file && sync -f {where}") == 0
+        network.plug("h1", plugged=False)
+        await cluster.command("h2", "mount", "db", str(where), "--wait", "30")
+        assert await told(new, "cat", f"{where}/file") == "before"
+        assert await run_at(new, f"echo after > {where}/file && sync -f {where}") == 0
+        network.plug("h1", plugged=True)
+        async with asyncio.timeout(60):
+            while (mount := json.loads(await cluster.command("h1", "mounts", "--json"))[0])[
+                "state"
+            ] != "lost":
+                await asyncio.sleep(0.2)
+        assert "was taken over by moorage mount on h2" in mount["reason"]
+        assert await run_at(old, f"echo zombie > {where}/file && sync -f {where} 2>/dev/null") != 0
+        await cluster.command("h1", "umount", str(where))
+        await cluster.command("h2", "umount", str(where))
+        await cluster.command("h1", "mount", "db", str(where))
+        assert await told(old, "cat", f"{where}/file") == "after"
+        await cluster.command("h1", "umount", str(where))
+    finally:
+        await cluster.close()
     assert left(tmp_path) == []
 
 
