@@ -74,6 +74,8 @@ def mount(
         ways.choose()  # before anything is asked of the cluster: it may not be possible here at all
         named = cluster_of(cluster, registry, [volume])
         async with await moorage.connect(named, registry=registry, secret_file=secret_file) as connected:
+            if overwrite and not read_only:
+                click.echo(f"moorage: --overwrite: ALL THAT {volume} HOLDS IS LOST NOW", err=True)
             mounted = await connected.mount(
                 volume,
                 path,

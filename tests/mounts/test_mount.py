@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -129,6 +130,11 @@ async def test_a_volume_that_holds_anything_is_never_formatted(
         assert await attached.read(40 << 20, 9) == b"something"
     assert (await cluster.show(name)).fs is None
     assert (await host.mount(name, "--overwrite"))["fs"] == "ext4"
+    (host.point() / "file").touch()
+    await host.unmount(name)
+    code, out, err = await host.run("mount", name, str(host.point()), "--overwrite", "--json")
+    assert code == 0 and f"ALL THAT {name} HOLDS IS LOST NOW" in err, err
+    assert json.loads(out)["fs"] == "ext4" and not (host.point() / "file").exists()
     await host.unmount(name)
     code, _, err = await host.run("mount", name, str(host.point()), "--fs", "xfs")
     assert code == 3 and f"volume '{name}' holds ext4, not xfs" in err

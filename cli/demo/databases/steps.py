@@ -109,6 +109,8 @@ async def bank(stage: Stage, first: str, second: str) -> None:
         ready = await database.start()
         await database.query("SELECT 1")
         timeline.note(boot_clock(), "client", "the first query is answered")
+        await database.query("CREATE TABLE again AS SELECT now() AS at")
+        timeline.note(boot_clock(), "client", "the first transaction is committed")
         timeline.note(ready, f"postgres at {second}", "ready")
         if replayed := database.server.heard(postgres.REPLAYED):
             timeline.note(replayed, f"postgres at {second}", "the write-ahead log is replayed")
