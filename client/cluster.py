@@ -329,6 +329,31 @@ class Cluster:
         await self._create_if_missing(address)
         return await mounting.mount(StateDirectory(state_directory(state_dir)), record)
 
+    async def mounts(self, *, state_dir: str | Path | None = None) -> list[Mount]:
+        """What is mounted on this host, by whomever and of any cluster; the dead ones too."""
+        from moorage.gateway.mount import mounting
+        from moorage.gateway.mount.record import StateDirectory, state_directory
+
+        return await asyncio.to_thread(mounting.mounts, StateDirectory(state_directory(state_dir)))
+
+    async def umount(
+        self,
+        what: str | Path,
+        *,
+        force: bool = False,
+        timeout: float = 60.0,
+        state_dir: str | Path | None = None,
+    ) -> None:
+        """Unmount a mount point or a volume of this host, whoever mounted it; needs root. ``timeout``:
+        seconds to write back. Raises NotFound that says what is mounted, Denied, and what
+        :meth:`~moorage.gateway.mount.mounting.Mount.unmount` does."""
+        from moorage.gateway.mount import system, unmounting
+        from moorage.gateway.mount.record import StateDirectory, state_directory
+
+        system.check_root()
+        place = unmounting.find(StateDirectory(state_directory(state_dir)), str(what))
+        await unmounting.unmount(place, force=force, timeout=timeout)
+
     async def _create_if_missing(self, address: uri.Address) -> None:
         """As its options say; without a size it has to be there."""
         options = address.options

@@ -165,6 +165,19 @@ class Cluster:
         """The options are those of :meth:`moorage.Cluster.mount`."""
         return Mount(self._loop.run(self._cluster.mount(name, path, **options)), self._loop)
 
+    def mounts(self, *, state_dir: str | Path | None = None) -> list[Mount]:
+        return [Mount(each, self._loop) for each in self._loop.run(self._cluster.mounts(state_dir=state_dir))]
+
+    def umount(
+        self,
+        what: str | Path,
+        *,
+        force: bool = False,
+        timeout: float = 60.0,
+        state_dir: str | Path | None = None,
+    ) -> None:
+        self._loop.run(self._cluster.umount(what, force=force, timeout=timeout, state_dir=state_dir))
+
     def set_quota(
         self, principal: str, *, capacity: int | str | None = None, volumes: int | None = None
     ) -> Quota:

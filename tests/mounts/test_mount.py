@@ -16,6 +16,7 @@ import moorage
 import moorage.sync
 from moorage.gateway.mount import system, unmounting, writeback
 from moorage.gateway.mount.record import Place
+from moorage.wire.errors import NotFound
 from tests.fsck import check_clean
 
 from .conftest import Host, run_program, spawn
@@ -298,5 +299,13 @@ async def test_from_python_with_and_without_await(up: dict[str, str], host: Host
             with cluster.mount(uri, host.point(), **options):
                 assert cluster.show(f"{name}-made").size == 64 << 20
             cluster.delete(f"{name}-made")
+            cluster.mount(name, host.point(), **options)
+        with moorage.sync.connect(**where) as cluster:  # another program
+            (found,) = cluster.mounts(**options)
+            assert (found.volume, found.state) == (name, "serving") and "(pid " in found.by
+            cluster.umount(host.point(), **options)
+            assert cluster.mounts(**options) == []
+            with pytest.raises(NotFound, match="mounted are none"):
+                cluster.umount(name, **options)
 
     await asyncio.to_thread(synchronous)
