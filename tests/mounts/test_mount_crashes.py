@@ -7,6 +7,8 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,59 @@ async def test_a_crash_at_any_step_is_put_right(
     again = await host.mount(name)  # whatever was left is put right by the next one
     (host.point() / "file").write_text("it works")
     assert system.mounted_at(str(host.point())) is not None and again["state"] == "serving"
+    await host.unmount(name)
+    assert list(host.state.path.glob("*[0-9a-f]")) == []
+    await check_clean(cluster, name)
+
+
+# What `moorage umount` does, in order: it dies just before.
+UNMOUNTING = {
+    "unmount": "unmounting.unmount_file_system",
+    "loop": "FuseWay.release",
+    "session": "FuseWay.end_session",
+    "keeper": "unmounting._end_keeper",
+    "daemon": "unmounting._end_daemon",
+    "note": "unmounting.shutil.rmtree",
+}
+DIES = """
+import os, sys
+from moorage.cli.main import main
+from moorage.gateway.mount import unmounting
+from moorage.gateway.mount.fuse_device import FuseWay
+owner, _, name = sys.argv.pop(1).rpartition(".")
+setattr(eval(owner), name, lambda *_, **__: os._exit(9))
+sys.exit(main(prog_name="moorage"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["command", "all"])
+@pytest.mark.parametrize("step", UNMOUNTING)
+async def test_an_unmount_that_dies_at_any_step_is_put_right(
+    who: str, step: str, host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    await host.mount(name)
+    await asyncio.to_thread(write_through, host.point() / "file", b"kept")
+    died = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", DIES, UNMOUNTING[step], "umount", name],
+        env=host.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert died.returncode == 9, died.stderr
+    if who == "all":
+        await host.kill()
+    found = await host.mounts()
+    assert found, "what was begun is noted until it has come to its end"
+    if who == "command" and step == "unmount":  # nothing was done yet
+        assert found[0]["state"] == "serving"
+    if who == "command":
+        await host.unmount(name)
+    await host.mount(name)  # after "all" it finds what is left, and puts it right
+    assert (host.point() / "file").read_bytes() == b"kept"
     await host.unmount(name)
     assert list(host.state.path.glob("*[0-9a-f]")) == []
     await check_clean(cluster, name)
