@@ -293,6 +293,39 @@ async def test_a_dead_mount_is_not_pulled_from_under_who_stands_in_it(
     await mend(host, cluster, name)
 
 
+def lives(pid: int) -> bool:
+    """Also not as a zombie, which whoever is process 1 may not have asked for yet."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("frozen", ["daemon", "keeper"])
+async def test_an_unmount_waits_for_what_is_frozen_until_it_is_forced(
+    frozen: str, host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    await host.mount(name)
+    await asyncio.to_thread(write_through, host.point() / "file", b"synced")
+    (host.point() / "dirty").write_bytes(b"not synced" * 100_000)
+    place = host.place()
+    daemon, keeper = place.status().pid, unmounting._keeper_pid(place)
+    os.kill({"daemon": daemon, "keeper": keeper}[frozen], signal.SIGSTOP)
+    code, _, err = await host.run("umount", name, "--timeout", "3")
+    assert code != 0 and "--force` gives up what was not written" in err, err
+    code, _, err = await host.run("umount", name, "--force")
+    assert code == 0, err
+    assert not any(lives(pid) for pid in (daemon, keeper))
+    assert await host.mounts() == []
+    await host.mount(name)
+    assert (host.point() / "file").read_bytes() == b"synced"
+    await host.unmount(name)
+    await check_clean(cluster, name)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_without_a_majority_unmount_says_so_and_force_gives_up(
