@@ -112,7 +112,7 @@ def test_a_volume_that_is_there(agent: Agent, way: Callable[..., Path], options:
 
 
 @pytest.mark.parametrize("way", [by_command, by_table, by_table_options, by_automount])
-def test_the_cluster_that_it_names(make_agent: MakeAgent, far: Cluster, way: Callable[..., Path]) -> None:
+def test_the_cluster_that_it_names(far: Cluster, make_agent: MakeAgent, way: Callable[..., Path]) -> None:
     """From Python one connects to it: a connection is to one cluster."""
     agent, volume = make_agent("a1", far=far), f"twin{next(_numbers)}"
     target = agent.directory / "at"
