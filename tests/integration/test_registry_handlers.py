@@ -224,7 +224,7 @@ async def test_a_device_in_the_view(registry: Registry) -> None:
         ],
         "groups": ["m1"],
         "charging": False,
-            "balance": {"paused": False, "at_ms": 0, "by": ""},
+        "balance": {"paused": False, "at_ms": 0, "by": ""},
     }
     status = await call(conn, "status")
     assert (status["devices"], status["hosts"], status["services"]) == ({"up": 1}, 1, 1)

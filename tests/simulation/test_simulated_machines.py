@@ -227,14 +227,32 @@ def test_a_failed_sync_forgets_what_it_was_for(pair: Pair) -> None:
     assert not any(device.disk.files["00000001.seg"].synced)
 
 
-def test_rot_and_misdirected_writes_change_what_was_synced(pair: Pair) -> None:
+def test_rot_changes_what_was_synced_but_not_the_newest_commit(pair: Pair) -> None:
     device = pair.world.device(SERVER)
     file = device.open().create("00000001.seg", 64 << 10)
     assert not device.rot(pair.loop.rng), "there is nothing yet"
     file.pwritev([b"a" * 4096], 0)
     file.fdatasync()
+    assert not device.rot(pair.loop.rng) and not device.damaged
+    file.pwritev([b"b" * 4096], 4096)
+    file.fdatasync()
     assert device.rot(pair.loop.rng) and device.damaged
-    assert device.disk.files["00000001.seg"].synced[:4096] != b"a" * 4096
+    synced = device.disk.files["00000001.seg"].synced
+    assert synced[:4096] != b"a" * 4096 and synced[4096:8192] == b"b" * 4096
+
+
+def test_a_write_that_went_astray_is_missed_when_the_next_commit_is_written(pair: Pair) -> None:
+    device = pair.world.device(SERVER)
+    file = device.open().create("00000001.seg", 64 << 10)
+    device.misdirects_at = 1
+    file.pwritev([b"a" * 4096], 0)
+    file.fdatasync()
+    synced = device.disk.files["00000001.seg"].synced
+    assert synced[:4096] == b"a" * 4096 and not device.damaged
+    file.pwritev([b"b" * 512], 60 << 10)
+    assert device.damaged and synced.count(b"a" * 4096) == 1
+    device.lost_power()
+    assert device.disk.files["00000001.seg"].synced.count(b"a" * 4096) == 1
 
 
 def test_nothing_is_left_behind(pair: Pair) -> None:
