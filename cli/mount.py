@@ -68,14 +68,13 @@ def mount(
 
     async def run() -> None:
         import moorage
-        from moorage.gateway.mount import system, ways
+        from moorage.gateway.mount import mounting
 
-        system.check_root()
-        ways.choose()  # before anything is asked of the cluster: it may not be possible here at all
+        mounting.check_host()  # before anything is asked of the cluster
         named = cluster_of(cluster, registry, [volume])
         async with await moorage.connect(named, registry=registry, secret_file=secret_file) as connected:
             if overwrite and not read_only:
-                click.echo(f"moorage: --overwrite: ALL THAT {volume} HOLDS IS LOST NOW", err=True)
+                click.echo(f"moorage: --overwrite: ALL THAT {volume} HOLDS WILL BE LOST", err=True)
             mounted = await connected.mount(
                 volume,
                 path,

@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from moorage.metadata import placement
-from moorage.metadata.healing import BALANCE, Move, is_up, move_of
+from moorage.metadata.healing import BALANCE, Move, Told, is_up, move_of
 from moorage.metadata.placement import Choice, Cluster, Device
 
 WITHIN: Final = 0.10  # of their capacity: the fullest and the emptiest device may differ by so much
 GAIN_MIN: Final = 0.01
 MOVES_MAX: Final = 2  # of one metadata group at once; the nodes' schedulers decide how fast they are
-
-Rows = Mapping[int, Mapping[str, Any]]  # replica -> its row of ``node.list_replicas``
 
 
 @dataclass
@@ -43,17 +41,15 @@ class _Candidate(NamedTuple):
 
 def is_uneven(view: Mapping[str, Any]) -> bool:
     """By what the registry has heard: whether it is worth it to ask the devices what they hold."""
-    fills = [each.used / each.capacity for each in _usable(view)]
+    fills = [each.used / each.capacity for each in _usable(placement.cluster_from_view(view, {}))]
     return bool(fills) and max(fills) - min(fills) > WITHIN
 
 
-def decide(
-    view: Mapping[str, Any], volumes: Iterable[Mapping[str, Any]], held: Mapping[str, Rows]
-) -> Decision:
+def decide(view: Mapping[str, Any], volumes: Iterable[Mapping[str, Any]], held: Told) -> Decision:
     """``volumes``: those of this metadata group that are ready, with all that are changed. ``held``: what
     devices that are up have said of theirs, also of other groups' replicas."""
     cluster = placement.cluster_from_view(view, {})
-    devices = {device.id: device for device in _usable(view)}
+    devices = {device.id: device for device in _usable(cluster)}
     if silent := sorted(devices.keys() - held.keys()):
         return Decision(text=f"device {silent[0]} does not say what it holds")
     volumes = list(volumes)
@@ -81,14 +77,11 @@ def decide(
     return made
 
 
-def _usable(view: Mapping[str, Any]) -> list[Device]:
-    devices = placement.cluster_from_view(view, {}).devices
-    return [each for each in devices if each.up and each.host.up and each.capacity > 0]
+def _usable(cluster: Cluster) -> list[Device]:
+    return [each for each in cluster.devices if each.up and each.host.up and each.capacity > 0]
 
 
-def _with_moves_done(
-    sizes: dict[str, int], volumes: list[Mapping[str, Any]], held: Mapping[str, Rows]
-) -> int:
+def _with_moves_done(sizes: dict[str, int], volumes: list[Mapping[str, Any]], held: Told) -> int:
     """Change ``sizes`` to what they will be after the changes under way; how many of these even out."""
     under_way = 0
     for volume in volumes:
@@ -106,12 +99,12 @@ def _with_moves_done(
     return under_way
 
 
-def _held(held: Mapping[str, Rows], device: str, replica: int) -> int:
+def _held(held: Told, device: str, replica: int) -> int:
     return int(held.get(device, {}).get(replica, {}).get("bytes", 0))
 
 
 def _candidates(
-    view: Mapping[str, Any], volumes: list[Mapping[str, Any]], held: Mapping[str, Rows]
+    view: Mapping[str, Any], volumes: list[Mapping[str, Any]], held: Told
 ) -> Iterator[_Candidate]:
     """Of groups that have all that they should have, and do not change."""
     for volume in volumes:

@@ -13,7 +13,7 @@ group with less than it has: the old member counts until the new one does, whate
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ DOWN: Final = "down"
 Told = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """Rows of ``node.list_replicas``, by device and replica; of devices that answered."""
 
-_URGENCY: Final = {LOST: 0, DOWN: 0, DRAIN: 1}
+_URGENCY: Final = {LOST: 0, MISSING: 0, DOWN: 0, DRAIN: 1}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class Leaving:
     why: str
     text: str
     to: str = ""
+
+
+_MISSING: Final = Leaving(MISSING, "has lost it")  # it may come to the same device
 
 
 @dataclass(frozen=True)
@@ -139,15 +142,17 @@ def decide(
     provisioned: Mapping[str, int],
     flapping: Flapping,
     repair_after_ms: int,
+    missing: Collection[int] = (),
 ) -> Decisions:
-    """``volumes``: those that are ready, at least all that have a replica on a device to be left or a wish.
+    """``volumes``: those that are ready, at least all that have a replica on a device to be left or among the
+    ``missing`` ones, or a wish.
 
     Pure but for ``flapping``, which it only reads."""
     going = leaving(view, repair_after_ms)
     made = Decisions()
     under_way: list[str] = []  # devices of the learners there are
     wanted: list[
-        tuple[tuple[int, int, str, int], Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
+        tuple[tuple[int, int, str, int], Mapping[str, Any], Mapping[str, Any], Mapping[str, Any], Leaving]
     ] = []
     for volume, group in _groups(volumes):
         wish = group["wish"]
@@ -159,22 +164,29 @@ def decide(
             elif wish.get("why") != BALANCE:  # that must not keep anything at risk waiting
                 under_way.append(wish["device"])
             continue
-        leavers = [member for member in group["members"] if member["device"] in going]
+        leavers = {
+            member["replica"]: why
+            for member in group["members"]
+            if (why := _MISSING if member["replica"] in missing else going.get(member["device"]))
+        }
         if leavers:
             # One at a time: the one that is lost goes before the one that is drained.
-            member = min(leavers, key=lambda each: (_URGENCY[going[each["device"]].why], each["replica"]))
-            there = [is_up(view, each["device"]) for each in group["members"]]
+            first = min(leavers, key=lambda replica: (_URGENCY[leavers[replica].why], replica))
+            (member,) = (each for each in group["members"] if each["replica"] == first)
+            there = [
+                is_up(view, each["device"]) and each["replica"] not in missing for each in group["members"]
+            ]
             good = sum(there)
             if not is_majority(there):
                 text = f"{good} of its {len(there)} replicas are there: nothing is copied until more are back"
                 made.blocked.append(_blocked(volume, group, member, text))
                 continue
-            rank = (_URGENCY[going[member["device"]].why], good, volume["name"], group["group"])
-            wanted.append((rank, volume, group, member))
+            rank = (_URGENCY[leavers[first].why], good, volume["name"], group["group"])
+            wanted.append((rank, volume, group, member, leavers[first]))
     cluster = placement.cluster_from_view(view, provisioned)
-    for _, volume, group, member in sorted(wanted, key=lambda each: each[0]):
+    for _, volume, group, member, leaves in sorted(wanted, key=lambda each: each[0]):
         try:
-            place = _place(view, cluster, volume, group, member, going[member["device"]])
+            place = _place(view, cluster, volume, group, member, leaves)
         except MoorageError as error:
             made.blocked.append(_blocked(volume, group, member, error.message))
             continue
@@ -184,7 +196,6 @@ def decide(
         under_way.append(place.device)
         share = placement.replica_share(volume["size"], len(volume["groups"]))
         cluster.provisioned[place.device] = cluster.provisioned.get(place.device, 0) + share
-        leaves = going[member["device"]]
         made.moves.append(move_of(volume, group, member, place, leaves.why, f"its device {leaves.text}"))
     return made
 
@@ -237,45 +248,15 @@ def out_of_step(volume: Mapping[str, Any], view: Mapping[str, Any], told: Told) 
     return ""
 
 
-def lost(volume: Mapping[str, Any], told: Told) -> bool:
-    """Whether a device has answered, and does not have what it should. ``told``: what devices said while the
-    volume's members were these."""
-    return any(_is_missing(member, told) for _, group in _groups([volume]) for member in group["members"])
-
-
-def replace_lost(
-    view: Mapping[str, Any],
-    volumes: Iterable[Mapping[str, Any]],
-    provisioned: Mapping[str, int],
-    told: Told,
-) -> Decisions:
-    """Place anew what devices have lost though they are up: a part of their log has rotted. It may come to
-    the same device."""
-    made = Decisions()
-    cluster = placement.cluster_from_view(view, provisioned)
-    for volume, group in _groups(volumes):
-        missing = [member for member in group["members"] if _is_missing(member, told)]
-        if not missing or group["wish"] is not None or len(made.moves) >= MOVES_MAX:
-            continue
-        there = [is_up(view, e["device"]) and e not in missing for e in group["members"]]
-        if not is_majority(there):
-            text = (
-                f"{sum(there)} of its {len(there)} replicas are there: nothing is copied until more are back"
-            )
-            made.blocked.append(_blocked(volume, group, missing[0], text))
-            continue
-        try:
-            place = _place(view, cluster, volume, group, missing[0], Leaving(MISSING, ""))
-        except MoorageError as error:
-            made.blocked.append(_blocked(volume, group, missing[0], error.message))
-            continue
-        made.moves.append(move_of(volume, group, missing[0], place, MISSING, "its device has lost it"))
-    return made
-
-
-def _is_missing(member: Mapping[str, Any], told: Told) -> bool:
-    rows = told.get(member["device"])
-    return rows is not None and member["replica"] not in rows
+def missing(volumes: Iterable[Mapping[str, Any]], told: Told) -> set[int]:
+    """Replicas that their devices do not have, though they have answered. ``told``: what devices said while
+    the volumes' members were these. An id is given once: what is missing never comes back."""
+    return {
+        member["replica"]
+        for _, group in _groups(volumes)
+        for member in group["members"]
+        if (rows := told.get(member["device"])) is not None and member["replica"] not in rows
+    }
 
 
 def check_departure(

@@ -43,7 +43,7 @@ from moorage.wire.errors import Corrupt, MoorageError
 
 log = logging.getLogger(__name__)
 
-HALF_PER_MILLE = 500
+HALF_PER_MILLE = 500  # each one that is moved then frees as much as it costs, at least
 FULL_PER_MILLE = 900  # more alive than that is not worth the work: pieces waste about 5 % of the next one
 PIECE_BYTES = 256 << 10  # so much is moved in one entry: large enough for direct I/O, and it fits in anywhere
 

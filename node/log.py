@@ -110,8 +110,8 @@ class Log:
         self._in_flight: list[Queued] = []
         self._busy = False
         self._scheduled = False
-        self._sealed = True  # the last group commit is empty, or there is none
-        self._seen = 0  # the last group commit when `seal` was called last
+        self._proved = True  # the last group commit is empty, or there is none
+        self._seen = 0  # the last group commit when `prove_last` was called last
         self.stalled = False  # no free segment to go on with
         self.failed: DeviceFailed | None = None
         self.written_bytes = 0
@@ -222,12 +222,12 @@ class Log:
         segment = self._roll()
         self._write(segment, [], [self._header(segment)])
 
-    def seal(self) -> None:
+    def prove_last(self) -> None:
         """Called again and again. When nothing came since the last call, an empty group commit is written
         behind the last one. It proves that the last one was synced: damage to that is not taken for a torn
         write then, however long nothing else follows."""
         seen, self._seen = self._seen, self.group
-        if self._sealed or self.group != seen or not self.idle or self.failed is not None:
+        if self._proved or self.group != seen or not self.idle or self.failed is not None:
             return
         if self.current is not None and self.current.end + align(FRAME_OVERHEAD) <= self.segment_size:
             self._write(self.current, [], [])
@@ -318,7 +318,7 @@ class Log:
         self.group += 1
         segment.end = start + size
         self._durable_segment = segment
-        self._sealed = not taken
+        self._proved = not taken
         self._metrics.group_commit(len(taken), size)
         self.written_bytes += size
         location = segment.number << OFFSET_BITS | (start + data_at)

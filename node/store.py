@@ -471,7 +471,7 @@ class Store:
         while True:
             await asyncio.sleep(UPKEEP_SECONDS)
             self.log.reclaim()
-            self.log.seal()
+            self.log.prove_last()
             try:
                 await self.allocate()
                 if self.log.stalled and self.checkpointer.would_free():

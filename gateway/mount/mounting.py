@@ -79,10 +79,15 @@ async def mount(directory: StateDirectory, record: Record) -> Mount:
         return describe(place)
 
 
+def check_host() -> ways.Way:
+    """The way to take on this host. Raises Denied, or Unavailable that names what is missing."""
+    system.check_root()
+    return ways.choose()
+
+
 def check(record: Record) -> ways.Way:
     """The way to take, where nothing is in the way."""
-    system.check_root()
-    way = ways.choose()
+    way = check_host()
     target = Path(record.target)
     if not target.exists():
         raise Invalid(f"mount point {target} does not exist: create it (mkdir -p {target})")

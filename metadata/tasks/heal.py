@@ -30,8 +30,6 @@ LAPSED_MS = 60_000  # a holder that has not detached may be well, and cut off fr
 SETTLE_AT_ONCE = 4  # volumes
 SETTLE_PAUSE_MAX_S = 600.0
 
-Told = dict[str, dict[int, dict[str, Any]]]  # by device and replica: rows of ``node.list_replicas``
-
 
 class Healer:
     def __init__(self, context: TaskContext) -> None:
@@ -39,6 +37,9 @@ class Healer:
         self._flapping = healing.Flapping()
         self.blocked: list[healing.Blocked] = []  # as of the last round
         self.unevenness = ""  # as of the last survey, for people
+        self._missing: set[int] = (
+            set()
+        )  # replicas that devices had lost, as of a survey; their ids stay unique
         self._clear: set[str] | None = None  # no volume has anything on these, nor is one changing
         self._clear_until = 0.0
         self._settling: set[asyncio.Task[None]] = set()
@@ -97,7 +98,14 @@ class Healer:
         kv = context.replicated.kv
         volumes = [found for each in volumes if (found := records.volume_by_id(kv, each["id"])) is not None]
         volumes = [volume for volume in volumes if volume["state"] == records.READY]
-        made = healing.decide(view, volumes, records.provisioned(kv), self._flapping, context.repair_after_ms)
+        made = healing.decide(
+            view,
+            volumes,
+            records.provisioned(kv),
+            self._flapping,
+            context.repair_after_ms,
+            self._missing,
+        )
         for off in made.called_off:
             await self._call_off(off)
         for move in made.moves:
@@ -114,16 +122,23 @@ class Healer:
                 self._context.directory.tell("move blocked", [each.name, each.host, each.device], text)
 
     async def _concerned(self, going: set[str]) -> AsyncIterator[dict[str, Any]]:
-        """Volumes with a replica on a device to be left, or with a change under way."""
+        """Volumes with a replica on a device to be left, or lost, or with a change under way."""
         async for volume in ready_volumes(self._context.replicated):
-            if records.wishes(volume) or not going.isdisjoint(records.devices(volume)):
+            leaves = not going.isdisjoint(records.devices(volume)) or self._has_missing(volume)
+            if records.wishes(volume) or leaves:
                 yield volume
+
+    def _has_missing(self, volume: dict[str, Any]) -> bool:
+        return bool(self._missing) and any(
+            member["replica"] in self._missing for group in volume["groups"] for member in group["members"]
+        )
 
     async def _survey(self) -> None:
         """Ask all devices that are up what they hold: volumes that nobody holds are led when they are out of
         step, what a device has lost is placed anew, and devices are evened out."""
         before = {volume["id"]: volume async for volume in ready_volumes(self._context.replicated)}
         if not before:
+            self.unevenness = ""
             return
         view = self._context.directory.view
         told = await self._ask([device for device, row in view["devices"].items() if row["health"] == "up"])
@@ -131,11 +146,12 @@ class Healer:
         # Of those that have changed meanwhile the devices may have told something older.
         same = [volume for volume in volumes if volume == before.get(volume["id"])]
         self._lead_what_is_out_of_step(same, view, told)
-        await self._replace_lost(same, told)
+        if found := healing.missing(same, told):
+            self._missing, self._clear = found, None
         self.unevenness = await self._even_out(volumes, told)
 
     def _lead_what_is_out_of_step(
-        self, volumes: list[dict[str, Any]], view: dict[str, Any], told: Told
+        self, volumes: list[dict[str, Any]], view: dict[str, Any], told: healing.Told
     ) -> None:
         """A member that was away while the last holder wrote would lack it until somebody holds the volume
         again."""
@@ -148,23 +164,10 @@ class Healer:
             else:
                 self._patience.pop(volume["id"], None)
 
-    async def _replace_lost(self, volumes: list[dict[str, Any]], told: Told) -> None:
-        """Replicas that their devices do not have, though they are up."""
-        lost = [volume for volume in volumes if healing.lost(volume, told)]
-        if not lost:
-            return
-        context = self._context
-        view = await context.directory.fetch_view()
-        made = healing.replace_lost(view, lost, records.provisioned(context.replicated.kv), told)
-        for each in made.blocked:
-            log.warning("volume %s: its replica on %s is lost: %s", each.name, each.host, each.text)
-        for move in made.moves:
-            self._clear = None
-            await self._begin(move)
-
-    async def _ask(self, devices: list[str]) -> Told:
+    async def _ask(self, devices: list[str]) -> healing.Told:
         """By device and replica; without the devices that do not answer."""
-        slots, told = asyncio.Semaphore(ASK_AT_ONCE), {}
+        slots = asyncio.Semaphore(ASK_AT_ONCE)
+        told: dict[str, dict[int, dict[str, Any]]] = {}
 
         async def ask(device: str) -> None:
             try:
@@ -177,7 +180,7 @@ class Healer:
         await asyncio.gather(*map(ask, devices))
         return told
 
-    async def _even_out(self, volumes: list[dict[str, Any]], told: Told) -> str:
+    async def _even_out(self, volumes: list[dict[str, Any]], told: healing.Told) -> str:
         """Fill devices alike, when nothing is at risk; what is done, or is in the way, for people."""
         context = self._context
         if not balance.is_uneven(context.directory.view):

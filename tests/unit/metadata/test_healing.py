@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -42,9 +43,12 @@ def wish_of(number: int, device: int, replaces: int, why: str) -> dict[str, Any]
 
 
 def decide(
-    view: dict[str, Any], *volumes: dict[str, Any], flapping: Flapping | None = None
+    view: dict[str, Any],
+    *volumes: dict[str, Any],
+    flapping: Flapping | None = None,
+    missing: Collection[int] = (),
 ) -> healing.Decisions:
-    return healing.decide(view, volumes, {}, flapping or Flapping(), 10 * MINUTE_MS)
+    return healing.decide(view, volumes, {}, flapping or Flapping(), 10 * MINUTE_MS, missing)
 
 
 DRAINED = {"drain": {"to": "", "by": "me", "at_ms": 0}}
@@ -185,19 +189,29 @@ def test_which_volumes_are_out_of_step(change: dict[str, Any], says: str) -> Non
 def test_what_a_device_has_lost_is_placed_anew(hosts: int, where: str) -> None:
     """Elsewhere, or there again."""
     volume, view, replicas = volume_of(1), view_of(hosts, d2={"used": GIB}), told(1, 2, 3)
-    assert not healing.lost(volume, replicas)
+    assert not healing.missing([volume], replicas)
     del replicas["d2"]
-    assert not healing.lost(volume, replicas), "it did not answer"
+    assert not healing.missing([volume], replicas), "it did not answer"
     replicas["d2"] = {777: {}}
-    assert healing.lost(volume, replicas)
-    (move,) = healing.replace_lost(view, [volume], {"d2": GIB}, replicas).moves
+    assert healing.missing([volume], replicas) == {102}
+    (move,) = decide(view, volume, missing={102}).moves
     assert (move.old, move.where.device, move.why) == (102, where, MISSING)
+    assert move.text == "its device has lost it"
     wished = volume_of(1, wish={**wish_of(1, int(where[1]), 2, MISSING)})
-    assert not healing.replace_lost(view, [wished], {}, replicas).moves, "that is under way"
-    assert not decide(view, wished).called_off, "though its device is up"
+    made = decide(view, wished, missing={102})
+    assert not made.moves and not made.called_off, "that is under way, though its device is up"
 
 
 def test_nothing_is_copied_from_a_minority() -> None:
-    replicas = {**told(1, 3), "d2": {}}
-    made = healing.replace_lost(view_of(4, d3=down(1)), [volume_of(1)], {}, replicas)
+    made = decide(view_of(4, d3=down(1)), volume_of(1), missing={102})
     assert not made.moves and "1 of its 3 replicas are there" in made.blocked[0].text
+
+
+def test_what_was_lost_has_the_same_limits_and_goes_before_drains() -> None:
+    volumes = [volume_of(n, on=(1, 2, 3)) for n in range(1, 30)]
+    lost = {100 * n + 2 for n in range(1, 30)}
+    made = decide(view_of(9, d1=DRAINED), *volumes, missing=lost)
+    assert len(made.moves) == MOVES_MAX and {move.why for move in made.moves} == {MISSING}
+    assert {each.text for each in made.blocked} == {healing.TURN}
+    into = [move.where.device for move in made.moves]
+    assert max(map(into.count, into)) <= healing.INTO_MAX

@@ -96,7 +96,9 @@ class Rig:
 
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(Log, "seal", lambda _: None)  # the last group commit is the one that was last written
+    monkeypatch.setattr(
+        Log, "prove_last", lambda _: None
+    )  # the last group commit is the one that was last written
     rig = Rig(tmp_path)
     await rig.open()
     await rig.create(1)
@@ -355,11 +357,11 @@ async def test_the_last_group_commit_is_soon_proved_to_have_been_synced(
     monkeypatch.undo()
     log = rig.store.log
     async with asyncio.timeout(20):
-        while not (log._sealed and log.idle):
+        while not (log._proved and log.idle):
             await asyncio.sleep(0.01)
     written = log.written_bytes
-    log.seal()
-    log.seal()
+    log.prove_last()
+    log.prove_last()
     assert log.idle and log.written_bytes == written, "once is enough"
     await rig.store.close(checkpoint=False)
     report = await rig.open()
