@@ -61,6 +61,30 @@ def release(names: Iterable[str]) -> None:
             run.output(["umount", str(FREEZER)])
 
 
+@contextlib.contextmanager
+def frozen(name: str, pids: Iterable[int]) -> Iterator[None]:
+    """These processes in a cgroup that is frozen, as those of a container that is paused. They have to be
+    killed meanwhile: it is removed once they are thawed."""
+    claim([name])
+    (top,) = (Path(mount) for mount, options in _mounts().items() if "freezer" in options)
+    group = top / name
+    group.mkdir(exist_ok=True)
+    state = group / "freezer.state"
+    try:
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        state.write_text("FROZEN")
+        end = time.monotonic() + 10
+        while state.read_text() != "FROZEN\n":
+            if time.monotonic() > end:
+                raise MesosError(f"{group} does not freeze")
+            time.sleep(0.01)
+        yield
+    finally:
+        state.write_text("THAWED")
+        release([name])
+
+
 def _remove(name: str) -> None:
     """A process that was killed stays in its cgroup for a moment."""
     end = time.monotonic() + 5

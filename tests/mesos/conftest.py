@@ -1,12 +1,8 @@
-"""Real Mesos: masters and agents in a loopback network of their own, and schedulers that talk to them.
-
-What cannot be on this machine is skipped with its reason; on a build machine (CI is set) it fails instead.
-"""
+"""Real Mesos: masters and agents in a loopback network of their own, and schedulers that talk to them."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from ..prerequisites import require
 from . import cgroups, machine, programs
 from .cluster import Cluster
 from .daemons import Options
+from .deployment import Framework, MakeFramework
 from .errors import MesosError
 from .scheduler import Scheduler
 
@@ -33,24 +31,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.timeout(300))
 
 
-def _require(reason: str) -> None:
-    if reason and os.environ.get("CI"):
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def installed() -> Path:
     """The programs; fetched and built if this machine has none. Without a network that fails: no skip."""
-    _require(machine.unusable())
+    require(machine.unusable())
     return programs.install(programs.default_cache())
 
 
 @pytest.fixture(scope="session")
 def privileged() -> None:
     """For tests that need mounts and the linux launcher."""
-    _require(machine.unprivileged() or cgroups.unusable())
+    require(machine.unprivileged() or cgroups.unusable())
 
 
 @pytest.fixture
@@ -103,3 +94,16 @@ async def scheduler() -> AsyncIterator[Callable[..., Awaitable[Scheduler]]]:
     yield make
     for each in made:
         await each.close()
+
+
+@pytest.fixture
+async def framework(tmp_path: Path) -> AsyncIterator[MakeFramework]:
+    made: list[Framework] = []
+
+    def make(cluster: Cluster) -> Framework:
+        made.append(Framework(cluster, tmp_path))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.kill()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ..prerequisites import require
 from . import programs
 from .cluster import Cluster
 from .conftest import MakeMesos, MakeScheduler
@@ -64,7 +65,7 @@ async def test_commands(cluster: Cluster, framework: Scheduler) -> None:
 @pytest.mark.slow
 async def test_the_user_of_a_command(cluster: Cluster, framework: Scheduler, installed: Path) -> None:
     if os.geteuid() != 0 or not all(programs.public(each) for each in (installed, programs.interpreter())):
-        pytest.skip("tasks as another user need root, and a cache and a Python that all users reach")
+        require("tasks as another user need root, and a cache and a Python that all users reach")
     await run(framework, "a", {"value": "id -un", "user": "nobody"})
     assert cluster.sandbox("a") == "nobody\n"
 

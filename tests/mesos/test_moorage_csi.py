@@ -17,7 +17,9 @@ import pytest
 
 from moorage.cli.local_cluster import LocalCluster
 
-from ..integration.csi.support import Driver, own_mounts, unusable
+from ..fsck import check_clean_at
+from ..integration.csi.support import Driver, own_mounts
+from ..prerequisites import no_mounts, require
 from .cluster import Cluster
 from .conftest import MakeMesos, MakeScheduler
 from .scheduler import Json, Scheduler, from_agent, launch
@@ -32,12 +34,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(240),
     pytest.mark.usefixtures("privileged", "apart"),
-    pytest.mark.skipif(bool(unusable()), reason=unusable()),
 ]
 
 
 @pytest.fixture
 def apart() -> Iterator[None]:
+    require(no_mounts())
     with own_mounts():
         yield
 
@@ -148,6 +150,15 @@ async def read_again(framework: Scheduler, cluster: Cluster, agents: Agents) -> 
     )
     assert status["state"] == "TASK_FINISHED", status
     assert cluster.sandbox("third") == "written\nmore\nread-only\n"
+    await check_clean(agents, "agent2")
+
+
+async def check_clean(agents: Agents, *alive: str) -> None:
+    """`fsck -f`, once the containers have let the volume go."""
+    async with asyncio.timeout(60):
+        while any(agents.drivers[name].mounts() for name in alive):
+            await asyncio.sleep(0.05)
+    await check_clean_at(agents.environment, "db")
 
 
 async def test_a_task_finds_what_it_wrote_when_its_host_died(
@@ -178,3 +189,4 @@ async def test_the_same_with_drivers_that_the_agents_start(
     status = await framework.run(offer, "fourth", "cat vol/f && touch vol/h", container=asked())
     assert status["state"] == "TASK_FINISHED", status
     assert cluster.sandbox("fourth") == "written\nmore\n"
+    await check_clean(agents, "agent1", "agent2")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,11 +21,13 @@ from pathlib import Path
 import pytest
 
 from moorage.cli.local_cluster import LocalCluster
+from moorage.gateway.docker.dvdi import SUFFIXES
 from moorage.gateway.mount import system, unmounting
 from moorage.gateway.mount.record import Place, StateDirectory
 from tests.fsck import check_clean_at
+from tests.prerequisites import no_mounts, require
 
-from . import machine, run
+from . import machine
 from .cluster import Cluster
 from .conftest import MakeMesos, MakeScheduler
 from .scheduler import Json, Scheduler, launch
@@ -89,15 +93,16 @@ class Storage:
             for state in self.states():
                 while await unmounting.clean_up(state) or state.places():
                     await asyncio.sleep(0.1)
-        if system.mounted_at(str(self.root)) is not None:
-            run.output(["umount", str(self.root)])
+            while system.mounted_at(str(self.root)) is not None:  # busy while the kernel ends what was in it
+                umount = ["umount", str(self.root)]
+                await asyncio.to_thread(subprocess.run, umount, capture_output=True, check=False)
+                await asyncio.sleep(0.1)
         assert machine.mounts_below(self.directory) == []
 
 
 @pytest.fixture
 async def storage() -> AsyncIterator[Storage]:
-    if not Path("/dev/fuse").exists() or not Path("/dev/loop-control").exists():
-        pytest.skip("there is no /dev/fuse or no /dev/loop-control")
+    require(no_mounts())
     directory = Path(tempfile.mkdtemp(prefix="moo"))  # short: sockets are below it
     made = Storage(LocalCluster(directory / "c", options={"MOORAGE_CAPACITY": "1G"}), directory)
     made.install_dvdcli()
@@ -145,6 +150,66 @@ async def test_a_task_finds_on_another_agent_what_it_wrote_before_its_host_was_k
     await check_clean_at(storage.env, "db")
 
 
+# Each of the ten volumes that variables can name: mounted, with what the task before wrote.
+EACH = """set -e
+for n in '' 1 2 3 4 5 6 7 8 9; do
+    eval "at=\\$DVDI_VOLUME_PATH$n"
+    mountpoint -q "$at"
+    test "$(readlink "data$n")" = "$at"
+    cat "data$n/table" 2>/dev/null || echo new
+    echo "row$n" >"$at/table"
+    sync "$at/table"
+done
+echo done
+"""
+
+
+def with_variables(env: dict[str, str], script: str) -> Json:
+    """A command that has ten volumes: by options, and by the options of a URI."""
+    variables = {**env}
+    for suffix in SUFFIXES:
+        variables |= {
+            f"DVDI_VOLUME_NAME{suffix}": f"db{suffix}",
+            f"DVDI_VOLUME_DRIVER{suffix}": "moorage",
+            f"DVDI_VOLUME_OPTS{suffix}": "size=64M,replicas=3",
+            f"DVDI_VOLUME_CONTAINERPATH{suffix}": f"data{suffix}",
+        }
+    variables |= {"DVDI_VOLUME_NAME9": "moorage:///db9?size=64M", "DVDI_VOLUME_OPTS9": ""}
+    command = shlex.join([sys.executable, "-m", "moorage.cli.main", "dvdi", "run", "sh", "-c", script])
+    environment = [{"name": name, "value": value} for name, value in variables.items()]
+    return {"value": f"exec {command}", "environment": {"variables": environment}}
+
+
+@pytest.mark.slow
+async def test_a_task_without_docker_finds_the_volumes_that_its_variables_name(
+    mesos: MakeMesos, scheduler: MakeScheduler, storage: Storage
+) -> None:
+    """No isolator is asked. Its whole host is killed; the same task on another agent has what it wrote."""
+    cluster = await mesos(agents=2, env=storage.env, agent_timeout=3)
+    framework = await scheduler(cluster.master)
+    offer = await framework.offer(lambda offer: cluster.agent_at(offer["hostname"]) == "agent1")
+    stays = with_variables(storage.env, f"{EACH}exec sleep 1000")
+    await framework.accept(offer, launch(framework.task(offer, "writer", stays)))
+    await framework.update("writer", "TASK_RUNNING")
+    async with asyncio.timeout(90):
+        while not cluster.sandbox("writer").endswith("done\n"):
+            await asyncio.sleep(0.05)
+    assert cluster.sandbox("writer") == "new\n" * 10 + "done\n"
+    assert len(storage.places()) == 10
+
+    cluster.kill_host("agent1")
+    storage.kill_mounts()
+    offer = await framework.offer(lambda offer: cluster.agent_at(offer["hostname"]) == "agent2")
+    again = with_variables(storage.env, EACH)
+    await framework.accept(offer, launch(framework.task(offer, "reader", again)))
+    status = await framework.update("reader", "TASK_FINISHED", "TASK_FAILED", timeout=120)
+    assert status["state"] == "TASK_FINISHED", (status, cluster.sandbox("reader", "stderr"))
+    rows = [f"row{suffix}" for suffix in SUFFIXES]
+    assert cluster.sandbox("reader").splitlines() == [*rows, "done"]
+    for suffix in SUFFIXES:
+        await check_clean_at(storage.env, f"db{suffix}")
+
+
 @pytest.mark.slow
 async def test_tasks_of_an_agent_share_a_volume_and_the_last_one_ends_its_mount(
     mesos: MakeMesos, scheduler: MakeScheduler, storage: Storage
@@ -177,7 +242,7 @@ async def test_what_a_volume_lacks_is_said_to_the_framework(
 ) -> None:
     cluster = await mesos(isolation=ISOLATION, env=storage.env)
     framework = await scheduler(cluster.master)
-    wrong = {"none": ({}, "does not exist"), "db": ({**SIZE, "iops": "five"}, "whole number")}
+    wrong = {"none": ({}, "there is no volume or bucket"), "db": ({**SIZE, "iops": "five"}, "whole number")}
     for name, (options, words) in wrong.items():
         offer = await framework.offer()
         status = await framework.run(offer, name, "true", container=container(name=name, **options))
