@@ -1,0 +1,72 @@
+"""`moorage bucket`: create, list, show and delete buckets of objects."""
+
+from __future__ import annotations
+
+import click
+
+from moorage.cli import output
+from moorage.cli.options import cluster_command
+from moorage.client.cluster import Cluster
+
+
+@click.group()
+def bucket() -> None:
+    """Buckets of objects, replicated by quorum as volumes are; `moorage object` puts and gets."""
+
+
+@bucket.command()
+@click.argument("name")
+@click.option("--replicas", type=int, default=3, show_default=True, help="Of each object, on as many hosts.")
+@click.option("--groups", type=int, default=0, help="Replica groups; 0: by the number of hosts.")
+@cluster_command
+async def create(cluster: Cluster, as_json: bool, name: str, replicas: int, groups: int) -> None:
+    """Create a bucket. Buckets and volumes share their names."""
+    made = await (await cluster.buckets.create(name, replicas=replicas, groups=groups)).show()
+    if as_json:
+        output.emit_json(made)
+    else:
+        click.echo(f"created bucket {name}: {replicas} replicas, {len(made['groups'])} groups")
+
+
+@bucket.command("list")
+@cluster_command
+async def list_buckets(cluster: Cluster, as_json: bool) -> None:
+    """List all buckets."""
+    rows = await cluster.buckets.list()
+    if as_json:
+        output.emit_json(rows)
+        return
+    if not rows:
+        click.echo("no buckets: `moorage bucket create NAME` makes one")
+        return
+    shown = [(row["name"], row["replicas"], output.since(row["created_ms"])) for row in rows]
+    output.console().print(output.table("Buckets", ("bucket", "replicas", "age"), shown))
+
+
+@bucket.command()
+@click.argument("name")
+@cluster_command
+async def show(cluster: Cluster, as_json: bool, name: str) -> None:
+    """How many objects are in it, and where their replicas are."""
+    found = await (await cluster.bucket(name)).show()
+    if as_json:
+        output.emit_json(found)
+        return
+    click.echo(f"bucket {name}: {found['objects']} objects, {output.size(found['bytes'])}")
+    rows = [
+        (group["group"], ", ".join(member["host"] for member in group["members"]))
+        for group in found["groups"]
+    ]
+    output.console().print(output.table("Groups", ("group", "hosts"), rows))
+
+
+@bucket.command()
+@click.argument("name")
+@cluster_command
+async def delete(cluster: Cluster, as_json: bool, name: str) -> None:
+    """Delete a bucket without objects. Uploads that were begun go with it."""
+    await cluster.buckets.delete(name)
+    if as_json:
+        output.emit_json({"deleted": name})
+    else:
+        click.echo(f"deleted bucket {name}")

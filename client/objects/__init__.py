@@ -1,0 +1,1 @@
+"""Objects of buckets, as a program sees them."""

@@ -1,0 +1,353 @@
+"""A bucket as a program sees it: put, get, list and delete objects.
+
+Owns one :class:`Space` to write in, and what is told to metadata. It holds nothing that matters: a program
+that ends in the middle of a put leaves no object, and what it had written is collected."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from moorage.client.objects.devices import Devices
+from moorage.client.objects.reading import ObjectReader
+from moorage.client.objects.space import Space
+from moorage.client.objects.writing import Body, ObjectWriter
+from moorage.quorum.record import BLOCK_SIZE
+from moorage.wire.errors import MoorageError, Stale, Unavailable
+
+CALL_S = 10.0
+PUT_S = 30.0  # for the record of an object: a leader may be elected meanwhile
+RETRY_S = 0.1
+PAGE = 1000
+KEY_BYTES_AT_ONCE = 512 << 10
+TRIES = 3  # of a put whose bytes are at hand, when members of its group have changed meanwhile
+
+Call = Callable[..., Awaitable[Any]]
+Attributes = dict[str, Any] | Callable[[], dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object. ``size`` in bytes; ``etag``: the MD5 of its bytes in hex, unless its writer chose another
+    one; ``modified_ms``: since the epoch; ``attributes``: what its writer noted of it."""
+
+    key: str
+    size: int
+    etag: str
+    modified_ms: int
+    attributes: dict[str, Any] = field(default_factory=dict)
+    id: str = ""
+    parts: list[list[int]] = field(default_factory=list)
+
+    @classmethod
+    def from_wire(cls, value: dict[str, Any]) -> ObjectInfo:
+        return cls(
+            value["key"],
+            value["size"],
+            value["etag"],
+            value["at_ms"],
+            value["attributes"],
+            value["id"],
+            value["parts"],
+        )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A page: objects, and what keys have in common up to the delimiter. ``next``: where the following page
+    begins, empty for the last one."""
+
+    objects: list[ObjectInfo]
+    prefixes: list[str]
+    next: bytes
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Of the object that is there: ``absent``: there is none; ``etags``: it has one of these; ``not_etags``:
+    it has none of these."""
+
+    absent: bool = False
+    etags: Sequence[str] | None = None
+    not_etags: Sequence[str] = ()
+
+    def to_wire(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"absent": self.absent, "not_etags": list(self.not_etags)}
+        return found if self.etags is None else found | {"etags": list(self.etags)}
+
+
+class Bucket:
+    """Made by ``await cluster.bucket(name)``. An async context manager; :meth:`close` gives back what it has
+    not used. Any number of puts and gets at once.
+
+    All methods raise NotFound (the bucket, the object), Invalid (an argument), and Unavailable, when a
+    majority does not answer."""
+
+    def __init__(self, name: str, call: Call, devices: Devices) -> None:
+        """``call(method, params, timeout=s)``: asks metadata about this bucket."""
+        self.name = name
+        self._call = call
+        self._devices = devices
+        self._space: Space | None = None
+
+    # -- one object ----------------------------------------------------------------------------------------
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        attributes: Attributes = None,
+        condition: Condition | None = None,
+        etag: str | Callable[[], str] = "",
+    ) -> ObjectInfo:
+        """Store an object, in place of one that has this key: whole, once this returns, or not at all.
+
+        ``key``: 1 to 1024 bytes of UTF-8. ``body``: bytes, or an asynchronous iterable of bytes, of any
+        length; at most 12 MiB of it are in memory. ``attributes``: a map, 32 KiB packed. ``etag``: in
+        place of the MD5, which is not made then. A callable, for either, is asked when the body has ended.
+        Raises PreconditionFailed, NoQuorum, NoSpace."""
+        params: dict[str, Any] = {"key": key}
+        if condition is not None:
+            params["condition"] = condition.to_wire()
+        found = await self._store(body, "metadata.put_object", params, attributes, etag)
+        return ObjectInfo.from_wire(found)
+
+    async def _store(
+        self,
+        body: Body,
+        method: str,
+        params: dict[str, Any],
+        attributes: Attributes,
+        etag: str | Callable[[], str],
+    ) -> dict[str, Any]:
+        tries = TRIES if isinstance(body, bytes | bytearray | memoryview) else 1
+        for left in reversed(range(tries)):
+            space = self._writing()
+            writer = ObjectWriter(self._devices, space)
+            try:
+                written = await writer.store(body, with_md5=not etag)
+                chosen = etag() if callable(etag) else etag
+                noted = attributes() if callable(attributes) else attributes
+                about = {**written.to_wire(), "etag": chosen or written.md5, "attributes": noted or {}}
+                found: dict[str, Any] = await self._propose(method, {**params, **about})
+                space.heard_at = asyncio.get_running_loop().time()
+                return found
+            except Stale as error:
+                # Its groups have other members, or it was silent for too long: none of it is of use.
+                if self._space is space:
+                    self._space = None
+                if not left or error.outcome == "unknown":
+                    raise
+            finally:
+                await writer.end()
+        raise AssertionError("unreachable")
+
+    def _writing(self) -> Space:
+        if self._space is None or self._space.is_old:
+            loop = asyncio.get_running_loop()
+            self._space = Space(lambda method, params: self._call(method, params, timeout=CALL_S), loop.time)
+        return self._space
+
+    async def _propose(self, method: str, params: dict[str, Any]) -> Any:
+        """Sent again while it is not known whether it has happened: it is known by its id there."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + PUT_S
+        unsure = False
+        while True:
+            try:
+                return await self._call(method, params, timeout=CALL_S)
+            except MoorageError as error:
+                unsure |= error.outcome == "unknown"
+                again = error.outcome == "unknown" or isinstance(error, Unavailable)
+                if not again or loop.time() + RETRY_S > end:
+                    if unsure and error.outcome != "unknown":  # one that was sent before may come still
+                        raise type(error)(error.message, **{**error.details, "outcome": "unknown"}) from error
+                    raise
+            await asyncio.sleep(RETRY_S)
+
+    async def set_attributes(self, info: ObjectInfo, attributes: dict[str, Any]) -> ObjectInfo:
+        """Note something else of an object; PreconditionFailed when it is another one by now."""
+        params = {"key": info.key, "id": info.id, "attributes": attributes}
+        return ObjectInfo.from_wire(await self._propose("metadata.set_attributes", params))
+
+    async def head(self, key: str) -> ObjectInfo:
+        """What there is of it, without its bytes."""
+        return ObjectInfo.from_wire(await self._call("metadata.get_object", {"key": key}, timeout=CALL_S))
+
+    async def where(self, key: str) -> dict[str, int]:
+        """By host, how many bytes of an object its replicas there have (or are about to be given)."""
+        found = await self._call("metadata.get_object", {"key": key}, timeout=CALL_S)
+        hosts = {group["group"]: [each["host"] for each in group["members"]] for group in found["groups"]}
+        held: dict[str, int] = {}
+        for group, _, _, blocks in found["extents"]:
+            for host in hosts[group]:
+                held[host] = held.get(host, 0) + blocks * BLOCK_SIZE
+        return {host: min(size, found["size"]) for host, size in held.items()}
+
+    async def open(
+        self, key: str, offset: int = 0, length: int | None = None
+    ) -> tuple[ObjectInfo, ObjectReader]:
+        """An object, and an asynchronous iterator of its bytes (of ``length`` bytes from ``offset`` on)."""
+        found = await self._call("metadata.get_object", {"key": key}, timeout=CALL_S)
+        return ObjectInfo.from_wire(found), ObjectReader(self._devices, found, offset, length)
+
+    async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Its bytes, all at once."""
+        _, reader = await self.open(key, offset, length)
+        return await reader.read()
+
+    async def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[memoryview]:
+        """Its bytes, in pieces of at most 1 MiB."""
+        _, reader = await self.open(key, offset, length)
+        async for piece in reader:
+            yield piece
+
+    async def copy(self, source: str, key: str, *, bucket: Bucket | None = None) -> ObjectInfo:
+        """Copy object ``source`` (of another ``bucket``) to ``key`` of this one, with its attributes."""
+        info, reader = await (bucket or self).open(source)
+        return await self.put(key, reader, attributes=info.attributes, etag=info.etag)
+
+    async def delete(self, *keys: str, condition: Condition | None = None) -> list[bool]:
+        """Up to 1000 objects: of each, whether it was there."""
+        params: dict[str, Any] = {}
+        if condition is not None:
+            params["condition"] = condition.to_wire()
+        deleted: list[bool] = []
+        while len(deleted) < len(keys):
+            some = _first(keys[len(deleted) :])
+            found = await self._call("metadata.delete_objects", {"keys": some, **params}, timeout=CALL_S)
+            deleted += found["deleted"]
+        return deleted
+
+    # -- many ----------------------------------------------------------------------------------------------
+
+    async def page(
+        self, prefix: str = "", *, delimiter: str = "", after: str = "", start: bytes = b"", limit: int = PAGE
+    ) -> Listing:
+        """Up to ``limit`` (1 to 1000) objects and common prefixes, by the bytes of their keys; behind the
+        key, or the common prefix, ``after``, or from ``start`` on, which is ``next`` of the page before."""
+        params = {"prefix": prefix, "delimiter": delimiter, "after": after, "start": start, "limit": limit}
+        found = await self._call("metadata.list_objects", params, timeout=CALL_S)
+        return Listing(
+            [ObjectInfo.from_wire(each) for each in found["objects"]], found["prefixes"], found["next"]
+        )
+
+    # -- uploads in parts ----------------------------------------------------------------------------------
+
+    async def create_upload(self, key: str, *, attributes: dict[str, Any] | None = None) -> str:
+        """Begin an object that is put in parts; the id of the upload."""
+        upload = secrets.token_hex(16)
+        params = {"key": key, "upload": upload, "attributes": attributes or {}}
+        await self._propose("metadata.create_upload", params)
+        return upload
+
+    async def put_part(
+        self,
+        upload: str,
+        number: int,
+        body: Body,
+        *,
+        attributes: Attributes = None,
+        etag: str | Callable[[], str] = "",
+    ) -> dict[str, Any]:
+        """Part ``number`` (1 to 10000): ``{number, size, etag, at_ms, attributes}``. Parts may come at once
+        and in any order; one that is put again is another one."""
+        params = {"upload": upload, "number": number}
+        found: dict[str, Any] = await self._store(body, "metadata.put_part", params, attributes, etag)
+        return found
+
+    async def complete_upload(
+        self,
+        upload: str,
+        key: str,
+        parts: Iterable[tuple[int, str]],
+        *,
+        etag: str,
+        attributes: dict[str, Any] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        """The object is these parts, ``(number, etag)`` each, in this order; the others are forgotten."""
+        params: dict[str, Any] = {
+            "upload": upload,
+            "key": key,
+            "parts": [list(each) for each in parts],
+            "id": secrets.token_hex(16),
+            "etag": etag,
+            "attributes": attributes or {},
+        }
+        if condition is not None:
+            params["condition"] = condition.to_wire()
+        return ObjectInfo.from_wire(await self._propose("metadata.complete_upload", params))
+
+    async def abort_upload(self, upload: str) -> None:
+        await self._call("metadata.abort_upload", {"upload": upload}, timeout=CALL_S)
+
+    async def show_upload(self, upload: str, *, after: int = 0, limit: int = PAGE) -> dict[str, Any]:
+        """``{upload, key, attributes, created_ms, parts, more}``: up to ``limit`` parts behind number
+        ``after``."""
+        params = {"upload": upload, "after": after, "limit": limit}
+        found: dict[str, Any] = await self._call("metadata.show_upload", params, timeout=CALL_S)
+        return found
+
+    async def list_uploads(self, prefix: str = "") -> list[dict[str, Any]]:
+        """Those that are neither complete nor aborted, by key: ``{upload, key, attributes, created_ms}``."""
+        params: dict[str, Any] = {"prefix": prefix}
+        rows: list[dict[str, Any]] = []
+        while True:
+            found = await self._call("metadata.list_uploads", params, timeout=CALL_S)
+            rows += found["uploads"]
+            if not found["more"] or not found["uploads"]:
+                return rows
+            params["after"] = [rows[-1][name] for name in ("key", "created_ms", "upload")]
+
+    # -- the bucket ----------------------------------------------------------------------------------------
+
+    async def show(self) -> dict[str, Any]:
+        """``{name, objects, bytes, replicas, groups, ...}``"""
+        found: dict[str, Any] = await self._call("metadata.show_bucket", {}, timeout=CALL_S)
+        return found
+
+    async def set_document(self, name: str, text: str | None) -> None:
+        """Keep a text (64 KiB) about the bucket, which :meth:`show` has in ``documents``; None takes it
+        away."""
+        await self._propose("metadata.set_document", {"document": name, "text": text})
+
+    async def close(self) -> None:
+        if self._space is not None:
+            space, self._space = self._space, None
+            await space.close()
+
+    async def __aenter__(self) -> Bucket:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def list(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """All objects, by the bytes of their keys."""
+        page = await self.page(prefix, after=after)
+        while True:
+            for each in page.objects:
+                yield each
+            if not page.next:
+                return
+            page = await self.page(prefix, start=page.next)
+
+
+def _first(keys: Sequence[str]) -> list[str]:
+    """As many as fit into one call; a key may be long."""
+    found: list[str] = []
+    size = 0
+    for key in keys:
+        size += len(key.encode())
+        if found and size > KEY_BYTES_AT_ONCE:
+            break
+        found.append(key)
+    return found

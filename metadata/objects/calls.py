@@ -1,0 +1,447 @@
+"""The methods ``metadata.*`` about objects: checks of parameters, proposals, replies.
+
+Owns when a writer of objects counts as gone: it is heard of with each of its calls. Must never propose an
+object whose bytes could have been taken for garbage: the command itself checks that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgpack
+
+from moorage.metadata import limits, records
+from moorage.metadata.attachments import Attachments
+from moorage.metadata.directory import Directory
+from moorage.metadata.objects import layout, listing
+from moorage.metadata.objects.layout import REGION_CHUNKS
+from moorage.metadata.objects.state import existing_bucket, existing_upload
+from moorage.metadata.objects.writers import Writers
+from moorage.metadata.params import check_known, number_of, remaining_s
+from moorage.metadata.tasks.context import wall_ms
+from moorage.service.replicated import Replicated
+from moorage.wire.errors import Invalid, LimitExceeded, NotFound
+from moorage.wire.rpc import CallContext
+
+Params = dict[str, Any]
+Reply = dict[str, Any]
+Handler = Callable[[CallContext | None, Params], Awaitable[Reply]]
+
+PAGE_MAX: Final = 1000
+UPLOADS_PAGE: Final = 1000
+AT_ONCE: Final = 50  # entries of a page, before others are served
+REPLY_BYTES: Final = 512 << 10  # of entries: a page ends there, and what is one more fits into a frame too
+FREED_AT_ONCE: Final = 2000  # extents, in one command
+KEY_BYTES_AT_ONCE: Final = 128 << 10  # as well
+
+
+class ObjectCalls:
+    def __init__(
+        self, replicated: Replicated, directory: Directory, attachments: Attachments, writers: Writers
+    ) -> None:
+        self._replicated = replicated
+        self._directory = directory
+        self._attachments = attachments
+        self._writers = writers
+
+    def methods(self) -> dict[str, Handler]:
+        """By name, without ``metadata.``."""
+        return {
+            "show_bucket": self.show_bucket,
+            "open_region": self.open_region,
+            "renew_regions": self.renew_regions,
+            "close_regions": self.close_regions,
+            "set_document": self.set_document,
+            "set_attributes": self.set_attributes,
+            "put_object": self.put_object,
+            "get_object": self.get_object,
+            "delete_objects": self.delete_objects,
+            "list_objects": self.list_objects,
+            "create_upload": self.create_upload,
+            "put_part": self.put_part,
+            "complete_upload": self.complete_upload,
+            "abort_upload": self.abort_upload,
+            "show_upload": self.show_upload,
+            "list_uploads": self.list_uploads,
+        }
+
+    async def _bucket(self, context: CallContext | None, params: Params) -> Params:
+        """As of a barrier, by ``name``."""
+        name = limits.check_name(params.get("name"))
+        await self._replicated.read_barrier(remaining_s(context))
+        found = records.volume_by_name(self._replicated.kv, name, records.BUCKET)
+        return existing_bucket(self._replicated.kv, found["id"])
+
+    async def show_bucket(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name")
+        bucket = await self._bucket(context, params)
+        objects, size = self._replicated.kv.get(layout.usage_key(bucket["id"])) or (0, 0)
+        about = {"objects": objects, "bytes": size, "groups": self._attachments.groups(bucket)}
+        about["documents"] = layout.documents(self._replicated.kv, bucket["id"])
+        return {**self._attachments.public(bucket), **about}
+
+    async def set_document(self, context: CallContext | None, params: Params) -> Reply:
+        """``text``: None takes it away."""
+        check_known(params, "name", "document", "text")
+        text = params.get("text")
+        about = {
+            "document": limits.check_document(params.get("document")),
+            "text": None if text is None else limits.check_text(text),
+        }
+        bucket = await self._bucket(context, params)
+        await self._replicated.propose({"do": "set_document", "bucket": bucket["id"], **about})
+        return {}
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    async def open_region(self, context: CallContext | None, params: Params) -> Reply:
+        """In the group of which least has been given, but for those in ``avoid``."""
+        check_known(params, "name", "writer", "avoid")
+        writer = limits.check_writer(params.get("writer"))
+        avoid = params.get("avoid", [])
+        if not isinstance(avoid, list | tuple) or not all(isinstance(each, int) for each in avoid):
+            raise Invalid("avoid: use a list of numbers of groups")
+        bucket = await self._bucket(context, params)
+        self._writers.heard(writer)
+        numbers = [group["group"] for group in bucket["groups"]]
+        wanted = [number for number in numbers if number not in avoid] or numbers
+        group = min(wanted, key=lambda number: self._given(bucket["id"], number))
+        command = {"do": "open_region", "bucket": bucket["id"], "group": group, "writer": writer}
+        chunk = await self._replicated.propose(command)
+        await self._directory.know(records.devices(bucket))
+        now = existing_bucket(self._replicated.kv, bucket["id"])
+        return {
+            "bucket": bucket["id"],
+            "chunk": chunk,
+            "chunks": REGION_CHUNKS,
+            "group": self._attachments.groups(now)[group],
+            "of": len(numbers),
+        }
+
+    def _given(self, bucket: int, group: int) -> int:
+        return int(self._replicated.kv.get(layout.next_region_key(bucket, group)) or 0)
+
+    async def renew_regions(self, context: CallContext | None, params: Params) -> Reply:
+        """A writer that puts nothing for long says that it lives."""
+        check_known(params, "name", "writer")
+        await self._bucket(context, params)
+        self._writers.heard(limits.check_writer(params.get("writer")))
+        return {}
+
+    async def close_regions(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "regions")
+        regions = params.get("regions")
+        if not isinstance(regions, list | tuple) or not all(_is_pair(each) for each in regions):
+            raise Invalid("regions: use a list of [group, first chunk]")
+        bucket = await self._bucket(context, params)
+        command = {"do": "close_regions", "bucket": bucket["id"], "regions": [list(each) for each in regions]}
+        await self._replicated.propose(command)
+        return {}
+
+    async def put_object(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "key", "condition", *_WRITTEN)
+        key, written = limits.check_key(params.get("key")), _check_written(params)
+        condition = _check_condition(params)
+        bucket = await self._bucket(context, params)
+        self._writers.heard(written["writer"])
+        about = {"bucket": bucket["id"], "key": key, "condition": condition}
+        return _shown(key, await self._replicated.propose({"do": "put_object", **about, **written}))
+
+    async def set_attributes(self, context: CallContext | None, params: Params) -> Reply:
+        """Of the object with this ``id``."""
+        check_known(params, "name", "key", "id", "attributes")
+        key = limits.check_key(params.get("key"))
+        about = {"key": key, "id": _text(params, "id", 64), "attributes": _check_attributes(params)}
+        bucket = await self._bucket(context, params)
+        command = {"do": "set_attributes", "bucket": bucket["id"], **about}
+        return _shown(key, await self._replicated.propose(command))
+
+    async def delete_objects(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "keys", "condition")
+        keys, condition = params.get("keys"), _check_condition(params)
+        if not isinstance(keys, list | tuple) or not keys:
+            raise Invalid("keys: use a list of keys")
+        if len(keys) > limits.KEYS_AT_ONCE:
+            raise LimitExceeded(f"{len(keys)} keys in one call: {limits.KEYS_AT_ONCE} at most")
+        checked = [limits.check_key(key) for key in keys]
+        bucket = await self._bucket(context, params)
+        about = {"do": "delete_objects", "bucket": bucket["id"], "condition": condition}
+        deleted: list[bool] = []
+        while len(deleted) < len(checked):
+            # (a condition is judged of all of them at once)
+            some = checked if condition else self._few(bucket["id"], checked[len(deleted) :])
+            deleted += await self._replicated.propose({**about, "keys": some})
+        return {"deleted": deleted}
+
+    def _few(self, bucket: int, keys: list[str]) -> list[str]:
+        """The first of them, at least one: one command must not take long, and frees each extent."""
+        found: list[str] = []
+        weight = size = 0
+        for key in keys:
+            entry = layout.find_object(self._replicated.kv, bucket, key)
+            _, beside = layout.long_keys_beside(self._replicated.kv, bucket, key)
+            weight += 1 + (len(entry["extents"]) if entry is not None else 0) + (beside >> 12)
+            size += len(key.encode())
+            if found and (weight > FREED_AT_ONCE or size > KEY_BYTES_AT_ONCE):
+                break
+            found.append(key)
+        return found
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    async def get_object(self, context: CallContext | None, params: Params) -> Reply:
+        """With the members of the groups that it is in, to read it from."""
+        check_known(params, "name", "key")
+        key = limits.check_key(params.get("key"))
+        bucket = await self._bucket(context, params)
+        found = layout.find_object(self._replicated.kv, bucket["id"], key)
+        if found is None:
+            raise NotFound(f"bucket {bucket['name']!r} has no object {key!r}", key=key)
+        await self._directory.know(records.devices(bucket))
+        groups = self._attachments.groups(bucket)
+        used = sorted({extent[0] for extent in found["extents"]})
+        return {**_shown(key, found), "extents": found["extents"], "groups": [groups[each] for each in used]}
+
+    async def list_objects(self, context: CallContext | None, params: Params) -> Reply:
+        """``start``: bytes, ``next`` of the page before, or ``after``: a key, or a common prefix."""
+        check_known(params, "name", "prefix", "delimiter", "after", "start", "limit")
+        prefix, delimiter, after = (_text(params, key) for key in ("prefix", "delimiter", "after"))
+        start, limit = params.get("start", b""), params.get("limit", PAGE_MAX)
+        if not isinstance(start, bytes) or type(limit) is not int or not 1 <= limit <= PAGE_MAX:
+            raise Invalid(f"list_objects: start must be bytes, limit 1 to {PAGE_MAX}")
+        bucket = await self._bucket(context, params)
+        begin = max(start, listing.start_after(after, prefix, delimiter))
+        objects: list[Reply] = []
+        prefixes: list[str] = []
+        size = 0
+        while (left := limit - len(objects) - len(prefixes)) > 0 and size < REPLY_BYTES:
+            found = listing.page(
+                self._replicated.kv,
+                bucket["id"],
+                prefix=prefix,
+                delimiter=delimiter,
+                start=begin,
+                limit=min(left, AT_ONCE),
+                size=REPLY_BYTES - size,
+                size_of=_size_of,
+            )
+            objects += [_shown(key, entry) for key, entry in found.entries]
+            prefixes += found.prefixes
+            size += found.size
+            begin = found.next
+            if not begin:
+                break
+            await asyncio.sleep(0)
+        return {"objects": objects, "prefixes": prefixes, "next": begin}
+
+    # -- uploads in parts ----------------------------------------------------------------------------------
+
+    async def create_upload(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "key", "upload", "attributes")
+        about = {
+            "key": limits.check_key(params.get("key")),
+            "upload": limits.check_upload(params.get("upload")),
+            "attributes": _check_attributes(params),
+        }
+        bucket = await self._bucket(context, params)
+        command = {"do": "create_upload", "bucket": bucket["id"], "now_ms": wall_ms(), **about}
+        await self._replicated.propose(command)
+        return {}
+
+    async def put_part(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "upload", "number", *_WRITTEN)
+        number = limits.check_part(params.get("number"))
+        about = {"upload": limits.check_upload(params.get("upload")), "number": number}
+        written = _check_written(params)
+        bucket = await self._bucket(context, params)
+        self._writers.heard(written["writer"])
+        command = {"do": "put_part", "bucket": bucket["id"], **about, **written}
+        return _shown_part(number, await self._replicated.propose(command))
+
+    async def complete_upload(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "upload", "key", "parts", "condition", "id", "etag", "attributes")
+        parts = params.get("parts")
+        if not isinstance(parts, list | tuple) or not all(
+            isinstance(each, list | tuple) and len(each) == 2 and isinstance(each[1], str) for each in parts
+        ):
+            raise Invalid("parts: use a list of [number, etag]")
+        key = limits.check_key(params.get("key"))
+        about = {
+            "upload": limits.check_upload(params.get("upload")),
+            "key": key,
+            "parts": [[limits.check_part(number), etag] for number, etag in parts],
+            "condition": _check_condition(params),
+            "object": {
+                "id": _identity(params),
+                "etag": _text(params, "etag", 255),
+                "at_ms": wall_ms(),
+                "attributes": _check_attributes(params),
+            },
+        }
+        bucket = await self._bucket(context, params)
+        command = {"do": "complete_upload", "bucket": bucket["id"], **about}
+        return _shown(key, await self._replicated.propose(command))
+
+    async def abort_upload(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "upload")
+        upload = limits.check_upload(params.get("upload"))
+        bucket = await self._bucket(context, params)
+        command = {"do": "abort_upload", "bucket": bucket["id"], "upload": upload}
+        await self._replicated.propose(command)
+        return {}
+
+    async def show_upload(self, context: CallContext | None, params: Params) -> Reply:
+        """With its parts, ``limit`` of those behind ``after``."""
+        check_known(params, "name", "upload", "after", "limit")
+        upload = limits.check_upload(params.get("upload"))
+        after, limit = params.get("after", 0), params.get("limit", PAGE_MAX)
+        if type(after) is not int or type(limit) is not int or not after >= 0 or not 1 <= limit <= PAGE_MAX:
+            raise Invalid(f"show_upload: after must be the number of a part, limit 1 to {PAGE_MAX}")
+        bucket = await self._bucket(context, params)
+        kv = self._replicated.kv
+        found = existing_upload(kv, bucket, upload)
+        prefix = layout.parts_prefix(bucket["id"], upload)
+        parts: list[Reply] = []
+        more = False
+        size = 0
+        for key, part in kv.scan(prefix, f"{prefix}{after + 1:05d}"):
+            if len(parts) == limit or size >= REPLY_BYTES:
+                more = True
+                break
+            parts.append(_shown_part(int(key[len(prefix) :]), part))
+            size += _size_of(key, part)
+        return {"upload": upload, **found, "parts": parts, "more": more}
+
+    async def list_uploads(self, context: CallContext | None, params: Params) -> Reply:
+        """In pages, by key and time: the first ones behind ``after``, which is key, time and id of the last
+        one of the page before; whether there are more."""
+        check_known(params, "name", "prefix", "after")
+        prefix, after = _text(params, "prefix"), _check_after(params.get("after"))
+        bucket = await self._bucket(context, params)
+        base = layout.upload_key(bucket["id"], "")
+        first: list[tuple[bytes, int, str]] = []  # and no more: there may be any number
+        for number, (key, entry) in enumerate(self._replicated.kv.scan(base)):
+            if number % UPLOADS_PAGE == UPLOADS_PAGE - 1:
+                await asyncio.sleep(0)
+            order = _upload_order({"upload": key[len(base) :], **entry})
+            if entry["key"].startswith(prefix) and (after is None or order > after):
+                first.append(order)
+            if len(first) > 2 * UPLOADS_PAGE:
+                first = sorted(first)[: UPLOADS_PAGE + 1]
+        rows: list[Reply] = []
+        size = 0
+        for _, _, upload in sorted(first):
+            if len(rows) == UPLOADS_PAGE or size >= REPLY_BYTES:
+                return {"uploads": rows, "more": True}
+            if (entry := self._replicated.kv.get(layout.upload_key(bucket["id"], upload))) is not None:
+                rows.append({"upload": upload, **entry})
+                size += len(msgpack.packb(entry)) + len(upload)
+        return {"uploads": rows, "more": False}
+
+
+_WRITTEN: Final = ("writer", "id", "size", "etag", "attributes", "extents", "stored")
+
+
+def _check_written(params: Params) -> Params:
+    """What was written of an object, or of a part of one, and where."""
+    extents, stored = params.get("extents"), params.get("stored")
+    if not isinstance(extents, list | tuple) or not all(
+        isinstance(each, list | tuple) and len(each) == 4 and all(type(one) is int for one in each)
+        for each in extents
+    ):
+        raise Invalid("extents: use a list of [group, chunk, block, blocks]")
+    if len(extents) > limits.EXTENTS_MAX:
+        raise LimitExceeded(f"an object in {len(extents)} pieces: {limits.EXTENTS_MAX} at most")
+    if (
+        not isinstance(stored, list | tuple)
+        or len(stored) != len(extents)
+        or not all(
+            isinstance(replicas, list | tuple) and all(type(one) is int for one in replicas)
+            for replicas in stored
+        )
+    ):
+        raise Invalid("stored: use a list of replicas for each extent")
+    size = number_of(params, "size")
+    if not 0 <= size <= sum(each[3] for each in extents) << 12:
+        raise Invalid(f"an object of {size} bytes is not in {len(extents)} extents")
+    return {
+        "writer": limits.check_writer(params.get("writer")),
+        "object": {
+            "id": _identity(params),
+            "size": size,
+            "etag": _text(params, "etag", 255),
+            "at_ms": wall_ms(),
+            "attributes": _check_attributes(params),
+        },
+        "extents": [list(each) for each in extents],
+        "stored": [list(replicas) for replicas in stored],
+    }
+
+
+def _check_attributes(params: Params) -> Params:
+    found = params.get("attributes", {})
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise Invalid("attributes: use a map by name")
+    if (size := len(msgpack.packb(found))) > limits.ATTRIBUTES_MAX:
+        raise LimitExceeded(f"attributes of {size} bytes: {limits.ATTRIBUTES_MAX} at most")
+    return found
+
+
+def _check_condition(params: Params) -> Params:
+    found = params.get("condition") or {}
+    if not isinstance(found, dict):
+        raise Invalid("condition: use a map of absent, etags, not_etags")
+    check_known(found, "absent", "etags", "not_etags")
+    for key in ("etags", "not_etags"):
+        etags = found.get(key, [])
+        if not isinstance(etags, list | tuple) or not all(isinstance(each, str) for each in etags):
+            raise Invalid(f"condition: {key} must be a list of etags")
+    return found
+
+
+def _upload_order(row: Params) -> tuple[bytes, int, str]:
+    return row["key"].encode(), row["created_ms"], row["upload"]
+
+
+def _check_after(after: Any) -> tuple[bytes, int, str] | None:
+    if after is None:
+        return None
+    match after:
+        case [str(key), int(created_ms), str(upload)]:
+            return limits.check_key(key).encode(), created_ms, upload
+    raise Invalid("after: use key, created_ms and upload of an upload")
+
+
+def _text(params: Params, key: str, most: int = limits.KEY_BYTES_MAX) -> str:
+    found = params.get(key, "")
+    if not isinstance(found, str) or len(found.encode(errors="replace")) > most:
+        raise Invalid(f"{key} must be text of at most {most} bytes")
+    return found
+
+
+def _identity(params: Params) -> str:
+    """By which a command that is sent again is known."""
+    found = _text(params, "id", 64)
+    if not found:
+        raise Invalid("id: use a random text, another one for each object")
+    return found
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(each) is int for each in value)
+
+
+def _shown(key: str, found: Params) -> Reply:
+    shown = {name: found[name] for name in ("id", "size", "etag", "at_ms", "attributes")}
+    return {"key": key, **shown, "parts": found.get("parts", [])}
+
+
+def _size_of(key: str, found: Params) -> int:
+    """About as many bytes as it is shown in."""
+    return 4 * len(key) + len(msgpack.packb(found["attributes"])) + 8 * len(found.get("parts", [])) + 200
+
+
+def _shown_part(number: int, found: Params) -> Reply:
+    return {"number": number, **{name: found[name] for name in ("size", "etag", "at_ms", "attributes")}}

@@ -1,0 +1,53 @@
+"""What holds of a bucket's objects after every command. For tests and simulations: it looks at everything."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from moorage.metadata.objects import layout
+from moorage.metadata.objects.layout import OPEN, Extent
+from moorage.metadata.objects.state import replicas_of
+from moorage.service.kv import KV
+from moorage.wire.errors import invariant
+
+
+def validate(kv: KV, bucket: dict[str, Any]) -> None:
+    """Raises InvariantViolation."""
+    ids = {"bucket": bucket["id"]}
+    regions = {(group, chunk) for group, chunk, _ in layout.regions(kv, bucket["id"])}
+    used: dict[int, list[Extent]] = {}
+    for group in bucket["groups"]:
+        used[group["group"]] = list(layout.extents(kv, bucket["id"], group["group"]))
+    taken = {extent for extents in used.values() for extent in extents}
+    free = [extent for extent, _ in layout.frees(kv, bucket["id"])]
+    for extent in [*taken, *free]:
+        invariant(extent.is_sound, "an extent is inside of a region", extent=extent, **ids)
+        invariant((extent.group, extent.region) in regions, "a region was given", extent=extent, **ids)
+    invariant(taken.isdisjoint(free), "what is free is no extent", **ids)
+    for extents in used.values():
+        for former, later in pairwise(extents):
+            invariant(former.end <= later.first, "extents are disjoint", former=former, later=later, **ids)
+    referred: list[Extent] = []
+    count = size = 0
+    for _, entry in layout.scan_objects(kv, bucket["id"], "", b""):
+        referred += [Extent(*each) for each in entry["extents"]]
+        count, size = count + 1, size + entry["size"]
+    for _, part in kv.scan(layout.parts_prefix(bucket["id"], "")[:-1]):
+        referred += [Extent(*each) for each in part["extents"]]
+    invariant(len(referred) == len(set(referred)), "an extent is of one object", **ids)
+    invariant(set(referred) == taken, "extents are what objects and parts are in", **ids)
+    invariant(
+        [count, size] == (kv.get(layout.usage_key(bucket["id"])) or [0, 0]), "objects are counted", **ids
+    )
+    for number, chunk, region in layout.regions(kv, bucket["id"]):
+        gone = region.get("gone", [])
+        invariant(region["state"] == OPEN or not gone, "a region that is closed remembers nothing", **ids)
+        invariant(gone == sorted(set(gone)) and len(gone) % 2 == 0, "ranges ascend", gone=gone, **ids)
+        for extent in [*taken, *free]:
+            if (extent.group, extent.region) == (number, chunk):
+                invariant(not layout.is_gone(gone, extent), "what is gone is not there", extent=extent, **ids)
+    for group in bucket["groups"]:
+        for replica in replicas_of(group):
+            lacks = set(layout.lacks(kv, bucket["id"], group["group"], replica))
+            invariant(lacks <= taken, "what a replica lacks is an extent", replica=replica, **ids)

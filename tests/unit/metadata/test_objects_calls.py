@@ -1,0 +1,262 @@
+"""The calls about objects: what they bound, and how they take large things apart."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moorage.metadata.attachments import Attachments
+from moorage.metadata.objects import calls, layout
+from moorage.metadata.objects.calls import ObjectCalls
+from moorage.metadata.objects.writers import SILENT_S, Writers
+from moorage.wire import frame
+from moorage.wire.errors import Invalid, LimitExceeded, MoorageError, NotFound, PreconditionFailed
+from moorage.wire.secret import ClusterSecret
+
+from .conftest import AppliedGroup
+from .photos import W1, Photos
+
+
+class Rig:
+    def __init__(self, groups: int = 1) -> None:
+        self.group = AppliedGroup()
+        self.photos = Photos(self.group, groups)
+        self.proposed: list[dict[str, Any]] = []
+        self.group_name = "m1"
+        replicated: Any = SimpleNamespace(
+            kv=self.group.kv, propose=self.propose, read_barrier=self.barrier, group="m1"
+        )
+        directory: Any = SimpleNamespace(know=self.barrier, address_of=lambda device: f"at-{device}")
+        self.writers = Writers()
+        secret = ClusterSecret("c" * 16, b"k" * 32)
+        self.attachments = Attachments(replicated, directory, secret, lease_ms=4000)
+        self.calls = ObjectCalls(replicated, directory, self.attachments, self.writers)
+        self.methods = self.calls.methods()
+
+    async def propose(self, command: dict[str, Any]) -> Any:
+        await asyncio.sleep(0)
+        assert len(frame.pack(command)) <= 512 << 10, "a command has its bound"
+        self.proposed.append(command)
+        return self.group.apply(**command)
+
+    async def barrier(self, *_: Any) -> None:
+        await asyncio.sleep(0)
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        answer = await self.methods[method](None, {"name": "photos", **params})
+        assert len(frame.pack(answer)) <= frame.BODY_SIZE_MAX, "it would not fit into a frame"
+        return answer
+
+    async def put(self, key: str, *extents: list[int], **more: Any) -> dict[str, Any]:
+        made = self.photos.written(*extents)
+        about = {key: value for key, value in made.pop("object").items() if key != "at_ms"}
+        return await self.call("put_object", key=key, **{**made, **about, "size": 0, **more})
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+async def test_a_page_of_large_attributes_fits_and_goes_on(rig: Rig) -> None:
+    rig.photos.open()
+    keys = [f"k{number:03}" for number in range(60)]
+    for key in keys:
+        await rig.put(key, attributes={"a": "x" * 30_000})
+    found: list[str] = []
+    start, pages = b"", 0
+    while True:
+        page = await rig.call("list_objects", start=start)
+        found += [each["key"] for each in page["objects"]]
+        pages += 1
+        if not (start := page["next"]):
+            break
+    assert found == keys and 3 <= pages <= 6
+
+
+async def test_a_page_is_full_and_others_are_served_meanwhile(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "AT_ONCE", 7)
+    for number in range(30):
+        await rig.put(f"a/{number:02}")
+        await rig.put(f"b{number:02}")
+    page = await rig.call("list_objects", limit=20)
+    assert len(page["objects"]) == 20 and page["next"] == b"a/20"
+    page = await rig.call("list_objects", limit=20, delimiter="/")
+    assert page["prefixes"] == ["a/"] and len(page["objects"]) == 19 and page["next"] == b"b19"
+    page = await rig.call("list_objects", limit=20, delimiter="/", start=page["next"])
+    assert len(page["objects"]) == 11 and page["next"] == b""
+    page = await rig.call("list_objects", delimiter="/", after="a/", limit=1000)
+    assert page["prefixes"] == [] and len(page["objects"]) == 30
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"limit": 0}, {"limit": 1001}, {"start": "x"}, {"prefix": 5}, {"more": 1}, {"after": "k" * 1025}],
+)
+async def test_listings_that_make_no_sense(rig: Rig, params: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        await rig.call("list_objects", **params)
+
+
+async def test_parts_and_uploads_fit_too(rig: Rig) -> None:
+    rig.photos.open()
+    large = {"a": "x" * 30_000}
+    for number in range(40):
+        await rig.call("create_upload", upload=f"u{number}", key=f"k{number % 3}", attributes=large)
+    uploads = await rig.call("list_uploads")
+    assert uploads["more"] and 10 <= len(uploads["uploads"]) < 40
+    order = [(row["key"], row["created_ms"], row["upload"]) for row in uploads["uploads"]]
+    assert order == sorted(order)
+    for number in range(1, 41):
+        made = rig.photos.written([0, 0, number, 1])
+        about = {key: value for key, value in made.pop("object").items() if key != "at_ms"}
+        await rig.call("put_part", upload="u0", number=number, **{**made, **about, "attributes": large})
+    numbers: list[int] = []
+    while True:
+        shown = await rig.call("show_upload", upload="u0", after=numbers[-1] if numbers else 0)
+        numbers += [part["number"] for part in shown["parts"]]
+        if not shown["more"]:
+            break
+    assert numbers == list(range(1, 41))
+
+
+async def test_of_many_uploads_the_first_are_listed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "UPLOADS_PAGE", 5)
+    for number in range(23):
+        await rig.call("create_upload", upload=f"u{number:02}", key=f"k{22 - number:02}", attributes={})
+    found = await rig.call("list_uploads")
+    assert [row["key"] for row in found["uploads"]] == [f"k{number:02}" for number in range(5)]
+    assert found["more"]
+    found = await rig.call("list_uploads", prefix="k2")
+    assert [row["key"] for row in found["uploads"]] == ["k20", "k21", "k22"] and not found["more"]
+
+
+async def test_many_objects_are_deleted_by_several_commands(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is applied in one step: all else waits."""
+    monkeypatch.setattr(calls, "FREED_AT_ONCE", 5)
+    rig.photos.open()
+    keys = [f"k{number}" for number in range(6)]
+    for number, key in enumerate(keys):
+        await rig.put(key, *([0, number, 2 * at, 1] for at in range(3)))
+    rig.proposed.clear()
+    assert (await rig.call("delete_objects", keys=[*keys, "none", "k0"]))["deleted"] == [
+        *[True] * 6,
+        False,
+        False,
+    ]
+    assert [len(command["keys"]) for command in rig.proposed] == [1, 1, 1, 1, 1, 2, 1]
+    long = [f"{number:04}" + "k" * 1020 for number in range(1000)]
+    rig.proposed.clear()
+    monkeypatch.undo()
+    assert len((await rig.call("delete_objects", keys=long))["deleted"]) == 1000
+    assert len(rig.proposed) >= 8
+    with pytest.raises(PreconditionFailed):
+        await rig.call("delete_objects", keys=keys, condition={"etags": ["e"]})
+    for bad in ([], "x", [""], ["k"] * 1001):
+        with pytest.raises((Invalid, LimitExceeded)):
+            await rig.call("delete_objects", keys=bad)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": ""},
+        {"id": "x" * 65},
+        {"size": 4097},
+        {"size": -1},
+        {"writer": 0},
+        {"extents": [[0, 0, 0]]},
+        {"extents": [[0, 0, 0, True]], "stored": [[1]]},
+        {"extents": [[0, 0, 0, 1]] * 8193, "stored": [[1]] * 8193},
+        {"stored": []},
+        {"stored": [["1"]]},
+        {"attributes": {"a": "x" * 40_000}},
+        {"attributes": {1: 2}},
+        {"condition": {"etag": "x"}},
+        {"condition": {"etags": "x"}},
+        {"condition": [1]},
+        {"key": ""},
+        {"other": 1},
+    ],
+)
+async def test_puts_that_make_no_sense(rig: Rig, change: dict[str, Any]) -> None:
+    rig.photos.open()
+    good = {"id": "i", "size": 4096, "writer": W1, "etag": "e", "attributes": {}, "key": "k"}
+    good |= {"extents": [[0, 0, 0, 1]], "stored": [rig.photos.members()]}
+    with pytest.raises(MoorageError) as caught:
+        await rig.call("put_object", **{**good, **change})
+    assert isinstance(caught.value, Invalid) and not rig.proposed
+    await rig.call("put_object", **good)
+
+
+async def test_regions_are_of_the_group_of_which_least_was_given() -> None:
+    rig = Rig(2)
+    given = [await rig.call("open_region", writer=W1, avoid=[]) for _ in range(4)]
+    assert [(each["group"]["group"], each["chunk"]) for each in given] == [(0, 0), (1, 0), (0, 64), (1, 64)]
+    assert given[0]["of"] == 2 and given[0]["group"]["members"][0]["address"] == "at-d1"
+    assert (await rig.call("open_region", writer=W1, avoid=[0, 7]))["group"]["group"] == 1
+    assert (await rig.call("open_region", writer=W1, avoid=[0, 1]))["group"]["group"] == 0
+    for bad in ("x", [1.5], {0: 1}):
+        with pytest.raises(Invalid):
+            await rig.call("open_region", writer=W1, avoid=bad)
+    await rig.call("close_regions", regions=[[0, 0], (1, 64)])
+    states = {(g, c): region["state"] for g, c, region in layout.regions(rig.group.kv, rig.photos.id)}
+    assert states[0, 0] == states[1, 64] == "closed" and states[0, 64] == "open"
+
+
+async def test_an_object_is_shown_with_the_members_that_have_it() -> None:
+    rig = Rig(2)
+    rig.photos.open(1)
+    await rig.put("k", [1, 0, 0, 1], size=5)
+    found = await rig.call("get_object", key="k")
+    assert found["extents"] == [[1, 0, 0, 1]] and [each["group"] for each in found["groups"]] == [1]
+    with pytest.raises(NotFound):
+        await rig.call("get_object", key="other")
+    assert (await rig.call("show_bucket"))["objects"] == 1
+
+
+async def test_the_largest_object_can_be_shown(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {
+        "id": "x" * 64,
+        "size": 1 << 60,
+        "etag": "e" * 255,
+        "at_ms": 1 << 41,
+        "attributes": {"a": "x" * 32_000},
+    }
+    extents = [[0, (1 << 40) + number, 1000, 1024] for number in range(calls.limits.OBJECT_EXTENTS_MAX)]
+    parts = [[5 << 40, 4]] * 10_000
+    layout.put_object(rig.group.kv, rig.photos.id, "k" * 1024, {**entry, "extents": extents, "parts": parts})
+    rig.group.kv.commit()
+    assert len((await rig.call("get_object", key="k" * 1024))["extents"]) == len(extents)
+    assert len((await rig.call("list_objects"))["objects"]) == 1
+
+
+async def test_a_damaged_device_hears_that_its_replica_is_of_a_bucket(rig: Rig) -> None:
+    """It is offered again when that is what it knows of it."""
+    answer = await rig.attachments.current_epochs(None, {"replicas": rig.photos.members()})
+    assert {row["durability"] for row in answer["replicas"]} == {"objects"}
+
+
+def test_a_writer_is_gone_when_it_was_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("moorage.metadata.objects.writers.time.monotonic", lambda: now)
+    writers = Writers()
+    writers.heard(1)
+    now += SILENT_S
+    writers.heard(2)
+    assert not writers.is_gone(1) and not writers.is_gone(3)
+    now += 1
+    assert writers.is_gone(1) and writers.is_gone(3) and not writers.is_gone(2)
+    writers.lead()
+    assert not any(writers.is_gone(each) for each in (1, 2, 3)), "each gets all its time"
+    writers.heard(1)
+    now += 2 * SILENT_S + 1
+    writers.forget_silent()
+    assert not writers._heard and writers.is_gone(1)
