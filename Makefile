@@ -10,11 +10,16 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-SYSTEM_PACKAGES := binutils busybox-static docker.io e2fsprogs fio fuse3 g++ iproute2 iptables libapr1 \
-	libnbd-bin libsasl2-2 libsvn1 mount python3 python3-libnbd python3-venv qemu-utils s3fs strace util-linux xfsprogs
+SYSTEM_PACKAGES := binutils busybox-static dnsmasq-base docker.io e2fsprogs fio fuse3 g++ iproute2 iptables \
+	libapr1 libnbd-bin libsasl2-2 libsvn1 mount python3 python3-libnbd python3-venv qemu-utils rclone \
+	restic s3fs strace util-linux xfsprogs
 # PHP's own web server serves WordPress; webfs only satisfies its package, which wants some, and is small.
 DEMO_PACKAGES := default-mysql-client mariadb-server php php-cli php-mysql postgresql webfs wordpress \
 	wordpress-theme-twentytwentythree
+# These run on all cores at once; what kills hosts, mounts, or runs Mesos has the machine for itself.
+PARALLEL := tests/unit tests/property tests/golden tests/fuzz tests/simulation tests/integration
+pytest = $(BIN)/python -m pytest -q -m "$(1)" -n auto --dist worksteal $(PARALLEL); parallel=$$?; \
+	$(BIN)/python -m pytest -q -m "$(1)" $(PARALLEL:%=--ignore=%) && exit $$parallel
 export PYTHON
 SEED ?= 0
 SECONDS ?= 60
@@ -44,10 +49,10 @@ demo-packages:
 	@packages/ensure $(DEMO_PACKAGES)
 
 test: setup
-	@$(BIN)/python -m pytest -q -m "not slow and not mutants"
+	@$(call pytest,not slow and not mutants)
 
 test-all: setup lint
-	@$(BIN)/python -m pytest -q -m "not mutants"
+	@$(call pytest,not mutants)
 
 mutants: setup
 	@PYTHONHASHSEED=0 $(BIN)/python -m tests.mutants --jobs 2 $(MUTANTS)
@@ -77,7 +82,7 @@ proto: setup
 
 lock: setup
 	@$(BIN)/pip install --quiet uv
-	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q --extra csi pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q --extra csi --extra s3 pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-emit-index-url -q --extra dev pyproject.toml -o requirements-dev.lock -c requirements.lock
 
 clean:

@@ -1,12 +1,17 @@
-"""Volumes mounted at machines, and when each step of it was: what the demo and the benchmark tell."""
+"""Volumes mounted at machines, when each step of it was, and how they are left: what the demo and the
+benchmark tell."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import dataclass
 
+from moorage.cli.clients import run_program
 from moorage.cli.machines import MachineCluster
+from moorage.gateway.mount import system
+from moorage.wire.errors import Unavailable
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,24 @@ async def mount(cluster: MachineCluster, host: str, volume: str, *arguments: str
     return MountTimes(
         said["device"], times["attaching"], times["attached"], times["mounting"], times["serving"]
     )
+
+
+async def unmount(cluster: MachineCluster, host: str, volume: str) -> tuple[bool, str]:
+    """And look whether its file system is whole, and what e2fsck said: of a copy, which another program's NBD
+    client makes."""
+    await cluster.command(host, "umount", volume)
+    socket, copy = cluster.directory / "nbd.sock", cluster.directory / f"{volume}.img"
+    try:
+        async with cluster.client("c1", "attach", volume, "--nbd", f"unix:{socket}", "--json"):
+            await run_program("nbdcopy", f"nbd+unix:///{volume}?socket={socket}", str(copy))
+        # At a machine: e2fsck asks every loop device that it sees mounted what is in it, and one of somebody
+        # else may not answer.
+        said = await run_program(*cluster.prefix(host), system.program("e2fsck"), "-f", "-n", str(copy))
+    except Unavailable as error:
+        return False, str(error)
+    finally:
+        await asyncio.to_thread(copy.unlink, missing_ok=True)
+    return True, said.strip().splitlines()[-1].partition(": ")[2]
 
 
 async def granted(cluster: MachineCluster, volume: str) -> float:

@@ -86,6 +86,7 @@ def mount(
                 options=[option for option in options.split(",") if option],
                 wait=wait,
                 state_dir=state_dir,
+                by=f"moorage mount ({os.environ.get('SUDO_USER', 'root')})",
             )
         if as_json:
             output.emit_json(dataclasses.asdict(mounted))

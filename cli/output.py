@@ -25,8 +25,9 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False)
 
 
-def emit_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, default=_encode))
+def emit_json(value: Any, *, err: bool = False) -> None:
+    """``err``: to stderr, where stdout is for other things."""
+    click.echo(json.dumps(value, indent=2, default=_encode), err=err)
 
 
 def emit_json_line(value: Any) -> None:
@@ -39,10 +40,11 @@ def _encode(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A cell is shown as it is, also where it looks like markup ([fe80::1]:7070); a Text has a colour."""
+    """A cell is shown as it is, also where it looks like markup ([fe80::1]:7070), and whole, also where the
+    terminal is narrow: paths and names are there to be copied. A Text has a colour."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
-        made.add_column(column)
+        made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(_plain(cell)) for cell in row))
     return made

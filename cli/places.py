@@ -46,7 +46,7 @@ def watching(body: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., No
 def drain_of(kind: Kind) -> click.Command:
     async def drain(cluster: Cluster, as_json: bool, name: str, force: bool, no_wait: bool) -> None:
         await cluster.places.drain(kind, name, force=force)
-        await _look_on(cluster, kind, name, as_json, no_wait)
+        await look_on(cluster, kind, name, as_json, no_wait)
 
     drain.__doc__ = f"""Empty {kind} NAME: its replicas move to other hosts, and nothing new is placed there.
 
@@ -71,7 +71,7 @@ def undrain_of(kind: Kind) -> click.Command:
 def evict_of(kind: Kind) -> click.Command:
     async def evict(cluster: Cluster, as_json: bool, name: str, force: bool, no_wait: bool) -> None:
         devices = await cluster.places.evict(kind, name, force=force)
-        await _look_on(cluster, kind, name, as_json, no_wait)
+        await look_on(cluster, kind, name, as_json, no_wait)
         if not no_wait:
             await cluster.places.forget(kind, name, devices)
 
@@ -92,7 +92,7 @@ def evict_of(kind: Kind) -> click.Command:
 async def replace(cluster: Cluster, as_json: bool, old: str, new: str, force: bool, no_wait: bool) -> None:
     """Move everything on device OLD to device NEW, and leave OLD empty."""
     await cluster.places.drain("device", old, to=new, force=force)
-    await _look_on(cluster, "device", old, as_json, no_wait)
+    await look_on(cluster, "device", old, as_json, no_wait)
 
 
 @click.command("list")
@@ -170,7 +170,7 @@ def _why(row: dict[str, Any]) -> str:
     return "; ".join(filter(None, (row["reason"], drained)))
 
 
-async def _look_on(cluster: Cluster, kind: Kind, name: str, as_json: bool, no_wait: bool) -> None:
+async def look_on(cluster: Cluster, kind: Kind, name: str, as_json: bool, no_wait: bool) -> None:
     devices = await cluster.places.devices(kind, name)
     found = await cluster.places.moves(devices)
     if no_wait:

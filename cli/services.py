@@ -91,7 +91,6 @@ def _metadata(launch: Launch, directory: Path, registry: str) -> EmbeddedService
 def _node(launch: Launch, directory: Path, registry: str) -> EmbeddedService:
     from moorage.node.config import NodeConfig
     from moorage.node.service import NodeService
-    from moorage.wire.discovery import resolve
 
     settings = launch.settings
     return NodeService(
@@ -99,7 +98,7 @@ def _node(launch: Launch, directory: Path, registry: str) -> EmbeddedService:
             data_dir=directory,
             name=settings.name,
             secret=launch.secret,
-            registry=lambda: resolve(registry),
+            registry=registry,
             address=lambda: launch.address,
             http=lambda: launch.http,
             labels=tuple(sorted(settings.labels.items())),

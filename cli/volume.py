@@ -1,15 +1,18 @@
-"""`moorage volume`: create, list, show, resize, set, delete."""
+"""`moorage volume`: create, copy, list, show, resize, set, move, delete."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import click
 
+import moorage
 from moorage.cli import output
-from moorage.cli.options import SIZE, cluster_command
+from moorage.cli.options import SIZE, cluster_command, cluster_of, connection_options, run_or_exit
+from moorage.cli.transfer import Stopwatch, shape_options, transfer_bar
 from moorage.client.cluster import Cluster
 from moorage.client.redundancy import Redundancy
+from moorage.client.transfer import Shape
 from moorage.wire.errors import Invalid, NotFound
 
 
@@ -63,6 +66,40 @@ async def create(
         click.echo(f"created {name}: {output.size(size)}, {replicas} replicas, {durability}")
 
 
+@volume.command()
+@click.argument("source", metavar="VOLUME[@SNAPSHOT]")
+@click.argument("name")
+@shape_options
+@connection_options
+def copy(
+    source: str,
+    name: str,
+    cluster: str | None,
+    registry: str | None,
+    secret_file: str | None,
+    as_json: bool,
+    **shape: Unpack[Shape],
+) -> None:
+    """Make the new volume NAME, with the contents of a snapshot, or of a volume as it is now.
+
+    Of a volume, a snapshot is made for as long as the copy takes; it may be written meanwhile. Holes stay
+    holes. Nothing is left of NAME when it fails or is interrupted.
+    """
+
+    async def run() -> None:
+        named = cluster_of(cluster, registry, [source])
+        async with await moorage.connect(named, registry=registry, secret_file=secret_file) as connected:
+            watch = Stopwatch()
+            with transfer_bar(f"copying {source} to {name}", as_json=as_json) as progress:
+                made = await connected.copy_volume(source, name, progress=progress, **shape)
+        if as_json:
+            output.emit_json({**made.to_json(), "seconds": watch.seconds})
+        else:
+            click.echo(f"copied {source} to {name}: {output.size(made.size)} in {watch.seconds:.1f} s")
+
+    run_or_exit(run, as_json=as_json)
+
+
 @volume.command("list")
 @cluster_command
 async def list_volumes(cluster: Cluster, as_json: bool) -> None:
@@ -106,6 +143,11 @@ async def show(cluster: Cluster, as_json: bool, name: str) -> None:
     click.echo(f"ceilings: {ceilings_text(one['iops'], one['bw'])}; principal: {one['principal']}")
     if one["fs"]:
         click.echo(f"file system: {one['fs']['type']}, {one['fs']['state']}")
+    if found.parent:
+        click.echo(f"clone of {found.parent['name']}@{found.parent['snapshot_name']}")
+    if found.snapshots:
+        count = len(found.snapshots)
+        click.echo(f"{count} snapshot{'s' * (count > 1)}: `moorage snapshot list {name}`")
     for line in redundancy_text(redundancy):
         click.echo(line)
     versions = {group["group"]: group["version"] for group in one["groups"]}

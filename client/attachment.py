@@ -17,11 +17,14 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from moorage.client.group import GroupLog
+from moorage.client.layers import Layer
 from moorage.client.nodes import NodePool, boot_clock_ms
 from moorage.client.outcome import fresh
 from moorage.client.readonly import ReadOnlyGroup
 from moorage.client.reads import ReadSweep
 from moorage.client.session import GroupSession, Shared
+from moorage.client.snapshotting import READY, SnapshotKeeper
 from moorage.client.succession import Lives, MetadataCall, Succession, new_writer
 from moorage.client.volume import Volume
 from moorage.quorum.record import Position
@@ -41,6 +44,7 @@ from moorage.wire.errors import (
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+OpenSnapshot = Callable[[str], Awaitable[Volume]]  # VOLUME@SNAPSHOT
 
 RENEW_S = 1.0
 RENEW_TIMEOUT_S = 3.0
@@ -65,6 +69,8 @@ class Attachment:
         self.epoch: int = attached["epoch"]
         self.writer = writer
         self.ended: MoorageError | None = None
+        self.below: Volume | None = None  # the snapshot that this is a clone of
+        self.is_below = False  # it serves a clone alone
         self._sweep: ReadSweep  # set when it is opened
         self._groups: Sequence[GroupSession | ReadOnlyGroup] = []
         self._volume: Volume | None = None
@@ -83,27 +89,57 @@ class Attachment:
         timeout: float,
         holder: dict[str, Any],
         succession: Succession | None = None,
+        snapshot: str = "",
+        rollback: str = "",
+        open_snapshot: OpenSnapshot,
+        is_below: bool = False,
     ) -> Volume:
-        """Attach and wait until all groups serve, at most ``timeout`` seconds. Raises Busy, Fenced,
-        NotFound, or Unavailable that says whom it waited for."""
+        """Attach and wait until all groups serve, at most ``timeout`` seconds. ``snapshot``: read that one
+        instead of the volume; ``rollback``: to write its contents into the volume; ``open_snapshot``: for
+        what a clone was cloned from; ``is_below``: for a clone, whose own ceilings count. Raises Busy,
+        Fenced, NotFound, or Unavailable that says whom it waited for."""
         params: dict[str, Any] = {"mode": "ro" if read_only else "rw", "force": force, "holder": holder}
         if succession is not None:
             params |= {"writer": succession.writer, "succeeds": succession.former}
+        if snapshot:  # it is there also while the volume is being rolled back
+            params["snapshot"] = snapshot
+        if rollback:
+            params["rollback"] = rollback
         end = asyncio.get_running_loop().time() + timeout
         attached, writer = await _attach(call, params, timeout)
         if not read_only:
-            lives = Lives(call, holder, writer, succession)
-            return await WriterAttachment(call, attached, writer, lives)._serve(
-                nodes, attached, io_timeout, end
-            )
+            writing = WriterAttachment(call, attached, writer, Lives(call, params, writer, succession))
+            try:
+                writing.below = await _open_parent(attached, open_snapshot)
+            except BaseException:
+                await writing.tell_detached()
+                raise
+            return await writing._serve(nodes, attached, io_timeout, end)
         floors: dict[int, int] = {}
-        if attached["epoch"] and not attached["holder_alive"]:
+        if not snapshot and attached["epoch"] and not attached["holder_alive"]:
             floors = await _recover(call, nodes, holder, end)
             attached, writer = await _attach(call, params, timeout)  # what has changed meanwhile
-        return ReadOnlyAttachment(call, attached, writer).read(nodes, params, attached, io_timeout, floors)
+        reading = ReadOnlyAttachment(call, attached, writer, snapshot)
+        reading.is_below = is_below
+        reading.below = await _open_parent(attached, open_snapshot)
+        return reading.read(nodes, params, attached, io_timeout, floors)
 
     async def detach(self, *, keep: bool = False) -> None:
+        try:
+            await self._detach(keep)
+        finally:
+            if self.below is not None:
+                await self.below.detach()
+
+    async def _detach(self, keep: bool) -> None:
         raise NotImplementedError
+
+    def _layered(self, groups: Sequence[GroupSession | ReadOnlyGroup], fixed: bool) -> list[GroupLog]:
+        if self.below is None:
+            return list(groups)
+        return [
+            Layer(group, index, len(groups), self.below, fixed=fixed) for index, group in enumerate(groups)
+        ]
 
     async def resize(self, size: int) -> int:
         """Ask metadata; returns the new size in bytes."""
@@ -135,11 +171,18 @@ class Attachment:
         """``volume``: its size and its ceilings."""
         if self._volume is not None:
             self._volume.size = max(self._volume.size, volume["size"])
-            self._volume.limit(*_ceilings(volume))
+            self._limit(volume)
         for ours, group in zip(self._groups, groups, strict=True):
             ours.heard(group)
 
+    def _limit(self, volume: dict[str, Any]) -> None:
+        if self._volume is not None and not self.is_below:
+            self._volume.limit(*_ceilings(volume))
+
     async def note_fs(self, fs: dict[str, str]) -> None:
+        raise ReadOnly(f"volume {self.name!r} is attached read-only")
+
+    async def rolled_back(self) -> None:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")
 
     def describe(self) -> dict[str, Any]:
@@ -156,6 +199,7 @@ class WriterAttachment(Attachment):
         super().__init__(call, attached, writer)
         self._lives = lives
         self._goes_on = False  # in another epoch, which does not serve yet
+        self._keeper: SnapshotKeeper | None = None  # of the epoch that serves
 
     async def _serve(
         self, nodes: NodePool, attached: dict[str, Any], io_timeout: float, end: float
@@ -187,8 +231,9 @@ class WriterAttachment(Attachment):
         )
         sessions = [GroupSession(self._shared, group, self._repair) for group in attached["groups"]]
         self._groups = self._sessions = sessions
+        self._logs = self._layered(sessions, fixed=True)
         self._volume = volume = Volume(
-            list(sessions),
+            self._logs,
             name=self.name,
             size=attached["volume"]["size"],
             durability=durability,
@@ -213,7 +258,12 @@ class WriterAttachment(Attachment):
         except BaseException:
             await self.detach()
             raise
+        self._keep_snapshots(attached)
         return volume
+
+    def _keep_snapshots(self, attached: dict[str, Any]) -> None:
+        self._keeper = SnapshotKeeper(self._shared, self._sessions, attached["volume"])
+        self._shared.spawn(self._keeper.run(), f"snapshots of {self.name}")
 
     async def settle(self, end: float) -> dict[int, int]:
         """Wait until readers find all that is committed at a majority; the commit LSN of each group."""
@@ -277,7 +327,7 @@ class WriterAttachment(Attachment):
             block,
         )
         if self._volume is not None:
-            self._volume.repair(session, chunk, block, count)
+            self._volume.repair(self._logs[self._sessions.index(session)], chunk, block, count)
 
     def _broken(self, error: Exception) -> None:
         """A mistake of ours in a core or around it: what it would do next is not to be trusted."""
@@ -351,6 +401,7 @@ class WriterAttachment(Attachment):
                 error = again
                 continue
             lives.serves()
+            self._keep_snapshots(attached)
             log.warning("volume %s epoch %d: goes on", self.name, self.epoch)
             return
 
@@ -386,10 +437,18 @@ class WriterAttachment(Attachment):
             return
         self._shared.capability = renewed.get("capability", self._shared.capability)
         self._heard(renewed, renewed["groups"])
+        if self._keeper is not None and "snapshots_version" in renewed:
+            self._keeper.renewed(renewed["snapshots_version"])
 
     async def note_fs(self, fs: dict[str, str]) -> None:
         params = {"epoch": self.epoch, "writer": self.writer, "fs": fs}
         await self._call("metadata.note_fs", params, METADATA_S)
+
+    async def rolled_back(self) -> None:
+        params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}
+        await self._call("metadata.rolled_back", params, METADATA_S)
+        if self._lives is not None:
+            self._lives.rolled_back()
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -422,7 +481,7 @@ class WriterAttachment(Attachment):
         for session in self._sessions:
             session.leave()
 
-    async def detach(self, *, keep: bool = False) -> None:
+    async def _detach(self, keep: bool) -> None:
         """End, and tell metadata (unless ``keep``), so that others need not wait for the lease."""
         if self.ended is None:  # members hear what is committed before their leases are let go
             if self._ticker is not None:
@@ -433,11 +492,14 @@ class WriterAttachment(Attachment):
         self._end(ShuttingDown(f"volume {self.name!r} is detached"))
         await self._finish_tasks()
         if not fenced and not keep:
-            params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}
-            try:
-                await self._call("metadata.detach", params, RENEW_TIMEOUT_S)
-            except MoorageError as error:  # the lease runs out by itself
-                log.warning("volume %s: metadata was not told of the detach: %s", self.name, error)
+            await self.tell_detached()
+
+    async def tell_detached(self) -> None:
+        params = {"volume": self.volume_id, "epoch": self.epoch, "writer": self.writer}
+        try:
+            await self._call("metadata.detach", params, RENEW_TIMEOUT_S)
+        except MoorageError as error:  # the lease runs out by itself
+            log.warning("volume %s: metadata was not told of the detach: %s", self.name, error)
 
     async def _finish_tasks(self) -> None:
         """Wait for the release, end all others."""
@@ -448,6 +510,12 @@ class WriterAttachment(Attachment):
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _open_parent(attached: dict[str, Any], open_snapshot: OpenSnapshot) -> Volume | None:
+    """It stays what it is as long as its clone is there."""
+    parent = attached["volume"].get("parent")
+    return None if parent is None else await open_snapshot(f"{parent['name']}@{parent['snapshot_name']}")
+
+
 async def _attach(call: MetadataCall, params: dict[str, Any], timeout: float) -> tuple[dict[str, Any], int]:
     """Ask metadata: its word, and the writer id, which serves this one attach."""
     params = {"writer": new_writer(), **params}
@@ -456,6 +524,20 @@ async def _attach(call: MetadataCall, params: dict[str, Any], timeout: float) ->
 
 async def _all_of(calls: Sequence[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*calls)
+
+
+def find_snapshot(volume: dict[str, Any], name: str, identity: int = 0) -> dict[str, Any]:
+    """Of a volume as metadata describes it; ``identity``: and no other one of that name. Raises NotFound, or
+    Busy when it is being created."""
+    found: dict[str, Any] | None = next((s for s in volume.get("snapshots", []) if s["name"] == name), None)
+    if found is None or (identity and found["id"] != identity):
+        raise NotFound(
+            f"volume {volume['name']!r} has no snapshot {name!r}: `moorage snapshot list {volume['name']}`"
+            " shows all"
+        )
+    if found["state"] != READY:
+        raise Busy(f"snapshot {volume['name']}@{name} is {found['state']}: try again in some seconds")
+    return found
 
 
 def _ceilings(volume: dict[str, Any]) -> tuple[int, int]:
@@ -526,7 +608,13 @@ async def lead(
 
 
 class ReadOnlyAttachment(Attachment):
-    """Beside a writer, or without one: reads a prefix of each group's log that never goes back."""
+    """Beside a writer, or without one: reads a prefix of each group's log that never goes back, or a
+    snapshot, which never changes."""
+
+    def __init__(self, call: MetadataCall, attached: dict[str, Any], writer: int, snapshot: str = "") -> None:
+        """``snapshot``: its name. Raises NotFound, or Busy when it is being created."""
+        super().__init__(call, attached, writer)
+        self._snapshot = find_snapshot(attached["volume"], snapshot) if snapshot else None
 
     def read(
         self,
@@ -541,23 +629,30 @@ class ReadOnlyAttachment(Attachment):
         self._nodes = nodes
         self._params = params
         self._sweep = ReadSweep(io_timeout)
-        self._readers = [
-            ReadOnlyGroup(nodes, self._sweep, group, Position(self.epoch, floors.get(group["group"], 0)))
-            for group in attached["groups"]
-        ]
+        self._readers = [self._reader(group, floors) for group in attached["groups"]]
         self._groups = self._readers
+        size = attached["volume"]["size"] if self._snapshot is None else self._snapshot["size"]
         self._volume = Volume(
-            list(self._readers),
-            name=self.name,
-            size=attached["volume"]["size"],
+            self._layered(self._readers, fixed=self._snapshot is not None),
+            name=self.name if self._snapshot is None else f"{self.name}@{self._snapshot['name']}",
+            size=size,
             durability=attached["volume"]["durability"],
             attached=self,
             io_timeout=io_timeout,
             read_only=True,
         )
-        self._volume.limit(*_ceilings(attached["volume"]))
+        self._limit(attached["volume"])
         self._following = self._loop.create_task(self._follow(), name=f"reader of {self.name}")
         return self._volume
+
+    def _reader(self, group: dict[str, Any], floors: dict[int, int]) -> ReadOnlyGroup:
+        index = group["group"]
+        if self._snapshot is None:
+            return ReadOnlyGroup(self._nodes, self._sweep, group, Position(self.epoch, floors.get(index, 0)))
+        # It was committed under that epoch: who has that record has it.
+        lsn = self._snapshot["lsns"][index]
+        floor = Position(self._snapshot["epoch"], lsn)
+        return ReadOnlyGroup(self._nodes, self._sweep, group, floor, snapshot=lsn)
 
     async def _pause(self) -> None:
         for _ in range(READER_ROUNDS):
@@ -569,8 +664,11 @@ class ReadOnlyAttachment(Attachment):
         attached, _ = await _attach(self._call, self._params, RENEW_TIMEOUT_S)
         if attached["volume"]["id"] != self.volume_id:
             raise NotFound(f"volume {self.name!r} was deleted, and another one has its name")
+        if self._snapshot is not None:
+            find_snapshot(attached["volume"], self._snapshot["name"], self._snapshot["id"])
+            attached["volume"]["size"] = self._snapshot["size"]
         self._heard(attached["volume"], attached["groups"])
-        if not attached["holder_alive"] and self._waits():
+        if self._snapshot is None and not attached["holder_alive"] and self._waits():
             await _recover(self._call, self._nodes, self._params["holder"], self._loop.time() + METADATA_S)
 
     def _waits(self) -> bool:
@@ -581,7 +679,7 @@ class ReadOnlyAttachment(Attachment):
     async def resize(self, size: int) -> int:
         raise ReadOnly(f"volume {self.name!r} is attached read-only")
 
-    async def detach(self, *, keep: bool = False) -> None:
+    async def _detach(self, keep: bool) -> None:
         if self.ended is None:
             self.ended = ShuttingDown(f"volume {self.name!r} is detached")
             self._sweep.stop(self.ended)

@@ -17,30 +17,35 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
+from moorage.client import answers, backup, copying, uri
 from moorage.client import config as configuration
-from moorage.client import uri
 from moorage.client.attachment import Attachment, after_the_lease
+from moorage.client.backup import BackupInfo
+from moorage.client.keys import Keys
 from moorage.client.members import REGISTRY, Members
 from moorage.client.mount_table import MountTable
 from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
+from moorage.client.objects.bucket import Bucket
+from moorage.client.objects.buckets import Buckets
 from moorage.client.places import Places
 from moorage.client.quota import Quota
 from moorage.client.redundancy import Redundancy, measure
+from moorage.client.snapshots import Progress, Snapshots
 from moorage.client.succession import Succession
 from moorage.client.volume import Volume
 from moorage.client.why import Facts, Finding, about_device, about_host, about_volume
-from moorage.wire import discovery
 from moorage.wire.errors import Invalid, MoorageError, NameTaken, NotFound, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
+from moorage.wire.registry import RegistryClient
 from moorage.wire.secret import ClusterSecret
 from moorage.wire.server import connect as connect_to
 
@@ -60,7 +65,10 @@ class VolumeInfo:
     """A volume as metadata describes it. ``size`` in bytes; ``holder`` is who has it attached, or None, and
     ``lease_left_ms`` for how long nobody takes it over unasked, unless it renews; ``fs`` is ``{"type",
     "state"}`` of the file system that mounts made or are to make of it, or None; ``iops`` and ``bw`` are its
-    ceilings, operations and bytes a second, 0 for none; ``principal`` is whose quota it counts for."""
+    ceilings, operations and bytes a second, 0 for none; ``principal`` is whose quota it counts for.
+    ``snapshots``: ``{id, name, state, size, lsns, set, put, created_ms, children}`` each; ``parent`` of a
+    clone: ``{volume, name, snapshot, snapshot_name, size}``, ids and names, or None; ``rollback``: the id of
+    the snapshot to which it is being rolled back, or 0."""
 
     id: int
     name: str
@@ -78,12 +86,18 @@ class VolumeInfo:
     iops: int = 0
     bw: int = 0
     principal: str = DEFAULT_PRINCIPAL
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+    parent: dict[str, Any] | None = None
+    rollback: int = 0
 
     @classmethod
-    def from_wire(cls, value: dict[str, Any]) -> VolumeInfo:
-        fields = {name: value.get(name) for name in cls.__dataclass_fields__}
-        later = {"iops": 0, "bw": 0, "principal": DEFAULT_PRINCIPAL}  # an older service knows none of them
-        return cls(**(fields | later | {key: value[key] for key in later if key in value}))  # type: ignore[arg-type]
+    def from_wire(cls, value: Any) -> VolumeInfo:
+        """A field that has a default is one that an older service does not know. Raises ProtocolError."""
+        answers.check_volume(value)
+        known = {each.name for each in fields(cls) if each.default is each.default_factory is MISSING}
+        return cls(
+            **{each.name: value.get(each.name) for each in fields(cls) if each.name in known | value.keys()}
+        )
 
     @property
     def has_writer(self) -> bool:
@@ -141,18 +155,22 @@ class Cluster:
             extra={},
         )
         self._secret = secret
-        self._registry = self._leader_client(lambda: discovery.resolve(config.registry), "registry")
+        self._registry = RegistryClient(config.registry, hello=self.hello, secret=secret, check=answers.check)
         self._metadata: dict[str, LeaderClient] = {}
         self._owner: dict[str, str] = {}  # name -> metadata group
         self._nodes = NodePool(self.hello, secret)
         self._volumes: set[Volume] = set()
+        self.keys = Keys(self._ask_registry, secret, self._by)
+        self.buckets = Buckets(
+            self._nodes, self._call_owner, self._call_for_new, self._call_groups, config.principal
+        )
 
     # -- volumes -------------------------------------------------------------------------------------
 
     async def create_volume(
         self,
         name: str,
-        size: int | str,
+        size: int | str | None = None,
         *,
         replicas: int = 3,
         groups: int = 0,
@@ -161,6 +179,7 @@ class Cluster:
         iops: int = 0,
         bw: int | str = 0,
         principal: str | None = None,
+        parent: str | None = None,
         timeout: float = 30.0,
     ) -> VolumeInfo:
         """Create a volume. ``size``: bytes, or text such as ``"10GiB"``; a multiple of 4096 from 1 MiB to
@@ -168,13 +187,17 @@ class Cluster:
         fixed for life (0: a default by size). ``durability``: ``"sync"`` or ``"writeback"``. ``fs``: what its
         first mount makes of it, ``"ext4"`` or ``"xfs"``. ``iops``, ``bw``: ceilings, see :meth:`set_volume`.
         ``principal``: whose quota it counts for (default: the one that this client is configured with).
+        ``parent``: a snapshot, ``"VOLUME@SNAPSHOT"``, of which it is to be a clone, at least as large (and
+        without ``size`` just so); it lives in the metadata group of that volume.
 
         Repeating a call whose outcome is unknown is not idempotent: it may raise NameTaken for the first one.
-        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded (past a quota, too), Invalid.
+        Errors: NameTaken, NotEnoughHosts, NoSpace, LimitExceeded (past a quota, too), Invalid; for a clone
+        NotFound, and Busy while the snapshot is not ready.
         """
+        if size is None and parent is None:
+            raise Invalid(f"volume {name!r} needs a size: only a clone has that of its parent")
         params = {
             "name": uri.check_name(name),
-            "size": uri.parse_size(size),
             "replicas": replicas,
             "groups": groups,
             "durability": durability,
@@ -183,7 +206,14 @@ class Cluster:
         }
         later = {"iops": iops, "bw": uri.parse_size(bw), "principal": principal or self.config.principal}
         params |= {key: value for key, value in later.items() if value}  # an older service knows none of them
-        group = await self._group_for_new(name)
+        if size is not None:
+            params["size"] = uri.parse_size(size)
+        if parent is not None:
+            volume, snapshot = uri.parse_snapshot(parent)
+            params["parent"] = {"volume": volume, "snapshot": snapshot}
+            group = await self._locate(volume)
+        else:
+            group = await self._group_for_new(name)
         result = await self._client_of(group).call("metadata.create_volume", params, timeout=timeout)
         self._owner[name] = group
         return VolumeInfo.from_wire(result)
@@ -227,7 +257,7 @@ class Cluster:
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a volume and its data. Busy while somebody holds it, unless ``force``."""
-        name = uri.parse(name).name
+        name = self._volume_name(name)
         params = {"force": force, "request": secrets.token_hex(16)}
         await self._call_owner(name, "metadata.delete_volume", params, timeout=30.0)
         self._owner.pop(name, None)
@@ -242,23 +272,48 @@ class Cluster:
         timeout: float = 15.0,
         wait: float = 0.0,
         succession: Succession | None = None,
+        rollback: str = "",
     ) -> Volume:
-        """Attach a volume by name or URI (options ``mode=ro|rw`` and ``io_timeout`` seconds; arguments win).
+        """Attach a volume by name or URI (options ``mode=ro|rw`` and ``io_timeout`` seconds; arguments win),
+        or a snapshot, ``"VOLUME@SNAPSHOT"``, read-only.
 
         One process at a time writes to a volume; Busy says who does. ``force`` takes it over: the other
         one is fenced, nothing it tries from then on takes effect. ``read_only`` attaches beside a writer:
         what is read is a prefix of its writes that never goes back; without a writer the logs are recovered
         first, so that all that was acknowledged is seen. ``io_timeout`` (default 60, 0 for
         ever): how long an operation may wait for a majority before it fails with NoQuorum. ``wait``: seconds
-        to wait for a holder that seems dead, until its lease is over. Raises Busy, NotFound, or Unavailable
-        when no majority of the members answered within ``timeout`` seconds; it says whom it waited for.
+        to wait for a holder that seems dead, until its lease is over. ``rollback``: for who writes that
+        snapshot's contents into the volume (:meth:`moorage.client.snapshots.Snapshots.rollback`), and until
+        it is complete for nobody else. Raises Busy, NotFound, or Unavailable when no majority of the members
+        answered within ``timeout`` seconds; it says whom it waited for.
         """
         address = uri.parse(name)
         self.check_here(address)
         read_only = read_only or uri.read_only(address)
         if io_timeout is None:
             io_timeout = uri.io_timeout(address)
-        opening = functools.partial(
+        opening = self._opening(
+            address, read_only, force, io_timeout, timeout, succession=succession, rollback=rollback
+        )
+        volume = await after_the_lease(opening, wait)
+        self._volumes = {other for other in self._volumes if not other.detached} | {volume}
+        return volume
+
+    def _opening(
+        self,
+        address: uri.Address,
+        read_only: bool,
+        force: bool,
+        io_timeout: float,
+        timeout: float,
+        **more: Any,
+    ) -> Callable[[], Awaitable[Volume]]:
+        async def open_snapshot(name: str) -> Volume:
+            """For a clone, which detaches it."""
+            below = uri.parse(name)
+            return await self._opening(below, True, False, io_timeout, timeout, is_below=True)()
+
+        return functools.partial(
             Attachment.open,
             lambda method, params, wait: self._call_owner(address.name, method, params, timeout=wait),
             self._nodes,
@@ -272,11 +327,63 @@ class Cluster:
                 "pid": os.getpid(),
                 "program": Path(sys.argv[0] or "python").name,
             },
-            succession=succession,
+            snapshot=address.snapshot,
+            open_snapshot=open_snapshot,
+            **more,
         )
-        volume = await after_the_lease(opening, wait)
-        self._volumes = {other for other in self._volumes if not other.detached} | {volume}
-        return volume
+
+    async def bucket(self, name: str) -> Bucket:
+        """A bucket by name, to put and get objects: see :class:`moorage.client.objects.bucket.Bucket`."""
+        return await self.buckets.open(name)
+
+    async def copy_volume(
+        self,
+        source: str,
+        name: str,
+        *,
+        size: int | str | None = None,
+        replicas: int | None = None,
+        groups: int | None = None,
+        durability: str | None = None,
+        progress: Progress = lambda done, size: None,
+    ) -> VolumeInfo:
+        """A new, independent volume with the contents of ``source``: a snapshot, ``"VOLUME@SNAPSHOT"``, or a
+        volume, of which a snapshot is made for as long as it takes. Who writes to the source goes on. What
+        is None is as with the source; ``size`` is not smaller. When it fails or is cancelled, the new volume
+        is deleted again. Raises what :meth:`create_volume` and :meth:`attach` do."""
+        given = {"replicas": replicas, "groups": groups, "durability": durability}
+        return await copying.copy_volume(self, source, name, size=size, given=given, progress=progress)
+
+    async def backup(
+        self,
+        snapshot: str,
+        stream: BinaryIO,
+        *,
+        since: str = "",
+        progress: Progress = lambda done, size: None,
+    ) -> BackupInfo:
+        """Write a backup of ``"VOLUME@SNAPSHOT"`` to a binary file, pipe or the like, which is neither
+        flushed nor closed. ``since``: an older snapshot of the same volume: only what was written or
+        discarded after that one. When this raises, what was written is no backup, and no restore takes it."""
+        return await backup.create(self, snapshot, stream, since=since, progress=progress)
+
+    async def restore(
+        self,
+        backups: Sequence[BinaryIO],
+        name: str,
+        *,
+        size: int | str | None = None,
+        replicas: int | None = None,
+        groups: int | None = None,
+        durability: str | None = None,
+        progress: Progress = lambda done, size: None,
+    ) -> VolumeInfo:
+        """A new volume from backups: a full one, then incremental ones, each of what changed since the one
+        before. Options and their defaults are as in :meth:`copy_volume`. When it fails or is cancelled, the
+        volume is deleted again. Raises NameTaken where there is one, Invalid when the backups do not follow
+        one another, Corrupt or VersionMismatch for one that cannot be read."""
+        given = {"replicas": replicas, "groups": groups, "durability": durability}
+        return await backup.restore(self, backups, name, size=size, given=given, progress=progress)
 
     async def mount(
         self,
@@ -293,7 +400,8 @@ class Cluster:
         state_dir: str | Path | None = None,
         by: str = "",
     ) -> Mount:
-        """Mount a volume (name or URI) as a file system at the directory ``path``; needs root.
+        """Mount a volume or, read-only, a snapshot (name or URI) as a file system at the directory ``path``;
+        needs root.
 
         A volume that is new and blank is formatted first (``fs``: ``"ext4"``, the default, or ``"xfs"``;
         ``owner``: uid and gid of its root directory); one that holds anything never is, unless ``overwrite``.
@@ -310,7 +418,7 @@ class Cluster:
         self.check_here(address)
         record = Record(
             id=new_id(),
-            volume=address.name,
+            volume=address.shown,
             registry=self.config.registry,
             secret_file=str(self.config.secret_file.absolute()),
             host=self.hello.name,
@@ -367,9 +475,10 @@ class Cluster:
 
     def check_here(self, address: uri.Address) -> None:
         """Raises Invalid when it is of another cluster."""
-        if address.cluster not in ("", self.config.name, self.config.registry):
-            here = self.config.name or self.config.registry
-            raise Invalid(f"{address} is not in {here!r}: connect to {address.cluster!r} for it")
+        here = ("", self.config.name, self.config.registry)
+        if address.cluster not in here and f"srv:{address.cluster}" not in here:
+            shown = self.config.name or self.config.registry
+            raise Invalid(f"{address} is not in {shown!r}: connect to {address.cluster!r} for it")
 
     # -- quotas ---------------------------------------------------------------------------------------
 
@@ -404,12 +513,13 @@ class Cluster:
     async def mount_table(self, version: int | None = None) -> MountTable:
         """The mount table, or an older version of it: NotFound when that is not kept any more."""
         params = {"version": version}
-        return MountTable(**await self._registry.call("registry.mount_table", params, timeout=CALL_TIMEOUT))
+        answer = await self._registry.call("registry.mount_table", params, timeout=CALL_TIMEOUT)
+        return MountTable.from_wire(answer)
 
     async def newer_mount_table(self, known: int | None) -> MountTable | None:
         """The mount table, or None when it is the ``known`` version: cheap to ask again and again."""
         found = await self._registry.call("registry.mount_table", {"known": known}, timeout=CALL_TIMEOUT)
-        return MountTable(**found) if "text" in found else None
+        return MountTable.from_wire(found) if found.get("text") is not None else None
 
     async def set_mount_table(self, text: str, *, version: int) -> int:
         """Replace the mount table if it is at ``version`` still (0: there was none); the new version. Raises
@@ -435,13 +545,18 @@ class Cluster:
     # -- the cluster ---------------------------------------------------------------------------------
 
     @property
+    def snapshots(self) -> Snapshots:
+        """Create, list and delete snapshots of volumes, and roll back to one."""
+
+        async def ask(name: str, method: str, params: dict[str, Any], timeout: float) -> Any:
+            return await self._call_owner(name, method, params, timeout=timeout)
+
+        return Snapshots(ask, self.attach)
+
+    @property
     def places(self) -> Places:
         """Hosts and devices, to be emptied or given up."""
-
-        async def registry(method: str, params: dict[str, Any]) -> Any:
-            return await self._registry.call(method, params, timeout=CALL_TIMEOUT)
-
-        return Places(registry, self._call_groups, self._by)
+        return Places(self._ask_registry, self._call_groups, self._by)
 
     async def why(self, name: str) -> list[Finding]:
         """What is not as it should be with a volume, host or device, since when, and what is done about it.
@@ -557,6 +672,7 @@ class Cluster:
             conn = await connect_to(row["address"], hello=self.hello, secret=self._secret, timeout=timeout)
             try:
                 described, _ = await conn.call(f"{row['service']}.describe", {}, timeout=timeout)
+                answers.check(f"{row['service']}.describe", described)
             finally:
                 conn.close()
                 await conn.wait_closed()
@@ -578,6 +694,7 @@ class Cluster:
                     f"{found['address']} is device {who} now, not {device}: it moved, ask again"
                 )
             answer, _ = await conn.call(method, params or {}, timeout=timeout)
+            answers.check(method, answer)
             return answer
         finally:
             conn.close()
@@ -587,6 +704,7 @@ class Cluster:
         """Detach every volume and end all connections. Errors of a detach are raised at the end."""
         volumes, self._volumes = self._volumes, set()
         ended = await asyncio.gather(*(volume.detach() for volume in volumes), return_exceptions=True)
+        await self.buckets.close()
         await self._nodes.close()
         await asyncio.gather(self._registry.close(), *(client.close() for client in self._metadata.values()))
         for error in ended:
@@ -612,7 +730,7 @@ class Cluster:
     ) -> Any:
         """Call the metadata group that owns ``name``; when it does not know the name, look the owner up
         anew."""
-        name = uri.parse(name).name
+        name = self._volume_name(name)
         remembered = self._owner.get(name)
         group = remembered or await self._locate(name)
         params = {"name": name, **params}
@@ -624,15 +742,32 @@ class Cluster:
                 raise
         return await self._client_of(group).call(method, params, timeout=timeout)
 
+    @staticmethod
+    def _volume_name(text: str) -> str:
+        """Raises Invalid for a snapshot: only what takes one knows what to do with it."""
+        address = uri.parse(text)
+        if address.snapshot:
+            raise Invalid(f"{text} is a snapshot: name the volume alone, {address.name}")
+        return address.name
+
     async def _locate(self, name: str) -> str:
         try:
             found = await self._registry.call("registry.locate", {"name": name}, timeout=CALL_TIMEOUT)
         except NotFound:
             raise NotFound(
-                f"volume {name!r} does not exist: `moorage volume list` shows all", name=name
+                f"there is no volume or bucket {name!r}: `moorage volume list` shows all volumes", name=name
             ) from None
         self._owner[name] = found["group"]
         return str(found["group"])
+
+    async def _ask_registry(self, method: str, params: dict[str, Any]) -> Any:
+        return await self._registry.call(method, params, timeout=CALL_TIMEOUT)
+
+    async def _call_for_new(self, name: str, method: str, params: dict[str, Any], *, timeout: float) -> Any:
+        group = await self._group_for_new(name)
+        answer = await self._client_of(group).call(method, params, timeout=timeout)
+        self._owner[name] = group
+        return answer
 
     async def _group_for_new(self, name: str) -> str:
         groups = sorted((await self._view())["groups"])
@@ -642,14 +777,18 @@ class Cluster:
 
     def _client_of(self, group: str) -> LeaderClient:
         if group not in self._metadata:
-            self._metadata[group] = self._leader_client(lambda: self._members_of(group), "metadata")
+            self._metadata[group] = self._leader_client(group)
         return self._metadata[group]
 
     async def _members_of(self, group: str) -> list[str]:
         services = (await self._view())["services"]
         return [row["address"] for row in services if row["service"] == "metadata" and row["group"] == group]
 
-    def _leader_client(
-        self, candidates: Callable[[], Awaitable[Sequence[str]]], service: str
-    ) -> LeaderClient:
-        return LeaderClient(candidates, service=service, hello=self.hello, secret=self._secret)
+    def _leader_client(self, group: str) -> LeaderClient:
+        return LeaderClient(
+            lambda: self._members_of(group),
+            service="metadata",
+            hello=self.hello,
+            secret=self._secret,
+            check=answers.check,
+        )

@@ -92,7 +92,7 @@ def _read_named(name: str, environment: Mapping[str, str]) -> dict[str, str] | N
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Invalid(f"cannot read the cluster configuration {path}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("registry"), str):
         raise Invalid(f'{path} has no "registry": write {{"registry": "host:port", "secret_file": "/path"}}')

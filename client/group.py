@@ -23,6 +23,10 @@ class GroupLog(Protocol):
     def look(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
         """As :meth:`read`, about data instead of with it: one byte for each block, 0 for a hole."""
 
+    def stamps(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        """As :meth:`read`, about data instead of with it: for each block the LSN, 8 bytes, at which it was
+        written or discarded last, 0 for never."""
+
     def read_from(self, host: str, chunk: int, block: int, into: memoryview, done: Done) -> None:
         """As :meth:`read`, but only from the replica on ``host``: Corrupt when its copy is bad (it is
         repaired from the others), Invalid when the group has none there."""

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from moorage.client import uri
-from moorage.wire.errors import Invalid
+from moorage.wire.errors import Invalid, ProtocolError
 
 VOLUME_KINDS = ("ext4", "xfs", "auto")
 S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
@@ -74,6 +74,14 @@ class MountTable:
     by: str = ""
     at_ms: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_wire(cls, value: dict[str, Any]) -> MountTable:
+        """Raises ProtocolError for an answer without a text: it is one to somebody who has it already."""
+        if value.get("text") is None:
+            raise ProtocolError(f"version {value['version']} of the mount table came without its text")
+        known = cls.__dataclass_fields__
+        return cls(**{name: value[name] for name in known if value.get(name) is not None})
 
     def lines(self) -> tuple[list[Line], list[str]]:
         """What it says, and what is wrong with the rest."""

@@ -203,6 +203,9 @@ class NodeLink:
         await self.channel.stop()
 
 
+WATCHES_MAX = 64
+
+
 class NodePool:
     """Links by device, made and ended on demand. ``hello.name`` is the host that this process runs on."""
 
@@ -210,6 +213,9 @@ class NodePool:
         self._hello = hello
         self._secret = secret
         self._links: dict[str, NodeLink] = {}
+        # Of all attachments that use this, so many wait at metadata for a change of their snapshots: each is
+        # a call on one connection, which carries not many more.
+        self.watches = asyncio.Semaphore(WATCHES_MAX)
         self._closing: set[asyncio.Task[None]] = set()
 
     def link(self, device: str, host: str, address: str) -> NodeLink:

@@ -57,19 +57,20 @@ class Places:
             return [name]
         return sorted(device for device, row in view["devices"].items() if row["host"] == name)
 
-    async def drain(self, kind: Kind, name: str, *, to: str = "", force: bool = False) -> None:
+    async def drain(self, kind: Kind, name: str, *, to: str = "", force: bool = False, by: str = "") -> None:
         """Begin to empty it; :meth:`moves` tells how far it is. ``to``: a device that takes all of it over.
-        Raises NotEnoughHosts, naming what could be placed nowhere else, unless ``force``: that stays."""
+        ``by``: who asks, or what for, for others to read; this program if it is "". Raises NotEnoughHosts,
+        naming what could be placed nowhere else, unless ``force``: that stays."""
         devices = await self.devices(kind, name)
         if not force:
             await self._check(devices, at_once=False, what=f"{kind} {name} cannot be emptied")
-        params = {"kind": kind, "name": name, "drain": True, "to": to, "by": self._by}
+        params = {"kind": kind, "name": name, "drain": True, "to": to, "by": by or self._by}
         await self._registry("registry.set_drain", params)
 
-    async def undrain(self, kind: Kind, name: str) -> None:
+    async def undrain(self, kind: Kind, name: str, *, by: str = "") -> None:
         """Stop emptying it; what is under way is called off, what has moved stays where it is."""
         await self.devices(kind, name)
-        params = {"kind": kind, "name": name, "drain": False, "to": "", "by": self._by}
+        params = {"kind": kind, "name": name, "drain": False, "to": "", "by": by or self._by}
         await self._registry("registry.set_drain", params)
 
     async def pause_balance(self) -> None:

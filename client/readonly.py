@@ -19,7 +19,7 @@ from moorage.client.reads import GroupReader, ReadSweep, Target
 from moorage.quorum.record import Buffer, Position
 from moorage.wire.connection import Connection
 from moorage.wire.errors import Fenced, MoorageError, ReadOnly
-from moorage.wire.log_messages import PREFIX
+from moorage.wire.log_messages import AT, PREFIX
 
 FOR_EVER_MS = 1 << 62
 
@@ -57,8 +57,18 @@ class _Member:
 class ReadOnlyGroup:
     """A :class:`~moorage.client.group.GroupLog` that refuses to write, and a source of reads."""
 
-    def __init__(self, nodes: NodePool, sweep: ReadSweep, group: dict[str, Any], floor: Position) -> None:
-        self.flags = PREFIX
+    def __init__(
+        self,
+        nodes: NodePool,
+        sweep: ReadSweep,
+        group: dict[str, Any],
+        floor: Position,
+        *,
+        snapshot: int = 0,
+    ) -> None:
+        """``snapshot``: LSN of the one to read, instead of the log's end."""
+        self.flags = PREFIX | (AT if snapshot else 0)
+        self.snapshot = snapshot
         self.reads_until_ms = FOR_EVER_MS
         self.index: int = group["group"]
         self._nodes = nodes
@@ -73,7 +83,8 @@ class ReadOnlyGroup:
             rotation=self.index + targets[0].replica,
             repair=lambda chunk, block, count: None,  # the holder's business
         )
-        self.read, self.look, self.read_from = reader.read, reader.look, reader.read_from
+        self.read, self.look, self.stamps = reader.read, reader.look, reader.stamps
+        self.read_from = reader.read_from
         for member in self.members:
             nodes.join(member, member.link)
 
@@ -117,7 +128,8 @@ class ReadOnlyGroup:
         return self._floor.lsn
 
     def showed(self, epoch: int, applied: int) -> None:
-        self._floor = max(self._floor, Position(epoch, applied))
+        if not self.snapshot:  # one shows the same, whatever else a member has
+            self._floor = max(self._floor, Position(epoch, applied))
 
     def refused_by(self, error: Fenced) -> None:
         """A prefix stays one, whoever writes."""

@@ -27,9 +27,18 @@ from moorage.client.outcome import callback_failed
 from moorage.client.reader import HEDGE_FLOOR_S, HedgeBudget, choose, judge, preference
 from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.connection import Connection, Reply
-from moorage.wire.errors import Corrupt, Damaged, Fenced, Invalid, MoorageError, NoQuorum, ProtocolError
+from moorage.wire.errors import (
+    Corrupt,
+    Damaged,
+    Fenced,
+    Invalid,
+    MoorageError,
+    NoQuorum,
+    NotFound,
+    ProtocolError,
+)
 from moorage.wire.frame import READ
-from moorage.wire.log_messages import HOLES, SUMS, pack_read, split_epoch, unpack_read_reply
+from moorage.wire.log_messages import AT, HOLES, LSNS, PREFIX, SUMS, pack_read, split_epoch, unpack_read_reply
 
 SWEEP_S = HEDGE_FLOOR_S / 2
 _xxh3 = xxhash.xxh3_64_intdigest
@@ -46,7 +55,10 @@ class ReadSource(Protocol):
         """Goes with every request."""
 
     flags: int
-    """Of every request: PREFIX where the source has no epoch of its own."""
+    """Of every request: PREFIX where the source has no epoch of its own, AT for a snapshot."""
+
+    snapshot: int
+    """LSN of the snapshot that is read."""
 
     reads_until_ms: int
     """Until when (boot clock) reads may be handed out."""
@@ -151,6 +163,10 @@ class GroupReader:
         """See :class:`~moorage.client.group.GroupLog`."""
         self._begin(Look(self, chunk, block, into, done, self.sweep.loop.time()))
 
+    def stamps(self, chunk: int, block: int, into: memoryview, done: Done) -> None:
+        """See :class:`~moorage.client.group.GroupLog`."""
+        self._begin(Stamps(self, chunk, block, into, done, self.sweep.loop.time()))
+
     def read_from(self, host: str, chunk: int, block: int, into: memoryview, done: Done) -> None:
         """See :class:`~moorage.client.group.GroupLog`."""
         read = ReadAlone(self, chunk, block, into, done, self.sweep.loop.time())
@@ -207,6 +223,8 @@ class Attempt:
         )
         self.target.link.reading += len(into)
         flags = read.flags | source.flags
+        if flags & AT:
+            body += source.snapshot.to_bytes(8, "little")
         self.request_id = self.conn.request(READ, body, (), self.on_reply, into, flags=flags)
 
     def send_late(self) -> None:
@@ -234,7 +252,7 @@ class Attempt:
         link.health.answered(self.conn.last_received, self.sent_at)
         epoch = 0
         try:
-            if read.group.source.flags:
+            if read.group.source.flags & PREFIX:
                 reply.body, epoch = split_epoch(reply.body, reply.flags)
             applied, bad = read.check(reply, into)
         except ProtocolError as error:
@@ -352,6 +370,9 @@ class Read:
         elif isinstance(error, Corrupt) and not isinstance(error, Damaged | ProtocolError):
             self.found_bad(attempt, range(self._first_bad(error), len(self.into) // self.unit))
             return
+        elif isinstance(error, NotFound):  # the snapshot was deleted
+            self.end(error)
+            return
         self._next(attempt)
 
     def _first_bad(self, error: Corrupt) -> int:
@@ -427,6 +448,23 @@ class Look(Read):
         if count != len(into):
             raise ProtocolError(f"a reply to READ about {count} blocks where {len(into)} were asked for")
         into[:] = bytes([each != 0 for each in memoryview(sums).cast("Q")])
+        return applied, []
+
+
+class Stamps(Read):
+    """Asks when each block was written or discarded last: ``into`` gets an LSN of 8 bytes for each, 0 for
+    never."""
+
+    unit = 8
+    flags = LSNS
+
+    __slots__ = ()
+
+    def check(self, reply: Reply, into: memoryview) -> tuple[int, list[int]]:
+        applied, count, lsns = unpack_read_reply(reply.body)
+        if count * 8 != len(into):
+            raise ProtocolError(f"a reply to READ about {count} blocks where {len(into) // 8} were asked for")
+        into[:] = lsns
         return applied, []
 
 

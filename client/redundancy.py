@@ -50,6 +50,10 @@ class Redundancy:
     never_verified: int
     copies: tuple[Copy, ...]
 
+    def good(self) -> list[Copy]:
+        """The copies that count."""
+        return [copy for copy in self.copies if copy.state == GOOD]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -7,7 +7,8 @@ APPEND frames per member, however many records came). It never decides what is c
 the core does.
 
 Invariants:
-- Records enter the core in the order of the calls; nothing passes a queued one.
+- Records enter the core in the order of the calls; nothing passes a queued one but a list of snapshots, in
+  which what is queued, and so not acknowledged, need not be.
 - Nothing is submitted before all groups of the volume are SERVING.
 - From ``pause`` on nothing of that epoch is sent, handed out or acknowledged. In the next one (``take_up``)
   what is not in the log that was chosen is issued again, before all else, and reads wait for it.
@@ -91,6 +92,16 @@ class Shared:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+
+class _Now:
+    """What is told at once, also while acknowledgements are held back."""
+
+    def __init__(self, done: Done) -> None:
+        self._done = done
+
+    def __call__(self, error: BaseException | None) -> None:
+        self._done(error)
 
 
 class Member:
@@ -195,6 +206,8 @@ class GroupSession:
         self._room_until = 0.0  # loop time until which what was acknowledged waits for room
         self._kicked = False
         self._busy = True
+        self._held: list[Done] | None = None  # what was committed and is not acknowledged yet
+        self._hold = 0  # which time it is held back
         self._begin(group)
         self.reader = GroupReader(
             self,
@@ -203,7 +216,8 @@ class GroupSession:
             rotation=self.index + self.members[0].replica,
             repair=self.repair,
         )
-        self.read, self.look, self.read_from = self.reader.read, self.reader.look, self.reader.read_from
+        self.read, self.look, self.stamps = self.reader.read, self.reader.look, self.reader.stamps
+        self.read_from = self.reader.read_from
 
     def _begin(self, group: dict[str, Any]) -> None:
         """The epoch, and members of it; nobody is asked yet."""
@@ -325,7 +339,7 @@ class GroupSession:
 
     # -- ReadSource ----------------------------------------------------------------------------------
 
-    flags = 0
+    flags = snapshot = 0
 
     def read_lsn(self, chunk: int) -> int:
         return self.writer.read_lsn(chunk)
@@ -336,8 +350,10 @@ class GroupSession:
     @property
     def _may_read(self) -> bool:
         """Before all groups serve, and what a former epoch had acknowledged is there again, a read would miss
-        some of it."""
-        return self.serving and not self._again and self.writer.commit >= self._again_end
+        some of it. While acknowledgements are held back, it would show what was not acknowledged."""
+        return (
+            self.serving and not self._again and self._held is None and self.writer.commit >= self._again_end
+        )
 
     def showed(self, epoch: int, applied: int) -> None:
         pass  # a writer's own acknowledgements say what a read must see
@@ -389,6 +405,49 @@ class GroupSession:
             "discard what is not needed, or add space"
         )
 
+    # -- snapshots ------------------------------------------------------------------------------------
+
+    def set_snapshots(self, lsns: Collection[int], new: bool, done: Done) -> int:
+        """Have the log say which snapshots of the group there are, ``new``: and one of what was written so
+        far. Its LSN, or 0: not now. ``done`` is called when that is committed and durable, and never if the
+        epoch ends before."""
+        if self.failed is not None or not self.serving or self._again:  # what was acknowledged is to be in it
+            return 0
+        told = _Now(done)
+        lsn = self.writer.set_snapshots(tuple(lsns), new, told if self.shared.sync else None)
+        if lsn > 0 and not self.shared.sync:
+            self.writer.flush(told, lsn)
+        self.kick()
+        return max(lsn, 0)
+
+    def hold(self) -> int:
+        """From now on nothing is acknowledged, and no read is answered. The number of this time."""
+        self.release_held()
+        self._held = []
+        self._hold += 1
+        self.lease_changed()
+        return self._hold
+
+    def holds(self, number: int) -> bool:
+        """Whether nothing was acknowledged since."""
+        return self._held is not None and self._hold == number
+
+    def release_held(self, number: int = 0) -> None:
+        """``number``: only if it is that time yet."""
+        if number and number != self._hold:
+            return
+        held, self._held = self._held, None
+        for done in held or ():
+            self._tell(done, None)
+        if held is not None:
+            self.kick()
+
+    def _committed(self, done: Done) -> None:
+        if isinstance(done, _Now) or self._held is None:
+            self._tell(done, None)
+        else:
+            self._held.append(done)
+
     # -- the pump ------------------------------------------------------------------------------------
 
     def kick(self) -> None:
@@ -411,7 +470,7 @@ class GroupSession:
     def _carry(self) -> None:
         writer = self.writer
         for done in writer.take_done():  # what they call submits more: it goes out with this turn
-            self._tell(done, None)
+            self._committed(done)
         queue = self._queue
         while queue and self.serving and self._enter(queue[0]):
             queue.popleft()
@@ -590,6 +649,7 @@ class GroupSession:
 
     def _stop(self) -> None:
         """Nothing more is sent or handed out; what was sent, and has no end, is left over."""
+        self.release_held()
         for done in self.writer.take_done():  # these are done: say so
             self._tell(done, None)
         if self.serving:  # else nothing of this epoch was sent, and what a former one left is there yet

@@ -52,12 +52,21 @@ class Lives:
     """The writer ids of one attachment: the one that served last, and those tried since."""
 
     def __init__(
-        self, call: MetadataCall, holder: dict[str, Any], writer: int, succession: Succession | None
+        self,
+        call: MetadataCall,
+        params: dict[str, Any],
+        writer: int,
+        succession: Succession | None,
     ) -> None:
+        """``params``: what metadata was asked when it was attached."""
         self._call = call
-        self._params = {"mode": "rw", "force": False, "holder": holder}
+        self._params = params | {"force": False}
         self._noted = succession.noted if succession is not None else lambda writers: None
         self._writers: tuple[int, ...] = (writer,)
+
+    def rolled_back(self) -> None:
+        """What it attaches for from now on is to write."""
+        self._params.pop("rollback", None)
 
     def serves(self) -> None:
         """The last one does: what was before cannot come back."""

@@ -13,19 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, Unpack
 
 import uvloop
 
 from moorage.client import cluster as asynchronous
+from moorage.client.backup import BackupInfo
 from moorage.client.cluster import VolumeInfo
 from moorage.client.mount_table import MountTable
+from moorage.client.objects.sync import Bucket, Buckets
 from moorage.client.places import Kind, Moves
 from moorage.client.places import Places as AsyncPlaces
 from moorage.client.quota import Quota
+from moorage.client.snapshots import Progress, SnapshotInfo
+from moorage.client.snapshots import Snapshots as AsyncSnapshots
+from moorage.client.transfer import CopyOptions
 from moorage.client.volume import Volume as AsyncVolume
 from moorage.client.why import Finding
 from moorage.quorum.record import Buffer
@@ -98,11 +103,15 @@ class Cluster:
     def __init__(self, cluster: asynchronous.Cluster, loop: _Loop) -> None:
         self._cluster = cluster
         self._loop = loop
+        self.buckets = Buckets(cluster.buckets, loop)
+
+    def bucket(self, name: str) -> Bucket:
+        return self.buckets.open(name)
 
     def create_volume(
         self,
         name: str,
-        size: int | str,
+        size: int | str | None = None,
         *,
         replicas: int = 3,
         groups: int = 0,
@@ -111,6 +120,7 @@ class Cluster:
         iops: int = 0,
         bw: int | str = 0,
         principal: str | None = None,
+        parent: str | None = None,
         timeout: float = 30.0,
     ) -> VolumeInfo:
         return self._loop.run(
@@ -124,6 +134,7 @@ class Cluster:
                 iops=iops,
                 bw=bw,
                 principal=principal,
+                parent=parent,
                 timeout=timeout,
             )
         )
@@ -160,6 +171,22 @@ class Cluster:
             name, read_only=read_only, force=force, io_timeout=io_timeout, timeout=timeout, wait=wait
         )
         return Volume(self._loop.run(attaching), self._loop)
+
+    def copy_volume(self, source: str, name: str, **options: Unpack[CopyOptions]) -> VolumeInfo:
+        return self._loop.run(self._cluster.copy_volume(source, name, **options))
+
+    def backup(
+        self,
+        snapshot: str,
+        stream: BinaryIO,
+        *,
+        since: str = "",
+        progress: Progress = lambda done, size: None,
+    ) -> BackupInfo:
+        return self._loop.run(self._cluster.backup(snapshot, stream, since=since, progress=progress))
+
+    def restore(self, backups: Sequence[BinaryIO], name: str, **options: Unpack[CopyOptions]) -> VolumeInfo:
+        return self._loop.run(self._cluster.restore(backups, name, **options))
 
     def mount(self, name: str, path: str | Path, **options: Any) -> Mount:
         """The options are those of :meth:`moorage.Cluster.mount`."""
@@ -199,6 +226,10 @@ class Cluster:
         return self._loop.run(self._cluster.events(after=after, about=about))
 
     @property
+    def snapshots(self) -> Snapshots:
+        return Snapshots(self._cluster.snapshots, self._loop)
+
+    @property
     def places(self) -> Places:
         return Places(self._cluster.places, self._loop)
 
@@ -226,6 +257,28 @@ class Cluster:
         self.close()
 
 
+class Snapshots:
+    """See :class:`moorage.client.snapshots.Snapshots`."""
+
+    def __init__(self, snapshots: AsyncSnapshots, loop: _Loop) -> None:
+        self._snapshots = snapshots
+        self._loop = loop
+
+    def create(self, name: str, *volumes: str) -> list[SnapshotInfo]:
+        return self._loop.run(self._snapshots.create(name, *volumes))
+
+    def list(self, volume: str) -> list[SnapshotInfo]:
+        return self._loop.run(self._snapshots.list(volume))
+
+    def delete(self, snapshot: str) -> None:
+        self._loop.run(self._snapshots.delete(snapshot))
+
+    def rollback(
+        self, snapshot: str, *, force: bool = False, progress: Progress = lambda done, size: None
+    ) -> int:
+        return self._loop.run(self._snapshots.rollback(snapshot, force=force, progress=progress))
+
+
 class Places:
     """See :class:`moorage.client.places.Places`."""
 
@@ -236,11 +289,11 @@ class Places:
     def devices(self, kind: Kind, name: str) -> list[str]:
         return self._loop.run(self._places.devices(kind, name))
 
-    def drain(self, kind: Kind, name: str, *, to: str = "", force: bool = False) -> None:
-        self._loop.run(self._places.drain(kind, name, to=to, force=force))
+    def drain(self, kind: Kind, name: str, *, to: str = "", force: bool = False, by: str = "") -> None:
+        self._loop.run(self._places.drain(kind, name, to=to, force=force, by=by))
 
-    def undrain(self, kind: Kind, name: str) -> None:
-        self._loop.run(self._places.undrain(kind, name))
+    def undrain(self, kind: Kind, name: str, *, by: str = "") -> None:
+        self._loop.run(self._places.undrain(kind, name, by=by))
 
     def pause_balance(self) -> None:
         self._loop.run(self._places.pause_balance())

@@ -1,8 +1,9 @@
-"""Volume and bucket addresses: ``moorage://[CLUSTER]/NAME[/PATH][?options]``.
+"""Volume and bucket addresses: ``moorage://[CLUSTER]/NAME[@SNAPSHOT][/PATH][?options]``.
 
 Owns parsing and its error messages. An empty authority is the default cluster (``moorage:///NAME``),
-``moorage:/NAME`` is the same, and a bare ``NAME`` is taken for ``moorage:///NAME``. The option keys are the
-same everywhere a volume is described (command line, URIs, later drivers), so the table of keys lives here.
+``moorage:/NAME`` is the same, and a bare ``NAME`` is taken for ``moorage:///NAME``. A snapshot is read-only.
+The option keys are the same everywhere a volume is described (command line, URIs, drivers), so the table of
+keys lives here.
 """
 
 from __future__ import annotations
@@ -31,17 +32,24 @@ _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kmgtp]?)(i?b)?", re.IGN
 
 @dataclass(frozen=True)
 class Address:
-    """What a URI says. ``cluster`` is "" for the default one; ``path`` has no leading slash."""
+    """What a URI says. ``cluster`` is "" for the default one; ``snapshot`` is "" for the volume as it is;
+    ``path`` has no leading slash."""
 
     cluster: str
     name: str
     path: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    snapshot: str = ""
 
     def __str__(self) -> str:
         path = "/" + quote(self.path) if self.path else ""
         query = "&".join(f"{quote(key)}={quote(value)}" for key, value in self.options.items())
-        return f"moorage://{self.cluster}/{self.name}{path}" + ("?" + query if query else "")
+        return f"moorage://{self.cluster}/{self.shown}{path}" + ("?" + query if query else "")
+
+    @property
+    def shown(self) -> str:
+        """``NAME`` or ``NAME@SNAPSHOT``."""
+        return f"{self.name}@{self.snapshot}" if self.snapshot else self.name
 
 
 def parse(text: str) -> Address:
@@ -49,11 +57,28 @@ def parse(text: str) -> Address:
     if not text.startswith(SCHEME):
         if "://" in text:
             raise Invalid(f"{text!r} is not a moorage URI: write moorage://[CLUSTER]/NAME or just NAME")
-        return Address("", check_name(text))
+        name, snapshot = _split_snapshot(text)
+        return Address("", name, snapshot=snapshot)
     body, _, query = text[len(SCHEME) :].partition("?")
     cluster, rest = _split_authority(text, body)
     name, _, path = rest.partition("/")
-    return Address(unquote(cluster), check_name(unquote(name)), unquote(path), _options(text, query))
+    name, snapshot = _split_snapshot(unquote(name))
+    return Address(unquote(cluster), name, unquote(path), _options(text, query), snapshot)
+
+
+def parse_snapshot(text: str) -> tuple[str, str]:
+    """Volume and snapshot of ``VOLUME@SNAPSHOT``, or of a URI that names one."""
+    address = parse(text)
+    if not address.snapshot:
+        raise Invalid(f"{text!r} is not a snapshot: write VOLUME@SNAPSHOT, the latter {NAME_RULE}")
+    return address.name, address.snapshot
+
+
+def _split_snapshot(text: str) -> tuple[str, str]:
+    name, at, snapshot = text.partition("@")
+    if at and not NAME.fullmatch(snapshot):
+        raise Invalid(f"{snapshot!r} is not the name of a snapshot: use {NAME_RULE}", name=snapshot)
+    return check_name(name), snapshot
 
 
 def check_name(name: str) -> str:
@@ -113,9 +138,11 @@ def creation(options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_only(address: Address) -> bool:
-    """``mode=ro``."""
-    mode = address.options.get("mode", "rw")
+    """``mode=ro``, which a snapshot is in any case. Raises :class:`Invalid` for ``mode=rw`` of one."""
+    mode = address.options.get("mode", "ro" if address.snapshot else "rw")
     check_option("mode", mode)
+    if address.snapshot and mode == "rw":
+        raise Invalid(f"{address.shown} is a snapshot, which nobody writes to: clone it")
     return mode == "ro"
 
 
@@ -136,8 +163,9 @@ def io_timeout(address: Address) -> float:
 
 
 def parse_volume(text: str) -> Address:
-    """The address of a whole volume, as what mounts it takes it. Raises :class:`Invalid` also for a value
-    that no volume can have, before anybody acts on it."""
+    """The address of a whole volume, as what mounts it takes it (``docs/decisions/0005-a-uri-names-a-whole-
+    volume.md``). Raises :class:`Invalid` also for a value that no volume can have, before anybody acts on
+    it."""
     address = parse(text)
     if address.path:
         raise Invalid(f"{text} names a file in a volume: write moorage:///{address.name}")

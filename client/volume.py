@@ -34,6 +34,8 @@ class Attached(Protocol):
 
     async def note_fs(self, fs: dict[str, str]) -> None: ...
 
+    async def rolled_back(self) -> None: ...
+
     def describe(self) -> dict[str, Any]: ...
 
 
@@ -111,6 +113,20 @@ class Volume(Front):
             await self._wait(functools.partial(group.read_from, host, index, block, part))
         return bytes(into)
 
+    async def stamps(self, offset: int) -> tuple[list[int], int]:
+        """When each block of the chunk that begins at ``offset`` was written or discarded last, as LSNs of
+        its group's log, 0 for never; and how many bytes that chunk has."""
+        chunk = offset // CHUNK_SIZE
+        length = min(CHUNK_SIZE, self.size - offset)
+        into = memoryview(bytearray(8 * -(-length // self.block_size)))
+        group = self.groups[chunk % self.group_count]
+        await self._wait(lambda done: group.stamps(chunk // self.group_count, 0, into, done))
+        return list(into.cast("Q")), length
+
+    def group_of(self, offset: int) -> int:
+        """The number of the replica group that has this byte."""
+        return offset // CHUNK_SIZE % self.group_count
+
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write ``data`` at ``offset``; on return it is at a majority of the replicas: on stable storage in
         ``sync`` mode or with ``fua``, in memory in ``writeback`` mode. Atomic per 4 KiB block, not across.
@@ -146,6 +162,10 @@ class Volume(Front):
         """Note in metadata what is being made of the volume: ``"ext4"`` or ``"xfs"``; ``"new"``,
         ``"formatting"`` or ``"ready"``. The holder's alone; mounts do it by themselves."""
         await self._attached.note_fs({"type": kind, "state": state})
+
+    async def rolled_back(self) -> None:
+        """It has the contents of the snapshot for which it was attached: others may attach it again."""
+        await self._attached.rolled_back()
 
     async def detach(self, timeout: float = 10.0, *, keep: bool = False) -> None:
         """Finish what is in flight, flush, and let others attach; calling it again is fine: it waits for the

@@ -76,6 +76,7 @@ def _volume(volume: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
         return
     for group in volume["groups"]:
         yield from _group(name, group, facts)
+    yield from _snapshots(name, volume, facts)
     holder = volume["holder"]
     if holder is not None and not volume["holder_alive"] and not holder["recovers"]:
         who = f"{holder['program']} (pid {holder['pid']}) on {holder['host']}"
@@ -84,6 +85,32 @@ def _volume(volume: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
             f"{who} has not renewed its lease: it is dead, frozen or cut off",
             "whoever attaches takes it over, and fences that one",
             "attach or mount it elsewhere",
+        )
+
+
+def _snapshots(name: str, volume: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    holder = volume["holder"]
+    who = (
+        f"{holder['program']} (pid {holder['pid']}) on {holder['host']}" if holder else "metadata's repairer"
+    )
+    for entry in volume.get("snapshots", ()):
+        if entry["state"] == "creating":
+            for_ms = max(0, facts.now_ms - entry["created_ms"])
+            because = f"{who} has yet to write it into the log of each group"
+            could = "nothing: it is given up when it takes too long, and who asked for it is told"
+            doing = "it is made as soon as each group has a majority"
+            yield Finding(f"snapshot {name}@{entry['name']} is being created", because, doing, could, for_ms)
+        elif entry["state"] == "deleting":
+            because = f"{who} has yet to take it out of the log of each group"
+            doing = "it goes as soon as each group has a majority; its space comes back after that"
+            yield Finding(f"snapshot {name}@{entry['name']} is being deleted", because, doing, "nothing")
+    back_to = next((s["name"] for s in volume.get("snapshots", ()) if s["id"] == volume.get("rollback")), "")
+    if back_to:
+        yield Finding(
+            f"volume {name} is being rolled back: nobody else can attach it",
+            f"it is to be what it was at snapshot {back_to}, and is partly what it was since",
+            f"{who} is at it" if holder and volume["holder_alive"] else "nothing: who began it has ended",
+            f"`moorage snapshot rollback {name}@{back_to}` completes it",
         )
 
 

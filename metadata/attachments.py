@@ -65,7 +65,7 @@ class Attachments:
         return len(self._leases)
 
     async def attach(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "writer", "mode", "force", "holder", "succeeds")
+        check_known(params, "name", "writer", "mode", "force", "holder", "succeeds", "snapshot", "rollback")
         name = limits.check_name(params.get("name"))
         writer = limits.check_writer(params.get("writer"))
         mode = params.get("mode", "rw")
@@ -75,18 +75,27 @@ class Attachments:
         force = flag_of(params, "force") and not recovers
         holder = limits.check_holder(params.get("holder"))
         succeeds = limits.check_succeeds(params.get("succeeds", []))
+        snapshot, rollback = _snapshot_of(params, "snapshot", "ro"), _snapshot_of(params, "rollback", "rw")
         await self._replicated.read_barrier(remaining_s(context))
         await self._know_members(records.volume_by_name(self._replicated.kv, name))
         volume = records.volume_by_name(self._replicated.kv, name)
         if mode == "ro":
             records.check_ready(volume)
+            if snapshot:
+                records.ready_snapshot(volume, snapshot)
+            else:
+                records.check_not_rolling_back(volume)
             return self._attachment(volume, writer, "ro")
         if volume["holder"] is None or volume["holder"]["writer"] != writer:  # else: sent again
             former = volume["holder"]
             volume = await self.against_epoch(
                 name,
                 lambda found: {
-                    "do": "attach",
+                    **(
+                        {"do": "attach_to_roll_back", "rolls_back": rollback}
+                        if rollback
+                        else {"do": "attach"}
+                    ),
                     "volume": found["id"],
                     "epoch": found["epoch"],
                     "writer": writer,
@@ -116,15 +125,15 @@ class Attachments:
         found, epoch, writer = (number_of(params, key) for key in ("volume", "epoch", "writer"))
         name = params.get("name", f"{found}")
         try:
-            volume = self._held(name, found, epoch, writer)
+            volume = self.held(name, found, epoch, writer)
         except Fenced:
             await self._replicated.read_barrier()  # this copy may be the old one: refuse by the newest only
-            volume = self._held(name, found, epoch, writer)
+            volume = self.held(name, found, epoch, writer)
         self._leases.grant(found, epoch, _now_ms())
         return {
             "lease_ms": self._leases.lease_ms,
             "size": volume["size"],
-            **{key: volume.get(key, 0) for key in ("iops", "bw")},
+            **{key: volume.get(key, 0) for key in ("iops", "bw", "snapshots_version")},
             "groups": self.groups(volume),
             "capability": self._capability(volume, writer, "rw"),
         }
@@ -155,20 +164,24 @@ class Attachments:
 
     async def current_epochs(self, context: CallContext | None, params: Params) -> Reply:
         """For a node that cannot read any more what a replica has promised: it cannot have been more than the
-        newest epoch of its volume, as of a barrier that comes after the node's start. Replicas that no volume
-        has are left out."""
+        newest epoch of its volume, as of a barrier that comes after the node's start. ``gone``: those that
+        this group has given, and no volume has any more; no id is given twice, so that is for good."""
         check_known(params, "replicas")
         wanted = limits.check_replica_ids(params.get("replicas"))
         await self._replicated.read_barrier(remaining_s(context))
+        kv = self._replicated.kv
         found: list[Reply] = []
-        for number, volume in enumerate(records.volumes(self._replicated.kv)):
+        gone = {each for each in wanted if records.was_given(kv, self._replicated.group, each)}
+        for number, volume in enumerate(records.volumes(kv)):
             if number % SCAN_AT_ONCE == 0:
                 await asyncio.sleep(0)  # others are served meanwhile; what is read later is not older
+            gone -= {member["replica"] for group in volume["groups"] for member in _all_members(group)}
             if volume["state"] != records.DELETING:
                 found += _epochs(volume, wanted)
-        return {"replicas": found}
+        return {"replicas": found, "gone": sorted(gone)}
 
-    def _held(self, name: Any, found: int, epoch: int, writer: int) -> Params:
+    def held(self, name: Any, found: int, epoch: int, writer: int) -> Params:
+        """The volume, as of this member's copy of the state; Fenced when others have it there."""
         volume = records.volume_by_id(self._replicated.kv, found)
         if volume is None:
             raise Fenced(f"volume {name!r} was deleted", volume=found)
@@ -176,11 +189,17 @@ class Attachments:
         return volume
 
     async def against_epoch(
-        self, name: str, command: Callable[[Params], Params], force: bool, verb: str, grace_ms: int = 0
+        self,
+        name: str,
+        command: Callable[[Params], Params],
+        force: bool,
+        verb: str,
+        grace_ms: int = 0,
+        kind: str = records.VOLUME,
     ) -> Params:
         """Propose by compare-and-set on the epoch that the lease was judged by; judge anew when it moved."""
         for _ in range(ATTACH_TRIES):
-            volume = records.volume_by_name(self._replicated.kv, name)
+            volume = records.volume_by_name(self._replicated.kv, name, kind)
             check_takeover(volume, self._remaining_ms(volume), force, verb, grace_ms)
             try:
                 changed: Params = await self._replicated.propose(command(volume))
@@ -241,8 +260,17 @@ class Attachments:
         return {**member, "address": self._directory.address_of(member["device"])}
 
 
+def _snapshot_of(params: Params, key: str, mode: str) -> str:
+    """The name of the snapshot that an attach is about; empty: none."""
+    name = params.get(key, "")
+    if name and params.get("mode", "rw") != mode:
+        raise Invalid(f"{key} goes with mode {mode} only")
+    return limits.check_snapshot_name(name) if name else ""
+
+
 def _epochs(volume: Params, wanted: frozenset[int]) -> list[Reply]:
-    about = {"volume": volume["id"], "durability": volume["durability"], "epoch": volume["epoch"]}
+    durability = records.durability_of(volume)
+    about = {"volume": volume["id"], "durability": durability, "epoch": volume["epoch"]}
     about["writer"] = volume["writers"][-1] if volume["writers"] else 0
     return [
         {"replica": member["replica"], "group": group["group"], "members": volume["replicas"], **about}

@@ -18,10 +18,9 @@ from itertools import islice
 from typing import Any
 
 from moorage.metadata.records import LATER
-from moorage.wire import discovery
 from moorage.wire.errors import IdentityConflict, MoorageError, NameTaken, Unavailable
 from moorage.wire.handshake import Hello
-from moorage.wire.leader import LeaderClient
+from moorage.wire.registry import RegistryClient
 from moorage.wire.secret import ClusterSecret
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ EMPTY_VIEW: View = {"hosts": {}, "devices": {}, "services": [], "groups": []}
 VIEW_TIMEOUT_S = 5.0
 KNOW_TIMEOUT_S = 2.0  # an attach does not wait longer for a registry that is away
 SOON_S = 0.05  # between looks while the group has yet to be founded and known
-KIND = "volume"
 EVENTS_KEPT = 512
 EVENTS_AT_ONCE = 64
 EVENT_TEXT_MAX = 512  # as the registry takes it
@@ -43,14 +41,11 @@ class Directory:
     def __init__(self, spec: str, *, group: str, hello: Hello, secret: ClusterSecret) -> None:
         self._spec = spec
         self._group = group
-        self._client = LeaderClient(self._candidates, service="registry", hello=hello, secret=secret)
+        self._client = RegistryClient(spec, hello=hello, secret=secret)
         self.view: View = EMPTY_VIEW  # the last one seen
         self.joined = False
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)  # not told yet
         self.last_error: MoorageError | None = None
-
-    async def _candidates(self) -> list[str]:
-        return await discovery.resolve(self._spec)
 
     async def close(self) -> None:
         await self._client.close()
@@ -115,7 +110,7 @@ class Directory:
     async def claim(self, volume: dict[str, Any], timeout: float) -> None:
         """Make its name ours in the whole cluster, and charge its principal; NameTaken when it is another
         group's, LimitExceeded when that is too much. May be repeated."""
-        params = {"kind": KIND, **self._charged(volume)}
+        params = {"kind": volume.get("kind", LATER["kind"]), **self._charged(volume)}
         await self._client.call("registry.claim", params, timeout=timeout)
 
     async def charge(self, volume: dict[str, Any], turn: tuple[int, int], timeout: float) -> None:

@@ -18,7 +18,9 @@ from moorage.metadata.attachments import Attachments
 from moorage.metadata.charges import Charges
 from moorage.metadata.directory import Directory
 from moorage.metadata.moves import Moves
-from moorage.metadata.params import check_known, flag_of, number_of, remaining_s
+from moorage.metadata.objects.calls import ObjectCalls
+from moorage.metadata.params import REPLY_MARGIN_S, check_known, flag_of, number_of, remaining_s
+from moorage.metadata.snapshot_calls import SnapshotCalls
 from moorage.metadata.tasks.context import wall_ms
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.service.replicated import Replicated
@@ -37,9 +39,9 @@ Handler = Callable[[CallContext | None, Params], Awaitable[Reply]]
 
 LIST_MAX: Final = 500  # volumes of a page, and
 LIST_MEMBERS_MAX: Final = 3000  # ... their members: a page stays below the largest reply, whatever the names
+BUCKET_EXPECTED: Final = 64 << 20  # bytes: a bucket is placed as if it were to have so much
 SUSPECT_PATIENCE_S: Final = 3.0  # three heartbeats: a device that lives has reported by then
 SUSPECT_POLL_S: Final = 0.1
-REPLY_MARGIN_S: Final = 0.2  # answer before the caller's deadline, so that it hears why
 
 
 class Handlers:
@@ -65,6 +67,8 @@ class Handlers:
         self._runner = runner
         self._attachments = attachments
         self._moves = Moves(replicated, directory, runner, attachments)
+        self._snapshots = SnapshotCalls(group, replicated, directory, runner, attachments)
+        self._objects = ObjectCalls(replicated, directory, attachments, runner.writers)
         self._charges = charges
 
     def register(self, router: Router) -> None:
@@ -90,6 +94,16 @@ class Handlers:
             "check_departure": self._moves.check_departure,
             "move_replica": self._moves.move_replica,
             "current_epochs": self._attachments.current_epochs,
+            "create_snapshot": self._snapshots.create_snapshot,
+            "delete_snapshot": self._snapshots.delete_snapshot,
+            "watch": self._snapshots.watch,
+            "snapshots_put": self._snapshots.snapshots_put,
+            "snapshots_done": self._snapshots.snapshots_done,
+            "rolled_back": self._snapshots.rolled_back,
+            "create_bucket": self.create_bucket,
+            "list_buckets": self.list_buckets,
+            "delete_bucket": self.delete_bucket,
+            **self._objects.methods(),
         }
         return {"describe": self.describe} | {name: self._led(handler) for name, handler in leading.items()}
 
@@ -140,10 +154,25 @@ class Handlers:
     # -- volumes ---------------------------------------------------------------------------------------
 
     async def create_volume(self, context: CallContext | None, params: Params) -> Reply:
-        known = ("name", "size", "replicas", "groups", "durability", "fs", "request", *records.LATER)
-        check_known(params, *known)
+        known = ("name", "size", "replicas", "groups", "durability", "fs", "request", *limits.LATER)
+        check_known(params, *known, "parent")
+        parent = limits.check_parent(params["parent"]) if "parent" in params else None
+        size = 0 if parent and "size" not in params else limits.check_size(params.get("size"))
+        return await self._create(context, params, records.VOLUME, size, parent)
+
+    async def create_bucket(self, context: CallContext | None, params: Params) -> Reply:
+        check_known(params, "name", "replicas", "groups", "request", "principal")
+        return await self._create(context, params, records.BUCKET, 0, None)
+
+    async def _create(
+        self,
+        context: CallContext | None,
+        params: Params,
+        kind: str,
+        size: int,
+        parent: tuple[str, str] | None,
+    ) -> Reply:
         name = limits.check_name(params.get("name"))
-        size = limits.check_size(params.get("size"))
         replicas = limits.check_replicas(params.get("replicas", 3))
         groups = params.get("groups", 0)
         if groups != 0:
@@ -157,12 +186,17 @@ class Handlers:
         await self._replicated.read_barrier(remaining_s(context))
         kv = self._replicated.kv
         placed: list[list[dict[str, str]]] = []
+        of: Params = {}
         if kv.get(records.REQUESTS + request) is None:
+            if parent is not None:
+                of, cloned = self._snapshots.parent(*parent)
+                size = size or cloned
             records.check_name_free(kv, name)  # before a view is fetched; the command checks again
-            placed = await self._place(size, replicas, groups, deadline - _now_s())
+            expected = BUCKET_EXPECTED if kind == records.BUCKET else size
+            placed = await self._place(expected, replicas, groups, deadline - _now_s())
         volume = await self._replicated.propose(
             {
-                "do": "create_limited" if later else "create",
+                "do": _creation(kind, of, later),
                 "request": request,
                 "name": name,
                 "size": size,
@@ -172,6 +206,7 @@ class Handlers:
                 "placement": placed,
                 "created_ms": wall_ms(),
                 **later,
+                **of,
             }
         )
         return self._attachments.public(await self._created(volume, request, deadline - _now_s()))
@@ -203,7 +238,7 @@ class Handlers:
             now = records.volume_by_id(kv, found)
             return now is None or now["state"] != records.CREATING
 
-        await self._runner.wait_until(ended, timeout, f"the creation of volume {volume['name']!r}")
+        await self._runner.wait_until(found, ended, timeout, f"the creation of volume {volume['name']!r}")
         now = records.volume_by_id(kv, found)
         if now is not None and now["state"] == records.READY:
             return now
@@ -222,10 +257,17 @@ class Handlers:
             now = records.volume_by_id(kv, found)
             return now is None or bool(now["released"])
 
-        await self._runner.wait_until(released, timeout, what)
+        await self._runner.wait_until(found, released, timeout, what)
+
+    async def list_buckets(self, context: CallContext | None, params: Params) -> Reply:
+        """As :meth:`list_volumes`."""
+        return await self._list(params, records.BUCKET)
 
     async def list_volumes(self, context: CallContext | None, params: Params) -> Reply:
         """In pages, by name: while ``next`` is not None it is given back as ``after``."""
+        return await self._list(params, records.VOLUME)
+
+    async def _list(self, params: Params, kind: str) -> Reply:
         check_known(params, "after", "limit")
         after, limit = params.get("after", ""), params.get("limit", LIST_MAX)
         if not isinstance(after, str) or not isinstance(limit, int) or not 1 <= limit <= LIST_MAX:
@@ -236,9 +278,10 @@ class Handlers:
         members = 0
         for name, found in kv.scan(records.NAMES):
             volume = records.volume_by_id(kv, found) if name.removeprefix(records.NAMES) > after else None
-            if volume is None:
+            if volume is None or records.kind_of(volume) != kind:
                 continue
             members += len(volume["groups"]) * volume["replicas"]
+            members += len(records.snapshots(volume)) * (1 + len(volume["groups"]) // 8)  # so large each
             if len(rows) == limit or (rows and members > LIST_MEMBERS_MAX):
                 return {"volumes": rows, "next": rows[-1]["name"]}
             rows.append(self._attachments.public(volume))
@@ -287,20 +330,27 @@ class Handlers:
 
     async def delete_volume(self, context: CallContext | None, params: Params) -> Reply:
         """Returns when the name is free again and every device that answers has dropped its replicas."""
+        return await self._delete_one(context, params, records.VOLUME)
+
+    async def delete_bucket(self, context: CallContext | None, params: Params) -> Reply:
+        """As :meth:`delete_volume`; Busy while it has objects."""
+        return await self._delete_one(context, params, records.BUCKET)
+
+    async def _delete_one(self, context: CallContext | None, params: Params, kind: str) -> Reply:
         check_known(params, "name", "force", "request")
         name = limits.check_name(params.get("name"))
         request = limits.check_request(params["request"]) if params.get("request") else ""
         force = flag_of(params, "force")
         timeout = remaining_s(context) - REPLY_MARGIN_S
         await self._replicated.read_barrier(remaining_s(context))
-        volume = await self._delete(name, request, force)
+        volume = await self._delete(name, request, force, kind)
         found = volume["id"]
         self._attachments.end(found)
-        await self._freed(found, timeout, f"the deletion of volume {name!r}")
+        await self._freed(found, timeout, f"the deletion of {kind} {name!r}")
         left = records.drops(self._replicated.kv, found)
         return {"id": found, "left": [{"replica": r, "device": d, "host": h} for r, d, h in left]}
 
-    async def _delete(self, name: str, request: str, force: bool) -> Params:
+    async def _delete(self, name: str, request: str, force: bool, kind: str) -> Params:
         kv = self._replicated.kv
         command = {"do": "delete", "name": name, "request": request}
         if request and kv.get(records.REQUESTS + request) is not None:
@@ -311,7 +361,14 @@ class Handlers:
             lambda volume: {**command, "volume": volume["id"], "epoch": volume["epoch"], "now_ms": wall_ms()},
             force,
             "delete",
+            kind=kind,
         )
+
+
+def _creation(kind: str, parent: Params, later: Params) -> str:
+    if kind == records.BUCKET:
+        return "create_bucket"
+    return "create_clone" if parent else "create_limited" if later else "create"
 
 
 def _now_s() -> float:

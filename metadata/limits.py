@@ -33,6 +33,8 @@ DURABILITIES: Final = ("sync", "writeback")
 FS_TYPES: Final = ("ext4", "xfs")
 FS_STATES: Final = ("new", "formatting", "ready")
 VOLUMES_PER_GROUP_MAX: Final = 10_000
+SNAPSHOTS_MAX: Final = 500
+SNAPSHOTS_AT_ONCE_MAX: Final = 64
 REQUESTS_KEPT: Final = 16_384
 REQUEST_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 REQUEST_SIZE_MAX: Final = 64
@@ -41,6 +43,16 @@ BW_MIN: Final = 64 * KIB  # less is a unit that was forgotten: a mount would tak
 BW_MAX: Final = TIB
 HOLDER_TEXT_MAX: Final = 255
 REPLICAS_ASKED_MAX: Final = 1000
+KEY_BYTES_MAX: Final = 1024
+ATTRIBUTES_MAX: Final = 32 * KIB
+DOCUMENT_MAX: Final = 64 * KIB
+DOCUMENTS_MAX: Final = 512 * KIB  # of a bucket together: they are shown with it, in one frame
+EXTENTS_MAX: Final = 8192  # of an object, or a part: 2 TiB in whole regions
+OBJECT_EXTENTS_MAX: Final = 40_000  # of all parts: what is told of an object fits into one frame
+PARTS_MAX: Final = 10_000
+LONG_KEYS_MAX: Final = 1000
+LONG_KEYS_BYTES_MAX: Final = 4 * MIB  # each put to one of them writes them all
+KEYS_AT_ONCE: Final = 1000
 WRITER_MAX: Final = (1 << 63) - 1
 # Of each volume. An attach is sent again for some seconds: so many takeovers of one volume do not fit in.
 WRITERS_KEPT: Final = 16
@@ -79,6 +91,9 @@ TABLE: Final = (
     ),
     Limit("Name of a principal", f"`{NAME_PATTERN}`", "`Invalid`"),
     Limit("Volumes per metadata group", f"{VOLUMES_PER_GROUP_MAX}", "`LimitExceeded`"),
+    Limit("Name of a snapshot", f"`{NAME_PATTERN}`", "`Invalid`"),
+    Limit("Snapshots of a volume", f"{SNAPSHOTS_MAX}", "`LimitExceeded`"),
+    Limit("Volumes of which snapshots are made in one call", f"{SNAPSHOTS_AT_ONCE_MAX}", "`LimitExceeded`"),
     Limit("Number of a metadata group", f"`m1` to `m{METADATA_GROUPS_MAX}`", "`Invalid` at start"),
     Limit("Volume and replica ids ever given by a metadata group", f"{ID_COUNTER_MAX}", "`LimitExceeded`"),
     Limit("Epoch of a volume", "2^63 - 1", "`LimitExceeded`"),
@@ -87,6 +102,16 @@ TABLE: Final = (
     Limit("Former lives that an attach goes on for", f"{SUCCEEDS_MAX}", "`Invalid`"),
     Limit("File systems of mounts", ", ".join(f"`{name}`" for name in FS_TYPES), "`Invalid`"),
     Limit("Replicas asked for in one `metadata.current_epochs`", f"{REPLICAS_ASKED_MAX}", "`LimitExceeded`"),
+    Limit("Key of an object", f"1 to {KEY_BYTES_MAX} bytes of UTF-8", "`Invalid`"),
+    Limit("Keys of more than 400 bytes that begin with the same ones", f"{LONG_KEYS_MAX}", "`LimitExceeded`"),
+    Limit("What is noted of all of those", human(LONG_KEYS_BYTES_MAX), "`LimitExceeded`"),
+    Limit("What a writer notes of an object", human(ATTRIBUTES_MAX), "`LimitExceeded`"),
+    Limit("A document of a bucket (its policy, and so on)", human(DOCUMENT_MAX), "`LimitExceeded`"),
+    Limit("All documents of a bucket", human(DOCUMENTS_MAX), "`LimitExceeded`"),
+    Limit("Pieces of an object, or of a part of an upload", f"{EXTENTS_MAX}", "`LimitExceeded`"),
+    Limit("Pieces of all parts of an upload together", f"{OBJECT_EXTENTS_MAX}", "`LimitExceeded`"),
+    Limit("Number of a part of an upload", f"1 to {PARTS_MAX}", "`Invalid`"),
+    Limit("Objects deleted in one call", f"{KEYS_AT_ONCE}", "`LimitExceeded`"),
     Limit("Request id of a retried command", f"`{REQUEST_PATTERN}`", "`Invalid`"),
     Limit("Finished requests remembered", f"the last {REQUESTS_KEPT}", "an older retry is a new request"),
     Limit("Text that describes a holder (host, program)", f"{HOLDER_TEXT_MAX} bytes", "`Invalid`"),
@@ -94,13 +119,57 @@ TABLE: Final = (
 
 
 def check_name(name: Any) -> str:
+    return _checked_name("volume", name)
+
+
+def check_snapshot_name(name: Any) -> str:
+    return _checked_name("snapshot", name)
+
+
+def _checked_name(of: str, name: Any) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise Invalid(
-            f"volume name {_shown(name)} is not accepted: use 1 to {NAME_SIZE_MAX} of a-z, 0-9, '.', '_' and "
+            f"{of} name {_shown(name)} is not accepted: use 1 to {NAME_SIZE_MAX} of a-z, 0-9, '.', '_' and "
             "'-', beginning with a letter or digit",
             name=str(name)[:80],
         )
     return name
+
+
+def check_at_once(volumes: Any) -> list[Any]:
+    """Names or ids of the volumes of which snapshots are asked for in one command."""
+    if not isinstance(volumes, list | tuple) or not volumes or len(set(map(str, volumes))) < len(volumes):
+        raise Invalid(f"volumes {_shown(volumes)} is not a list of volumes, each named once")
+    if len(volumes) > SNAPSHOTS_AT_ONCE_MAX:
+        raise LimitExceeded(
+            f"snapshots of {len(volumes)} volumes at once: ask for {SNAPSHOTS_AT_ONCE_MAX} at most"
+        )
+    return list(volumes)
+
+
+def check_snapshot_ids(ids: Any) -> list[int]:
+    if not isinstance(ids, list | tuple) or not all(map(_is_int, ids)) or len(ids) > SNAPSHOTS_MAX:
+        raise Invalid(f"ids {_shown(ids)} is not a list of at most {SNAPSHOTS_MAX} ids of snapshots")
+    return list(ids)
+
+
+def check_created(created: Any) -> list[list[Any]]:
+    """``[id, lsns]`` of each snapshot that its holder has put into the logs."""
+    if not isinstance(created, list | tuple) or len(created) > SNAPSHOTS_MAX:
+        raise Invalid(f"created {_shown(created)} is not a list of at most {SNAPSHOTS_MAX} snapshots")
+    for row in created:
+        if not isinstance(row, list | tuple) or len(row) != 2 or not _is_int(row[0]):
+            raise Invalid(f"created: {_shown(row)} is not the id of a snapshot and its lsns")
+        if not isinstance(row[1], list | tuple) or not all(map(_is_lsn, row[1])):
+            raise Invalid(f"created: lsns {_shown(row[1])} is not a list of numbers from 1 to 2^63 - 1")
+    return [[snapshot, list(lsns)] for snapshot, lsns in created]
+
+
+def check_parent(parent: Any) -> tuple[str, str]:
+    """``{"volume", "snapshot"}``, the names of what is to be cloned."""
+    if not isinstance(parent, dict) or set(parent) != {"volume", "snapshot"}:
+        raise Invalid(f"parent {_shown(parent)} must be a map of volume and snapshot, their names")
+    return check_name(parent["volume"]), check_snapshot_name(parent["snapshot"])
 
 
 def check_size(size: Any) -> int:
@@ -173,12 +242,12 @@ def check_principal(principal: Any) -> str:
     return principal
 
 
-_LATER: Final = {"iops": check_iops, "bw": check_bw, "principal": check_principal}
+LATER: Final = {"iops": check_iops, "bw": check_bw, "principal": check_principal}
 
 
 def check_later(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the fields that volumes did not always have (``records.LATER``) those that are given."""
-    return {key: check(values[key]) for key, check in _LATER.items() if values.get(key) is not None}
+    """Of what volumes could not always be created with (``records.LATER``) that which is given."""
+    return {key: check(values[key]) for key, check in LATER.items() if values.get(key) is not None}
 
 
 def check_replica_ids(replicas: Any) -> frozenset[int]:
@@ -196,6 +265,42 @@ def check_request(request: Any) -> str:
             "'.', '_' and '-', beginning with a letter or digit"
         )
     return request
+
+
+def check_key(key: Any) -> str:
+    """Of an object."""
+    try:
+        size = len(key.encode()) if isinstance(key, str) else 0
+    except UnicodeEncodeError:  # a lone surrogate
+        size = 0
+    if not 0 < size <= KEY_BYTES_MAX:
+        raise Invalid(f"key {_shown(key)} is not 1 to {KEY_BYTES_MAX} bytes of UTF-8")
+    return str(key)
+
+
+def check_document(name: Any) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise Invalid(f"document {_shown(name)} is no name")
+    return name
+
+
+def check_text(text: Any) -> str:
+    """Of a document."""
+    if not isinstance(text, str) or len(text.encode(errors="replace")) > DOCUMENT_MAX:
+        raise LimitExceeded(f"a document of a bucket is text of at most {human(DOCUMENT_MAX)}")
+    return text
+
+
+def check_upload(upload: Any) -> str:
+    if not isinstance(upload, str) or not _REQUEST.fullmatch(upload):
+        raise Invalid(f"upload {_shown(upload)} is no id of an upload")
+    return upload
+
+
+def check_part(number: Any) -> int:
+    if not _is_int(number) or not 1 <= number <= PARTS_MAX:
+        raise Invalid(f"part number {_shown(number)} is not a number from 1 to {PARTS_MAX}")
+    return int(number)
 
 
 def check_writer(writer: Any) -> int:
@@ -248,6 +353,10 @@ def group_number(group: str) -> int:
 
 def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)  # True is no size
+
+
+def _is_lsn(value: Any) -> bool:
+    return _is_int(value) and 1 <= value < 1 << 63
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from moorage.metadata.directory import Directory
 from moorage.wire.connection import Connection
-from moorage.wire.errors import CannotConnect, MoorageError, NoReplica, Unavailable
+from moorage.wire.errors import CannotConnect, MoorageError, NoReplica, ProtocolError, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.secret import ClusterSecret
 from moorage.wire.server import connect
@@ -52,6 +52,20 @@ class NodeOrders:
         except TimeoutError:
             raise CannotConnect(f"device {device} did not answer within {timeout:.1f} s") from None
         return list(rows)
+
+    async def ask(
+        self, device: str, method: str, params: dict[str, Any], term: int, timeout: float
+    ) -> dict[str, Any]:
+        """One order about objects. Raises what the device answers, or that it does not."""
+        order = {**params, "metadata": self._group, "term": term}
+        try:
+            async with asyncio.timeout(timeout), self._connected(device, timeout) as conn:
+                answer, _ = await conn.call(method, order, timeout=timeout)
+        except TimeoutError:
+            raise CannotConnect(f"device {device} did not answer within {timeout:.1f} s") from None
+        if not isinstance(answer, dict):
+            raise ProtocolError(f"device {device} answered {method} with {answer!r}")
+        return answer
 
     async def _send(
         self, device: str, method: str, term: int, orders: list[dict[str, Any]], timeout: float

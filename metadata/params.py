@@ -8,6 +8,7 @@ from moorage.wire.errors import Invalid
 from moorage.wire.rpc import CallContext
 
 TIMEOUT_S: Final = 10.0  # when the caller sets no deadline
+REPLY_MARGIN_S: Final = 0.2  # answer before the caller's deadline, so that it hears why
 
 
 def check_known(params: dict[str, Any], *keys: str) -> None:

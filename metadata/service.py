@@ -89,7 +89,11 @@ class MetadataService(EmbeddedService):
             group=config.group,
             name=config.name,
             peers=config.peers,
-            machine=StateMachine(config.group, lambda volume: self.runner.start_volume(volume)),
+            machine=StateMachine(
+                config.group,
+                on_work=lambda volume: self.runner.start_volume(volume),
+                on_change=lambda volume: self.runner.volume_changed(volume),
+            ),
             hello=config.hello,
             secret=config.secret,
         )
@@ -201,7 +205,14 @@ class MetadataService(EmbeddedService):
 
     def routes(self) -> list[Route]:
         reading = ("describe", "status", "list_volumes", "show_volume", "moves")
-        writing = ("create_volume", "resize_volume", "set_volume", "delete_volume")
+        writing = (
+            "create_volume",
+            "resize_volume",
+            "set_volume",
+            "delete_volume",
+            "create_snapshot",
+            "delete_snapshot",
+        )
         methods = self.handlers.methods()
         calls = [("GET", name) for name in reading] + [("POST", name) for name in writing]
         return [

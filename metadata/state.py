@@ -17,8 +17,10 @@ wish}]``, ``wish``: ``{replica, device, host, replaces, why, since_ms}`` of a re
 writers, the newest at the end: a detach sent again is told from a fenced one, and an attach that comes
 late from a new one. ``owner`` is the last of them that came to write, not only to recover (0: none yet).
 ``fs``: ``{type, state}`` of the file system on it, as its mounts note it, or None (see ``limits.check_fs``).
-``iops``, ``bw``: its ceilings, 0 for none; ``principal``: whose quota it counts for. A volume of before they
-were known has none of these three (see ``records.LATER``).
+``iops``, ``bw``: its ceilings, 0 for none; ``principal``: whose quota it counts for. ``snapshots``: see
+``snapshots.py``; ``snapshots_version`` rises whenever they change. ``parent``: ``{volume, name, snapshot,
+snapshot_name, size}`` of a clone, ids and names, or None. ``rollback``: id of the snapshot to which it is
+being rolled back, or 0. A volume has these seven only where they say something (see ``records.LATER``).
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ from typing import Any
 
 from moorage.metadata import limits, records, requests
 from moorage.metadata.lease import check_current, check_succession, describe_holder
+from moorage.metadata.objects.layout import built_key
+from moorage.metadata.objects.state import Objects, check_is_empty, is_built, is_purged
 from moorage.metadata.placement import replica_share
 from moorage.metadata.records import CREATING, DELETING, READY
+from moorage.metadata.snapshots import Snapshots, check_deletable
 from moorage.quorum.record import EPOCH_MAX
 from moorage.service.kv import KV
 from moorage.wire.errors import (
@@ -52,20 +57,31 @@ class StateMachine:
     writes.
     """
 
-    def __init__(self, group: str, on_work: Callable[[int], None] = lambda volume: None) -> None:
+    def __init__(
+        self,
+        group: str,
+        on_work: Callable[[int], None] = lambda volume: None,
+        on_change: Callable[[int], None] = lambda volume: None,
+    ) -> None:
         """``on_work`` is told of a volume that the leader's tasks should look at: whoever asked for it may be
-        gone by now, or not know that it was committed."""
+        gone by now, or not know that it was committed. ``on_change``: of each volume that is another one
+        once the command is applied."""
         self.group = group
         self._on_work = on_work
+        self._on_change = on_change
+        self._snapshots = Snapshots(self._put, self._next_id)
         self._id_base = limits.group_number(group) << limits.ID_COUNTER_BITS
         self._commands: dict[str, Callable[[KV, Command, int], Any]] = {
             "found": self._found,
             "admit": self._admit,
             "create": self._create,
             "create_limited": self._create,  # a member that knows no ceilings would pass over them: it stops
+            "create_clone": self._create,  # as above
+            "create_bucket": self._create,  # as above
             "ready": self._ready,
             "abandon": self._abandon,
             "attach": self._attach,
+            "attach_to_roll_back": self._attach,
             "detach": self._detach,
             "resize": self._resize,
             "set_ceilings": self._set_ceilings,
@@ -76,6 +92,8 @@ class StateMachine:
             "plan_replacement": self._plan_replacement,
             "cancel_replacement": self._cancel_replacement,
             "reconfigure": self._reconfigure,
+            **self._snapshots.commands(),
+            **Objects().commands(),
         }
 
     def apply(self, kv: KV, command: Command, index: int) -> Any:
@@ -106,16 +124,22 @@ class StateMachine:
 
     def _create(self, kv: KV, command: Command, index: int) -> Volume:
         """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}`` and,
-        where they are not what they are without (``records.LATER``), iops, bw, principal."""
+        where they are not what they are without (``records.LATER``), iops, bw, principal. Of a clone also
+        ``parent: {volume, snapshot}``, ids."""
         name = limits.check_name(command["name"])
         known = requests.known(kv, command["request"], "create", name)
         if known is not None:
             return known
-        limits.check_size(command["size"])
+        later = limits.check_later(command)
+        if command["do"] == "create_bucket":
+            later["kind"] = records.BUCKET
+        else:
+            limits.check_size(command["size"])
         limits.check_replicas(command["replicas"])
         limits.check_durability(command["durability"])
         limits.check_groups(len(command["placement"]))
-        later = limits.check_later(command)
+        if "parent" in command:
+            later["parent"] = self._snapshots.parent_of(kv, command["parent"], command["size"])
         records.check_name_free(kv, name)
         count = int(kv.get(records.COUNTER_VOLUMES) or 0)
         if count >= limits.VOLUMES_PER_GROUP_MAX:
@@ -144,6 +168,8 @@ class StateMachine:
         }
         for number, placed in enumerate(command["placement"]):
             volume["groups"].append(self._new_group(kv, number, placed, command["replicas"]))
+        if "parent" in later:
+            self._snapshots.adopt(kv, volume)
         self._load(kv, volume, +1)
         kv.put(records.COUNTER_VOLUMES, count + 1)
         kv.put(records.NAMES + name, volume["id"])
@@ -172,6 +198,8 @@ class StateMachine:
         """``{volume, epoch, writer, holder, recovers, succeeds, now_ms}``: take epoch + 1 if the volume still
         is at ``epoch``. ``recovers``: only to bring its logs to an end; a writer may take over from it
         unasked. ``succeeds``: former lives of this writer; if others wrote since, it comes too late.
+        ``rolls_back``, where it is given: the name of a snapshot; nobody else writes until it has said that
+        the volume is rolled back to that one.
 
         Sent again by the same writer it gives the same epoch again (a writer id serves one attach).
         """
@@ -187,6 +215,8 @@ class StateMachine:
         if succeeds := command.get("succeeds"):
             check_succession(volume, succeeds, command["now_ms"])
         self._check_epoch(volume, command["epoch"])
+        if not command["recovers"]:
+            self._check_rollback(volume, command.get("rolls_back", ""))
         self._raise_epoch(volume)
         holder = limits.check_holder(command["holder"])
         if not command["recovers"]:
@@ -195,6 +225,18 @@ class StateMachine:
         volume["holder"] = {**holder, **about}
         volume["writers"] = [*volume["writers"], writer][-limits.WRITERS_KEPT :]
         return self._put(kv, volume)
+
+    def _check_rollback(self, volume: Volume, name: str) -> None:
+        """One that was begun is finished before anything else is done. Begins it, where ``name`` is given."""
+        begun = volume.get("rollback", 0)
+        wanted = records.ready_snapshot(volume, name)["id"] if name else 0
+        if begun != wanted:
+            records.check_not_rolling_back(volume)
+            if any(entry["state"] == records.CREATING for entry in records.snapshots(volume)):
+                raise Busy(
+                    f"a snapshot of volume {volume['name']!r} is being created: try again in some seconds"
+                )
+            volume["rollback"] = wanted
 
     def _detach(self, kv: KV, command: Command, index: int) -> Volume:
         """``{volume, epoch, writer, now_ms}``"""
@@ -247,6 +289,9 @@ class StateMachine:
         if volume["state"] == CREATING:
             raise Busy(f"volume {volume['name']!r} is being created: try again in some seconds")
         if volume["state"] == READY:
+            check_deletable(volume)
+            if records.kind_of(volume) == records.BUCKET:
+                check_is_empty(kv, volume)
             self._check_epoch(volume, command["epoch"])
             self._end(kv, volume, command["now_ms"])
         requests.remember(kv, command["request"], "delete", volume, index)
@@ -316,6 +361,7 @@ class StateMachine:
             return
         group["wish"] = None
         self._drop(kv, volume, wish)
+        kv.delete(built_key(volume["id"], wish["replica"]))
         self._put(kv, volume)
 
     def _reconfigure(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
@@ -335,21 +381,21 @@ class StateMachine:
         wish = group["wish"]
         if wish is None or wish["replica"] != new or wish["replaces"] != old:
             raise StaleConfiguration(f"group {group['group']} has no plan to replace {old} by {new}")
+        if records.kind_of(volume) == records.BUCKET and not is_built(kv, volume, group["group"], new):
+            raise StaleConfiguration(f"replica {new} lacks objects yet")
         invariant(old in ids, "the replica to replace is a member", old=old, members=ids)
         self._drop(kv, volume, group["members"][ids.index(old)])
         group["members"][ids.index(old)] = {key: wish[key] for key in ("replica", "device", "host")}
         group["version"] += 1
         group["wish"] = None
+        kv.delete(built_key(volume["id"], new))
         self._put(kv, volume)
         return dict(group)
 
     # -- parts -----------------------------------------------------------------------------------------
 
     def _volume(self, kv: KV, command: Command) -> Volume:
-        volume = records.volume_by_id(kv, command["volume"])
-        if volume is None:
-            raise NotFound(f"volume {command['volume']:#x} is gone: it was deleted")
-        return volume
+        return records.existing_volume(kv, command["volume"])
 
     def _group(self, kv: KV, command: Command) -> tuple[Volume, dict[str, Any]]:
         volume = self._volume(kv, command)
@@ -360,7 +406,8 @@ class StateMachine:
 
     def _put(self, kv: KV, volume: Volume) -> Volume:
         kv.put(records.volume_key(volume["id"]), volume)
-        if volume["state"] != READY or records.wishes(volume):
+        self._on_change(volume["id"])
+        if volume["state"] != READY or records.wishes(volume) or records.snapshots_under_way(volume):
             self._on_work(volume["id"])
         return volume
 
@@ -392,6 +439,7 @@ class StateMachine:
                 group["wish"] = None
             for member in group["members"]:
                 self._drop(kv, volume, member)
+        self._snapshots.release(kv, volume)
         volume["state"] = DELETING
         volume["holder"] = None
         volume["ended_ms"] = now_ms
@@ -411,7 +459,7 @@ class StateMachine:
         volume = records.volume_by_id(kv, volume_id)
         if volume is None or volume["state"] != DELETING or not volume["released"]:
             return
-        if next(iter(kv.scan(records.drops_prefix(volume_id))), None) is None:
+        if next(iter(kv.scan(records.drops_prefix(volume_id))), None) is None and is_purged(kv, volume_id):
             kv.delete(records.volume_key(volume_id))
             kv.put(records.COUNTER_VOLUMES, int(kv.get(records.COUNTER_VOLUMES) or 0) - 1)
 

@@ -24,18 +24,21 @@ from typing import Any, NamedTuple
 import lmdb
 import msgpack
 
+from moorage.node.page import PAGE_SIZE
 from moorage.node.tombstones import Range
-from moorage.service.lmdb_check import check_in_child, seal, unseal
+from moorage.service.lmdb_check import SEAL_SIZE, check_in_child, seal, unseal
 from moorage.service.lmdb_file import make_environment
 from moorage.wire.errors import Corrupt, VersionMismatch
 
 VERSION = 1
+SNAPSHOTS_VERSION = 2  # the same, with versions of blocks in pages, and the snapshots of replicas
 _KEY = struct.Struct(">IQ")
 _ID = struct.Struct(">Q")
 _CHECK = struct.Struct(">5sI")
 _CHECKS = b"scrub"
 _META = b"checkpoint"
 _REACHED = b"reached"
+PAST_ALL = 1 << 62  # no page has this number
 MAP_SIZE = 1 << 40  # sparse: address space only
 ADVICE = (
     "move this device's directory away and start it empty: its replicas are rebuilt from the other members"
@@ -51,19 +54,22 @@ class Meta:
     group: int = 1
     next_handle: int = 1
     segments: list[tuple[int, str, int]] = field(default_factory=list)  # number, file name, end
+    snapshots: bool = False  # some replica has, or had, some: who knows of none must not read this index
 
     def pack(self) -> bytes:
+        version = SNAPSHOTS_VERSION if self.snapshots else VERSION
         packed: bytes = msgpack.packb(
-            [VERSION, self.segment, self.offset, self.group, self.next_handle, self.segments]
+            [version, self.segment, self.offset, self.group, self.next_handle, self.segments]
         )
         return packed
 
     @classmethod
     def unpack(cls, raw: bytes) -> Meta:
         version, *fields = msgpack.unpackb(raw)
-        if version != VERSION:
+        if version not in (VERSION, SNAPSHOTS_VERSION):
             raise VersionMismatch(
-                f"an index of version {version!r}, this version reads {VERSION}: use the one that wrote it"
+                f"an index of version {version!r}, this version reads {VERSION} and {SNAPSHOTS_VERSION}:"
+                " use the one that wrote it"
             )
         segment, offset, group, next_handle, segments = fields
         return cls(segment, offset, group, next_handle, [tuple(each) for each in segments])
@@ -72,7 +78,7 @@ class Meta:
 class StoredPage(NamedTuple):
     handle: int
     number: int
-    cells: bytes | None  # None: they do not match their checksum
+    packed: bytes | None  # None: it does not match its checksum
 
 
 def _cells(key: bytes, value: bytes) -> bytes | None:
@@ -170,8 +176,9 @@ class IndexStore:
         with self._env.begin(db=self._tombstones) as txn:
             for key, value in txn.cursor():
                 handle, first = _KEY.unpack(key)
-                end, lsn = msgpack.unpackb(self._open(key, value, "a tombstone"))
-                found.setdefault(handle, []).append((first, end, lsn))
+                numbers = msgpack.unpackb(self._open(key, value, "a tombstone"))
+                ranges = zip(numbers[::2], numbers[1::2], strict=True)
+                found.setdefault(handle, []).extend((first, end, lsn) for end, lsn in ranges)
         return found
 
     def checks(self) -> Iterator[tuple[int, bytes | None]]:
@@ -212,19 +219,36 @@ class IndexStore:
                     found.append(number)
         return found
 
+    def pages_with_versions(self, handle: int, first: int, limit: int, look_at: int) -> tuple[list[int], int]:
+        """Numbers of up to ``limit`` stored pages of a handle that have any, out of up to ``look_at`` from
+        ``first`` on, and the one to go on with; past all at the end."""
+        found: list[int] = []
+        with self._env.begin(db=self._pages, buffers=True) as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(_KEY.pack(handle, first)):
+                for count, (key, value) in enumerate(cursor):
+                    owner, number = _KEY.unpack(key)
+                    if owner != handle:
+                        break
+                    if len(found) == limit or count == look_at:
+                        return found, number
+                    if len(value) > SEAL_SIZE + PAGE_SIZE:
+                        found.append(number)
+        return found, PAST_ALL
+
     # -- writing ----------------------------------------------------------------------------------------
 
     def write_pages(
         self, pages: list[tuple[bytes, bytes | None]], tombstones: dict[int, list[Range]], reached: int
     ) -> None:
-        """One transaction of (key, cells), None deletes, and of all tombstones of some tables."""
+        """One transaction of (key, packed page), None deletes, and of all tombstones of some tables."""
         with self._env.begin(write=True, db=self._pages) as txn:
             self._reach(txn, reached)
-            for key, cells in pages:
-                if cells is None:
+            for key, packed in pages:
+                if packed is None:
                     txn.delete(key)
                 else:
-                    txn.put(key, seal(key, cells))
+                    txn.put(key, seal(key, packed))
             for handle, ranges in tombstones.items():
                 self._replace_tombstones(txn, handle, ranges)
 
@@ -285,9 +309,12 @@ class IndexStore:
         cursor.set_range(_KEY.pack(handle, 0))
         while (key := cursor.key()) and _KEY.unpack(key)[0] == handle:
             cursor.delete()  # it moves on to the next one
+        beginning: dict[int, list[int]] = {}
         for first, end, lsn in ranges:
+            beginning.setdefault(first, []).extend((end, lsn))
+        for first, pairs in beginning.items():
             key = _KEY.pack(handle, first)
-            txn.put(key, seal(key, msgpack.packb([end, lsn])), db=self._tombstones)
+            txn.put(key, seal(key, msgpack.packb(pairs)), db=self._tombstones)
 
 
 async def check(path: Path) -> None:

@@ -15,21 +15,26 @@ from functools import partial
 
 import msgpack
 
-from moorage.node.checkpoint import IndexStore, Meta, page_key
+from moorage.node.checkpoint import PAST_ALL, IndexStore, Meta, page_key
 from moorage.node.fold import Fold
-from moorage.node.index import PAGE_SIZE, PAGES_PER_CHUNK, Index, Page, Table
+from moorage.node.index import Index, Table
 from moorage.node.lane import Lane
 from moorage.node.log import Log
 from moorage.node.metrics import StoreMetrics
+from moorage.node.page import PAGE_SIZE, PAGES_PER_CHUNK, Page, stored_locations
 from moorage.node.replica import Replica
 from moorage.node.segment import OFFSET_BITS, pack_head
 from moorage.node.tombstones import Range
-from moorage.quorum.record import BLOCK_SIZE
+from moorage.quorum.record import BLOCK_SIZE, Kind
 from moorage.wire.errors import Corrupt
 
 log = logging.getLogger(__name__)
 
 PAGES_PER_TRANSACTION = 512
+PRUNE_AT_ONCE = 1 << 16  # pages looked at for versions, in the index's lane
+
+Losses = tuple[tuple[int, int], list[Range]]  # see ``Table.losses``
+_NONE = (0, 0)
 
 
 class Checkpointer:
@@ -51,7 +56,7 @@ class Checkpointer:
         self._metrics = metrics
         self._charge = charge  # told the bytes that it writes: it waits for nobody, others wait for it
         self._lock = asyncio.Lock()
-        self._tombstones: dict[int, int] = {}  # handle -> version that is stored
+        self._tombstones: dict[int, tuple[int, int]] = {}  # handle -> version that is stored
         self.segment = 0  # where a replay from the last checkpoint begins: older segments may be compacted
         self.written_bytes = 0  # of the log, when it was made
         self.made_at = asyncio.get_running_loop().time()
@@ -60,6 +65,7 @@ class Checkpointer:
         async with self._lock:
             await self._sweep_dead()
             await self._sweep_tombstones()
+            await self._prune_versions()
             # no await until the snapshot is complete: position, replicas and dirty pages belong together
             written = self._log.written_bytes
             segment, offset, group = self._log.end()
@@ -79,6 +85,7 @@ class Checkpointer:
                 group,
                 self._fold.next_handle,
                 [(each.number, each.name, each.end) for each in kept],
+                any(each.table.snapshots_lsn or _lists(each) for each in self._fold.replicas.values()),
             )
             try:
                 await self._store_pages(pages)
@@ -104,26 +111,24 @@ class Checkpointer:
             found[identity] = None if replica is None else pack_replica(replica)
         return found
 
-    def _changed_tombstones(self, tables: Iterable[Table]) -> dict[int, tuple[int, list[Range]]]:
+    def _changed_tombstones(self, tables: Iterable[Table]) -> dict[int, Losses]:
         """handle -> (version, ranges)"""
         return {
-            table.handle: (table.tombstones.version, list(table.tombstones))
+            table.handle: table.losses
             for table in tables
-            if self._tombstones.get(table.handle, 0) != table.tombstones.version
+            if self._tombstones.get(table.handle, _NONE) != (table.tombstones.version, table.snapshots_lsn)
         }
 
-    def _not_stored(
-        self, tombstones: dict[int, tuple[int, list[Range]]]
-    ) -> dict[int, tuple[int, list[Range]]]:
+    def _not_stored(self, tombstones: dict[int, Losses]) -> dict[int, Losses]:
         """Without those of which newer ones were stored with pages meanwhile: older ones in their place would
         not explain what these pages have lost."""
         return {
             handle: found
             for handle, found in tombstones.items()
-            if found[0] > self._tombstones.get(handle, 0)
+            if found[0] > self._tombstones.get(handle, _NONE)
         }
 
-    def _tombstones_stored(self, tombstones: dict[int, tuple[int, list[Range]]]) -> None:
+    def _tombstones_stored(self, tombstones: dict[int, Losses]) -> None:
         for handle, (version, _) in tombstones.items():
             self._tombstones[handle] = version
 
@@ -170,17 +175,17 @@ class Checkpointer:
         this be the last transaction before a crash."""
         for start in range(0, len(pages), PAGES_PER_TRANSACTION):
             batch = [
-                (page, page.version, page_key(page.table.handle, page.number), page.cells.tobytes())
+                (page, page.version)
                 for page in pages[start : start + PAGES_PER_TRANSACTION]
                 if page.table.alive
             ]
-            written = [(key, cells if any(cells[-256:]) else None) for _, _, key, cells in batch]
-            tombstones = self._changed_tombstones({page.table for page, _, _, _ in batch})
+            written = [(page_key(page.table.handle, page.number), page.pack()) for page, _ in batch]
+            tombstones = self._changed_tombstones({page.table for page, _ in batch})
             ranges, reached = _ranges(tombstones), self._log.group
             await self._lane.run(partial(self._store.write_pages, written, ranges, reached))
-            self._charge(len(written) * PAGE_SIZE)
+            self._charge(sum(len(packed) if packed else PAGE_SIZE for _, packed in written))
             self._tombstones_stored(tombstones)
-            for page, version, _, _ in batch:
+            for page, version in batch:
                 self._index.stored(page, version)
 
     async def _sweep_dead(self) -> None:
@@ -191,9 +196,9 @@ class Checkpointer:
                 gone = await self._lane.run(
                     partial(self._store.delete_pages, handle, PAGES_PER_TRANSACTION, reached)
                 )
-                for _, number, cells in gone:
-                    if number not in accounted and cells is not None:
-                        self._release(cells)
+                for _, number, packed in gone:
+                    if number not in accounted and packed is not None:
+                        self._release(packed)
                 if len(gone) < PAGES_PER_TRANSACTION:
                     break
             await self._lane.run(partial(self._store.delete_tombstones, handle, reached))
@@ -225,16 +230,49 @@ class Checkpointer:
                 return
             first = numbers[-1] + 1
 
+    async def _prune_versions(self) -> None:
+        """Let go of what no snapshot shows any more: that is what brings the space of one back."""
+        for replica in list(self._fold.replicas.values()):
+            table = replica.table
+            if not table.prune:
+                continue
+            table.prune = False
+            try:
+                await self._prune_table(replica, table)
+            except BaseException:
+                table.prune = True
+                raise
+            self._fold.changed.add(replica.info.replica)
+
+    async def _prune_table(self, replica: Replica, table: Table) -> None:
+        for number in [page.number for page in table.pages.values() if page.older]:
+            self._prune_page(replica, table, number)
+        table.tombstones.prune(table.keeps)
+        first = 0
+        while first < PAST_ALL:
+            look = partial(self._store.pages_with_versions, table.handle, first, PAGES_PER_TRANSACTION)
+            numbers, first = await self._lane.run(partial(look, PRUNE_AT_ONCE))
+            if not table.alive:
+                return  # it was dropped, or begun anew
+            for number in numbers:
+                self._prune_page(replica, table, number)
+            await self._store_pages([table.pages[each] for each in numbers if each in table.pages])
+
+    def _prune_page(self, replica: Replica, table: Table, number: int) -> None:
+        try:
+            self._index.prune(self._index.page(table, number))
+        except Corrupt as error:
+            self._fold.damage(replica, str(error))
+
     def _sweep_page(self, replica: Replica, table: Table, number: int) -> None:
         try:
             self._index.page(table, number)
         except Corrupt as error:
             self._fold.damage(replica, str(error))
 
-    def _release(self, cells: bytes) -> None:
-        for location in memoryview(cells)[:256].cast("Q"):
-            if location:
-                self._index.live[location >> OFFSET_BITS] -= BLOCK_SIZE
+    def _release(self, packed: bytes) -> None:
+        for location in stored_locations(packed):
+            self._index.live[location >> OFFSET_BITS] -= BLOCK_SIZE
 
     # -- afterwards ---------------------------------------------------------------------------------------
 
@@ -245,12 +283,23 @@ class Checkpointer:
             self._log.release(segment)
 
 
-def _ranges(tombstones: dict[int, tuple[int, list[Range]]]) -> dict[int, list[Range]]:
+def _ranges(tombstones: dict[int, Losses]) -> dict[int, list[Range]]:
     return {handle: ranges for handle, (_, ranges) in tombstones.items()}
 
 
+def _lists(replica: Replica) -> bool:
+    """Whether a pending record is about snapshots."""
+    return any(record.kind == Kind.SNAPSHOTS for record, _ in replica.pending())
+
+
 def pack_replica(replica: Replica) -> bytes:
-    """What a checkpoint says of a replica: description, table, state, pending records and their places."""
+    """What a checkpoint says of a replica: description, table, state, pending records and their places, and
+    its snapshots if there ever were some."""
     pending = [[pack_head(record), location] for record, location in replica.pending()]
-    packed: bytes = msgpack.packb([replica.info.pack(), replica.table.handle, replica.state.pack(), pending])
+    table = replica.table
+    fields = [replica.info.pack(), table.handle, replica.state.pack(), pending]
+    prune = table.prune or table.kept_blindly
+    if table.snapshots_lsn or prune:
+        fields.append([table.snapshots_lsn, table.snapshots, prune])
+    packed: bytes = msgpack.packb(fields)
     return packed

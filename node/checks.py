@@ -5,7 +5,8 @@ call a table checked while a block of it is known to be bad, nor take one table'
 handle names it, and a copy from nothing has a new one.
 
 A block is bad as long as the table, or a pending record, still says that it lies at that place with that
-LSN: written again, copied or discarded, it is elsewhere.
+LSN: written again, copied or discarded, it is elsewhere. A *version*, which only snapshots show, is bad as
+long as one does: nobody can write it again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BadPlace = tuple[int, int]  # location, LSN
 class Check:
     """Of one table. Times in milliseconds since 1970; 0: never."""
 
-    __slots__ = ("asked", "bad", "began_ms", "done", "handle", "page", "passed_ms", "replica")
+    __slots__ = ("asked", "bad", "began_ms", "done", "handle", "page", "passed_ms", "replica", "versions")
 
     def __init__(self, replica: int, handle: int, passed_ms: int = 0) -> None:
         self.replica = replica
@@ -35,12 +36,13 @@ class Check:
         self.page = 0  # where it goes on
         self.done = 0  # bytes that it has read in this life
         self.bad: dict[BadBlock, BadPlace] = {}
+        self.versions: dict[BadPlace, BadBlock] = {}  # bad ones that only snapshots show
         self.asked = False  # somebody wants a pass now
 
     @property
     def verified_ms(self) -> int:
         """All that is in the table was read back, or written, at this time or later; 0: that is not so."""
-        return 0 if self.bad else self.passed_ms
+        return 0 if self.bad or self.versions else self.passed_ms
 
     def begin(self, now_ms: int) -> None:
         self.began_ms, self.page, self.done = now_ms, 0, 0
@@ -49,15 +51,26 @@ class Check:
         self.passed_ms, self.began_ms, self.page, self.done = self.began_ms, 0, 0, 0
         self.asked = False
 
-    def forget_mended(self, is_there: Callable[[BadBlock, BadPlace], bool]) -> bool:
-        """Whether there was any."""
-        left = {block: place for block, place in self.bad.items() if is_there(block, place)}
-        mended = len(left) < len(self.bad)
-        self.bad = left
-        return mended
+    @property
+    def count(self) -> int:
+        return len(self.bad) + len(self.versions)
+
+    def forget_mended(
+        self, is_now: Callable[[BadBlock, BadPlace], bool], is_shown: Callable[[BadBlock, BadPlace], bool]
+    ) -> bool:
+        """``is_now``: the block is there yet; ``is_shown``: it is, or a snapshot shows it from there. Whether
+        anything is another than it was."""
+        before = dict(self.bad), dict(self.versions)
+        for block, place in before[0].items():
+            if not is_now(block, place):
+                del self.bad[block]
+                self.versions[place] = block
+        self.versions = {place: block for place, block in self.versions.items() if is_shown(block, place)}
+        return before != (self.bad, self.versions)
 
     def pack(self) -> bytes:
-        bad = [[*block, *place] for block, place in sorted(self.bad.items())]
+        found = [*self.bad.items(), *((block, place) for place, block in self.versions.items())]
+        bad = [[*block, *place] for block, place in sorted(found)]
         packed: bytes = msgpack.packb([VERSION, self.replica, self.passed_ms, self.began_ms, self.page, bad])
         return packed
 
@@ -74,7 +87,10 @@ class Check:
                 if not _are_numbers(*row):
                     return None
                 chunk, block, location, lsn = row
-                found.bad[chunk, block] = location, lsn
+                if (chunk, block) in found.bad:  # which of them is which is found out when they are looked at
+                    found.versions[location, lsn] = chunk, block
+                else:
+                    found.bad[chunk, block] = location, lsn
         except (ValueError, TypeError, msgpack.UnpackException):
             return None
         return found

@@ -149,7 +149,7 @@ class Compactor:
         if replica is None:
             return []
         try:
-            cells = list(self._index.find(replica.table, chunk, block, count))
+            cells = self._index.located(replica.table, chunk, block, count, location)
         except Corrupt as error:
             self._fold.damage(replica, str(error))
             return []
@@ -157,10 +157,12 @@ class Compactor:
         at = 0
         while at < count:
             start = at
-            while at < count and cells[at][0] == location + at * BLOCK_SIZE:
+            alive = []
+            while at < count and (cell := cells[at]) is not None:
+                alive.append(cell)
                 at += 1
-            if at > start:
-                _, sums, lsns = zip(*cells[start:at], strict=True)
+            if alive:
+                lsns, sums = zip(*alive, strict=True)
                 run = Run(RunKind.DATA, chunk, block + start, lsns, sums)
                 extent = self._reader.extent(location + start * BLOCK_SIZE, 0, (at - start) * BLOCK_SIZE)
                 assert extent is not None and extent.segment is segment
@@ -229,6 +231,7 @@ class Compactor:
         entry = Entry(EntryKind.PENDING)
         entry.add_body(pack_head(record))
         entry.count, entry.records = 1, [record]
+        entry.snapshots = record.kind == Kind.SNAPSHOTS
         if record.kind == Kind.WRITE:
             extent = self._reader.extent(location, 0, record.count * BLOCK_SIZE)
             if extent is None:

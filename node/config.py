@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,13 @@ CAPACITY_MIN = 64 << 20
 @dataclass(frozen=True)
 class NodeConfig:
     """``data_dir`` is the device: one node process owns it. ``address`` and ``http`` are asked when needed,
-    since a listener with port 0 knows its address only once it is bound. ``registry``: addresses to try, or
-    an async function that finds them anew."""
+    since a listener with port 0 knows its address only once it is bound. ``registry``: HOST:PORT,... or
+    srv:NAME."""
 
     data_dir: Path
     name: str  # of the host: the failure domain
     secret: ClusterSecret
-    registry: Sequence[str] | Callable[[], Awaitable[Sequence[str]]]
+    registry: str
     address: Callable[[], str]
     http: Callable[[], str] = lambda: ""
     labels: tuple[tuple[str, str], ...] = ()

@@ -13,8 +13,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK
 from moorage.node.member import MemberShell
+from moorage.node.page import PAGE_BLOCKS, PAGES_PER_CHUNK
 from moorage.node.scheduler import ALL, Work
 from moorage.node.segment import Run, RunKind, unpack_runs
 from moorage.node.store import Store
@@ -25,12 +25,14 @@ from moorage.quorum.record import (
     CHUNKS_MAX,
     EPOCH_MAX,
     LSN_MAX,
+    SNAPSHOTS_MAX,
     Buffer,
     Position,
+    are_snapshots,
     first_bad_block,
 )
 from moorage.wire.connection import Connection
-from moorage.wire.errors import Behind, Corrupt, Invalid, MoorageError, ProtocolError, Unavailable
+from moorage.wire.errors import Behind, Corrupt, Invalid, MoorageError, NoSpace, ProtocolError, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.rpc import Result
 from moorage.wire.secret import ClusterSecret
@@ -50,7 +52,9 @@ PAGE_BYTES = PAGE_BLOCKS * BLOCK_SIZE
 BLOCKS_MAX = 20_000  # tombstones of blocks: a frame's body is bounded
 _RANGES_MAX = 10_000
 
-START = [0, 0]  # a cursor: [0, chunk] for tombstones, then [1, page]
+# a cursor: [0, chunk] for tombstones, then [1, page] for blocks, then [2, page, LSN] for versions that only
+# snapshots show
+START = [0, 0]
 CURSOR_MAX = CHUNKS_MAX * PAGES_PER_CHUNK  # no page has this number
 
 
@@ -191,19 +195,32 @@ class Copier:
         self, member: MemberShell, pull: Pull, conn: Connection, cursor: list[int], rate: int
     ) -> tuple[list[int] | None, int]:
         """One batch: (next cursor, bytes), or (None, -1) when this pull is over."""
+        store = self._store
+        if store.free_slots <= store.layout.reserve:
+            # That is for discards, for notes (also that this copy is given up), and for compaction.
+            raise NoSpace("there is no room on this device for more of a copy: add space, or move data away")
+        base = pull.base.lsn
+        if cursor[0] == 2 and (copy := member.core.state.copy) is not None:
+            # What was shown as a block before may be a version by now: a source that is behind the one that
+            # showed it would not have it as one.
+            base = max(base, copy.until.lsn)
         params = {
             "replica": pull.source["replica"],
-            "base": pull.base.lsn,
+            "base": base,
             "above": pull.above,
             "cursor": cursor,
             "max_bytes": self._store.pacer.piece(),
             "rate": rate,
+            "snapshots": True,  # an older source knows of none, an older puller would not know what they are
         }
         answer, payload = await conn.call("node.pull", params, timeout=CALL_S)
         runs, position, following = _parse(answer, payload)
         if not member.core.pulled(pull.number, position):
             return None, -1
         member.drain()
+        if runs and runs[0].kind == RunKind.SNAPSHOTS and not runs[0].chunk:
+            del runs[0]  # there never were any: nothing to note
+            member.replica.table.learn_of_snapshots()
         if runs:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -221,31 +238,50 @@ class Copier:
     async def serve(self, member: MemberShell, params: dict[str, Any]) -> Result:
         """``node.pull``: blocks newer than ``above``, from ``cursor`` on, and the position they show."""
         base, above, cursor, max_bytes = _read_request(params)
+        snapshots = params.get("snapshots") is True
         if member.core.may_pull(base) is None or member.replica.state.commit < base:
             raise Behind(f"replica {member.replica.info.replica} has not applied {base}")
         pacer = self._store.pacer
         pacer.set_due(Work.SERVE, member, _rate_of(params), DUE_S)
-        batch = await self._batch(member, above, cursor, min(max_bytes, pacer.piece()))
+        batch = await self._batch(member, above, cursor, min(max_bytes, pacer.piece()), snapshots)
         if batch.data:
             await pacer.admitted(Work.SERVE, len(batch.data), at_most_s=SERVE_WAIT_S)
         # Asked after the blocks were read: they show nothing newer than this.
         position = member.core.may_pull(base)
         if position is None:
             raise Behind(f"replica {member.replica.info.replica} is not whole any more")
+        if snapshots:
+            # First, and as of now: of what is in this piece nothing must be let go of that one of them shows.
+            table = member.replica.table
+            batch.runs.insert(0, Run(RunKind.SNAPSHOTS, table.snapshots_lsn, 0, tuple(table.snapshots), ()))
         body = b"".join(run.pack() for run in batch.runs)
         return Result([body, list(position), batch.cursor], [batch.data] if batch.data else [])
 
-    async def _batch(self, member: MemberShell, above: int, cursor: list[int], max_bytes: int) -> Batch:
-        phase, number = cursor
+    async def _batch(
+        self, member: MemberShell, above: int, cursor: list[int], max_bytes: int, snapshots: bool
+    ) -> Batch:
+        phase, number, *after = cursor
         if phase == 0:
             # By chunk: the ranges shift with each discard, and are others at another source.
-            ranges = member.replica.table.tombstones.overlapping(number, 1 << 64)
-            newer = [each for each in ranges if each[2] > above]
+            newer = [each for each in member.replica.table.tombstones.from_chunk(number) if each[2] > above]
             sent = newer[:_RANGES_MAX]
             runs = [Run(RunKind.CHUNKS, first, end - first, (lsn,), ()) for first, end, lsn in sent]
             more = len(newer) > len(sent)
-            return Batch(runs, memoryview(b""), [0, sent[-1][1]] if more else [1, 0])
-        return await self._pages(member, above, number, max_bytes)
+            return Batch(runs, memoryview(b""), [0, newer[len(sent)][0]] if more else [1, 0])
+        if phase == 2:
+            return await self._versions(member, above, number, after[0], max_bytes)
+        batch = await self._pages(member, above, number, max_bytes)
+        if batch.cursor is None and snapshots and member.replica.table.snapshots_lsn:
+            batch.cursor = [2, 0, 0]
+        return batch
+
+    async def _versions(
+        self, member: MemberShell, above: int, number: int, after: int, max_bytes: int
+    ) -> Batch:
+        """Of what snapshots show besides."""
+        limit = max(1, max_bytes // BLOCK_SIZE)
+        found, following = self._store.newer_versions(member.replica, above, number, after, limit)
+        return await self._fetched(member, found, None if following is None else [2, *following])
 
     async def _pages(self, member: MemberShell, above: int, number: int, max_bytes: int) -> Batch:
         """Blocks of pages from ``number`` on, until there is enough of them."""
@@ -258,6 +294,14 @@ class Copier:
             found += blocks
             size += sum(BLOCK_SIZE for each in blocks if each[2])
             await asyncio.sleep(0)
+        return await self._fetched(member, found, None if following is None else [1, following])
+
+    async def _fetched(
+        self,
+        member: MemberShell,
+        found: list[tuple[int, int, int, int, int]],  # chunk, block, location, sum, LSN
+        cursor: list[int] | None,
+    ) -> Batch:
         runs, locations = _to_runs(found)
         data = await self._store.fetch_blocks(member.replica, locations)
         sums = b"".join(each.to_bytes(8, "little") for run in runs for each in run.sums)
@@ -266,7 +310,7 @@ class Copier:
             chunk, block = [each[:2] for each in found if each[2]][bad]
             self._store.scrubber.suspect(member.replica, chunk, block)
             raise Corrupt(f"replica {member.replica.info.replica}: a block to copy is corrupt", place=bad)
-        return Batch(runs, data, None if following is None else [1, following])
+        return Batch(runs, data, cursor)
 
 
 def _to_runs(found: list[tuple[int, int, int, int, int]]) -> tuple[list[Run], list[int]]:
@@ -300,7 +344,7 @@ def _read_request(params: dict[str, Any]) -> tuple[int, int, list[int], int]:
         case {"base": int(base), "above": int(above), "cursor": cursor, "max_bytes": int(max_bytes)}:
             if 0 <= base <= LSN_MAX and 0 <= above <= LSN_MAX and max_bytes > 0 and _is_cursor(cursor):
                 return base, above, cursor, min(max_bytes, BATCH_BYTES)
-    raise Invalid("node.pull: use base, above, cursor [0 or 1, number] and max_bytes")
+    raise Invalid("node.pull: use base, above, cursor [0 or 1, number] or [2, number, LSN], and max_bytes")
 
 
 def _rate_of(params: dict[str, Any]) -> float:
@@ -313,6 +357,8 @@ def _is_cursor(value: Any) -> bool:
     match value:
         case [0 | 1, int(number)]:
             return 0 <= number <= CURSOR_MAX
+        case [2, int(number), int(lsn)]:
+            return 0 <= number <= CURSOR_MAX and 0 <= lsn <= LSN_MAX
     return False
 
 
@@ -341,6 +387,10 @@ def _parse(answer: Any, payload: memoryview) -> tuple[list[Run], Position, list[
 def _check_run(run: Run) -> None:
     """A run is logged as it came: the fold must be able to take it, live and at every start."""
     count = len(run.lsns)
+    if run.kind == RunKind.SNAPSHOTS:
+        if count > SNAPSHOTS_MAX or run.block or not are_snapshots(run.lsns, run.chunk):
+            raise ValueError("no list of snapshots")
+        return
     if run.kind == RunKind.CHUNKS:
         if count != 1 or not run.block:
             raise ValueError("no range of whole chunks")

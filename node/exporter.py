@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from moorage.node.metrics import BOUNDS_S
 from moorage.node.scheduler import Work
 from moorage.node.store import Store
 
@@ -25,6 +27,13 @@ class StoreCollector(Collector):
         for name, value in store.metrics.as_dict().items():
             words = name.replace("_", " ")
             yield CounterMetricFamily(f"moorage_node_{name}", f"{words} since the start", value=value)
+        durations = HistogramMetricFamily(
+            "moorage_node_append_seconds", "how long users' records took to be durable", labels=["size"]
+        )
+        for size, found in (("small", store.metrics.appends), ("large", store.metrics.large_appends)):
+            above = zip([*map(str, BOUNDS_S), "+Inf"], map(float, accumulate(found.counts)), strict=True)
+            durations.add_metric([size], list(above), found.total_s)
+        yield durations
         by_work: dict[str, Mapping[Work, float]] = {
             "background_bytes": store.pacer.scheduler.given,
             "background_wait_seconds": store.pacer.waited_s,
@@ -50,7 +59,7 @@ class StoreCollector(Collector):
             "replicas": len(store.replicas),
             "replicas_damaged": sum(1 for each in store.replicas.values() if each.damaged),
             "replicas_never_verified": len(checks) - len(verified),
-            "bad_blocks": sum(len(check.bad) for check in checks),
+            "bad_blocks": sum(check.count for check in checks),
             "verified_age_seconds": max(0.0, time.time() - min(verified) / 1000) if verified else 0.0,
             "background_budget_bytes_per_second": store.pacer.scheduler.budget,
             "failed": int(store.failed is not None),

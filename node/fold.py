@@ -16,7 +16,7 @@ from moorage.node.index import Index, Table
 from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import Entry, EntryKind, ParsedEntry, Run, RunKind, unpack_heads, unpack_runs
 from moorage.node.tombstones import Range, Tombstones
-from moorage.quorum.record import BLOCK_SIZE, Kind, Record
+from moorage.quorum.record import BLOCK_SIZE, CHUNKS_MAX, Kind, Record
 from moorage.quorum.state import MemberState
 from moorage.wire.errors import Corrupt, VersionMismatch
 
@@ -32,6 +32,7 @@ class Fold:
         self.next_handle = 1
         self.changed: set[int] = set()  # replicas to store with the next checkpoint, and those gone
         self.dead: dict[int, set[int]] = {}  # handles to sweep: page numbers already accounted for
+        self.replaying = False
         self.stored_tombstones: dict[int, list[Range]] = {}  # during a start: handle -> what LMDB has
         self.stored_live: dict[int, int] = {}  # during a start: handle -> bytes of blocks in its stored pages
         self.seen: dict[int, int] = {}  # during a start: handle -> greatest LSN that had been in its index
@@ -40,7 +41,10 @@ class Fold:
 
     def new_table(self, handle: int) -> Table:
         live = self.stored_live.get(handle, 0)
-        return Table(handle, Tombstones(self.stored_tombstones.get(handle)), live)
+        stored = [each for each in self.stored_tombstones.get(handle, ()) if each[0] < CHUNKS_MAX]
+        table = Table(handle, Tombstones(stored), live)
+        table.keep_all = self.replaying
+        return table
 
     def take_handle(self) -> int:
         handle = self.next_handle
@@ -103,6 +107,17 @@ class Fold:
         self.damage(replica, what)
         replica.state.promise_lost = True
 
+    def end_replay(self) -> None:
+        """All is known: what was kept only because it might be shown by a snapshot is let go of."""
+        self.replaying = False
+        for replica in self.replicas.values():
+            table = replica.table
+            table.keep_all = False
+            table.kept_blindly = table.keep_to > 0  # by a former life, perhaps
+            for page in [page for page in table.pages.values() if page.older]:
+                self._index.prune(self._index.page(table, page.number))
+            table.tombstones.prune(table.keeps)
+
     def promise_again(self, replica: Replica, info: ReplicaInfo, epoch: int, writer: int) -> None:
         """Metadata knows what was lost of it. Not logged: until a note is, each start asks again."""
         if replica.info.volume and replica.info != info:
@@ -149,7 +164,8 @@ class Fold:
                 runs = unpack_runs(entry.body)
                 self._blocks(replica, head.argument, runs, location)
                 # Compaction moves what was applied; what a copy brings is not newer than its ``until``.
-                self.note_seen(head.argument, max((max(run.lsns) for run in runs), default=0))
+                blocks = [run for run in runs if run.kind != RunKind.SNAPSHOTS]
+                self.note_seen(head.argument, max((max(run.lsns) for run in blocks), default=0))
             case EntryKind.PENDING if not replica.found:
                 self._moved(replica, unpack_heads(entry.body, head.records), location)
 
@@ -183,7 +199,9 @@ class Fold:
         former.promise_lost = True  # should it make no sense
         state = MemberState.unpack(packed)
         former.epoch, former.writer, former.promise_lost = state.epoch, state.writer, state.promise_lost
+        copies_from = former.base
         replica.fold_note(self._index, packed)
+        replica.note_copy(copies_from)
 
     def _drop(self, replica: Replica) -> None:
         del self.replicas[replica.info.replica]
@@ -200,11 +218,15 @@ class Fold:
             if kind == RunKind.CHUNKS:
                 index.zero_chunks(table, chunk, block, lsns[0])
                 continue
+            if kind == RunKind.SNAPSHOTS:
+                index.set_snapshots(table, list(lsns), chunk)
+                table.learn_of_snapshots()
+                continue
             for at, lsn in enumerate(lsns):
                 if kind == RunKind.ZERO:
-                    index.zero(table, chunk, block + at, 1, lsn)
+                    index.merge(table, chunk, block + at, 0, 0, lsn)
                 else:
-                    index.move_block(table, chunk, block + at, location, sums[at], lsn)
+                    index.merge(table, chunk, block + at, location, sums[at], lsn)
                     location += BLOCK_SIZE
 
     def _moved(self, replica: Replica, records: list[Record], location: int) -> None:
@@ -220,7 +242,7 @@ class Fold:
     def _move_applied(self, replica: Replica, record: Record, location: int) -> None:
         sums = memoryview(record.sums).cast("Q")
         for at in range(record.count):
-            self._index.move_block(
+            self._index.merge(
                 replica.table,
                 record.chunk,
                 record.block + at,

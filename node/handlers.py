@@ -17,8 +17,9 @@ from typing import Any
 from moorage.node.checks import Check
 from moorage.node.copying import Copier
 from moorage.node.member import MemberShell
+from moorage.node.objects import ObjectHandlers
 from moorage.node.reader import Blocks
-from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.replica import DURABILITIES, OBJECTS, Replica, ReplicaInfo
 from moorage.node.segment import pack_head
 from moorage.node.sessions import Sessions
 from moorage.node.store import Store
@@ -47,19 +48,23 @@ from moorage.wire.errors import (
     Invalid,
     MoorageError,
     NoReplica,
+    NotFound,
     ProtocolError,
     ShuttingDown,
     Stale,
 )
 from moorage.wire.frame import APPEND, HEARTBEAT, NACK, ONEWAY, READ
+from moorage.wire.handshake import Hello
 from moorage.wire.log_messages import (
     APPEND_SIZE,
     HOLES,
+    LSNS,
     PREFIX,
     SUMS,
     pack_heartbeat_reply,
     pack_nack,
     pack_read_reply,
+    split_snapshot,
     unpack_append,
     unpack_heartbeat,
     unpack_read,
@@ -81,6 +86,7 @@ class Handlers:
         store: Store,
         sessions: Sessions,
         copier: Copier,
+        hello: Hello,
         secret: ClusterSecret,
         describe: Callable[[], dict[str, Any]],
     ) -> None:
@@ -90,6 +96,9 @@ class Handlers:
         self._copier = copier
         self._secret = secret
         self._describe = describe
+        self._objects = ObjectHandlers(
+            store, sessions, hello, secret, self._require_orderer, self._require_device
+        )
         self._creating: dict[int, tuple[ReplicaInfo, asyncio.Future[None]]] = {}
         self._dropping: dict[int, asyncio.Future[None]] = {}  # members no more, but not durably yet
         self._unwanted: dict[int, None] = {}  # were to be dropped in this life: an order to create comes late
@@ -110,6 +119,7 @@ class Handlers:
             ("pull", self.pull),
         ):
             router.method(f"node.{name}", method)
+        self._objects.register(router)
         for op, handler in ((APPEND, self.append), (READ, self.read), (HEARTBEAT, self.heartbeat)):
             router.op(op, handler)
         router.on_connection_lost(self._sessions.connection_lost)
@@ -179,22 +189,23 @@ class Handlers:
         payload: memoryview,
         owned: bool,
     ) -> None:
+        body, snapshot = split_snapshot(body, flags)
         replica, epoch, lsn, chunk, block, count = unpack_read(body)
         member = self._sessions.find(replica)
         if not count or block + count > BLOCKS_PER_CHUNK:
             raise Invalid(f"blocks {block}..{block + count} are not inside of a chunk")
         if chunk >= CHUNKS_MAX:
             raise Invalid(f"chunk {chunk} is past the end of every volume")
-        self._read(member, conn, request_id, (epoch, lsn, chunk, block, count, flags))
+        self._read(member, conn, request_id, (epoch, lsn, chunk, block, count, flags, snapshot))
 
     def _read(
         self,
         member: MemberShell,
         conn: Connection,
         request_id: int,
-        what: tuple[int, int, int, int, int, int],
+        what: tuple[int, int, int, int, int, int, int],
     ) -> None:
-        epoch, lsn, chunk, block, count, flags = what
+        epoch, lsn, chunk, block, count, flags, snapshot = what
         prefix = flags & PREFIX
         if prefix:
             lsn = _reach(member, Position(epoch, lsn))
@@ -210,14 +221,17 @@ class Handlers:
             # Committed, but not synced here yet: it will be with one of the next group commits.
             member.park(lsn, lambda error: self._read_again(member, conn, request_id, what, error))
             return
+        if snapshot and snapshot not in replica.table.snapshots:
+            raise NotFound(f"replica {replica.info.replica} has no snapshot {snapshot}: it was deleted")
         reader = self._store.reader
         applied = replica.state.commit
         end = epoch_at(member.core.state.history, applied).to_bytes(8, "little") if prefix else b""
-        if flags & SUMS:
-            sums = reader.sums(replica, chunk, block, count)
-            conn.reply(request_id, READ, pack_read_reply(applied, count, sums) + end, (), prefix)
+        if flags & (SUMS | LSNS):
+            ask = reader.lsns if flags & LSNS else reader.sums
+            body = pack_read_reply(applied, count, ask(replica, chunk, block, count, snapshot))
+            conn.reply(request_id, READ, body + end, (), prefix)
             return
-        found = reader.read_now(replica, chunk, block, count)
+        found = reader.read_now(replica, chunk, block, count, snapshot)
         if found is not None:
             _answer(conn, request_id, applied, count, found, end)
             return
@@ -228,14 +242,14 @@ class Handlers:
             else:
                 _answer(conn, request_id, applied, count, result, end)
 
-        reader.read_later(replica, chunk, block, count, done)
+        reader.read_later(replica, chunk, block, count, done, snapshot)
 
     def _read_again(
         self,
         member: MemberShell,
         conn: Connection,
         request_id: int,
-        what: tuple[int, int, int, int, int, int],
+        what: tuple[int, int, int, int, int, int, int],
         ended: MoorageError | None,
     ) -> None:
         if conn.closed:
@@ -248,7 +262,7 @@ class Handlers:
             conn.reply_error(request_id, READ, error)
         except Exception as error:
             # It runs amid what others wait for: they must not hear of it.
-            log.exception("a read of (epoch, LSN, chunk, block, count, flags) %s failed", what)
+            log.exception("a read of (epoch, LSN, chunk, block, count, flags, snapshot) %s failed", what)
             conn.reply_error(request_id, READ, Fatal(f"the read failed: {error}"))
 
     def heartbeat(
@@ -273,6 +287,8 @@ class Handlers:
         epoch, writer = _number(params, "epoch", EPOCH_MAX), _number(params, "writer", LSN_MAX)
         session = _number(params, "session", (1 << 32) - 1)
         member = self._sessions.find(_number(params, "replica", LSN_MAX))
+        if member.replica.info.durability == OBJECTS:
+            raise Invalid(f"replica {member.replica.info.replica} is of a bucket: it has no log")
         self._check_capability(member, epoch, writer, params.get("capability"))
         lease = self._sessions.lease(context.conn)
         answer = await member.seal(context.conn, session, epoch, writer, lease)
@@ -363,7 +379,7 @@ class Handlers:
             replica=_number(params, "replica", LSN_MAX),
             volume=_number(params, "volume", LSN_MAX),
             group=_number(params, "group", 1 << 31),
-            durability="writeback" if params.get("durability") == "writeback" else "sync",
+            durability=params["durability"] if params.get("durability") in DURABILITIES else "sync",
             members=_number(params, "members", 63),
         )
         if info.replica in self._unwanted:
@@ -414,6 +430,12 @@ class Handlers:
             waiting = self._dropping[identity] = self._drop(identity)
         await asyncio.shield(waiting)
         return {}
+
+    def drop_withheld(self, identity: int) -> None:
+        """Metadata has taken it away, and its note of that is lost here."""
+        if identity in self._sessions.withheld and self._store.failed is None:
+            log.warning("replica %d was dropped before, and is here again by damage", identity)
+            self._dropping[identity] = self._drop(identity)
 
     def _never_again(self, identity: int) -> None:
         """No id is given twice. An order to create it may still be on its way, on another connection."""
@@ -530,7 +552,7 @@ def _row(replica: Replica, state: MemberState, whole: bool, check: Check) -> dic
         "whole": whole,
         "damaged": state.damaged,
         "offered": not state.promise_lost,
-        "bad_blocks": len(check.bad),
+        "bad_blocks": check.count,
         "verified_ms": check.verified_ms,
         "scrub": {"asked": check.asked, "began_ms": check.began_ms, "bytes_done": check.done},
     }

@@ -123,8 +123,9 @@ class Log:
         if self.failed is not None:
             raise self.failed
         replica.last_entry = entry
-        if entry.kind == EntryKind.RECORDS and not self._records_at:
-            self._records_at = self._clock()
+        if entry.kind == EntryKind.RECORDS:
+            entry.queued_at = self._clock()
+            self._records_at = self._records_at or entry.queued_at
         self.queued_bytes += entry.data_size
         if replica.info.volume != self._last_volume:
             self._last_volume, self._shared_at = replica.info.volume, self._clock()
@@ -269,9 +270,12 @@ class Log:
             file.fdatasync()
 
         def done(_: object, error: BaseException | None) -> None:
+            now, records = self._clock(), [each for _, each in taken if each.kind == EntryKind.RECORDS]
             if records_at:
-                records = sum(each.data_size for _, each in taken if each.kind == EntryKind.RECORDS)
-                self._wrote(records, self._clock() - records_at)
+                self._wrote(sum([each.data_size for each in records]), now - records_at)
+            if error is None:
+                for each in records:
+                    self._metrics.durable(each.data_size, now - each.queued_at, each.count)
             self._finished(segment, start, frame.size, frame.data_at, error)
 
         self._lane.submit(work, done)

@@ -18,6 +18,7 @@ from moorage.node.disk import Disk
 from moorage.node.index import Table
 from moorage.node.lane import Lane
 from moorage.node.log import Segment
+from moorage.node.page import stored_locations, stored_lsn
 from moorage.node.recovery import Cursor, Verdict
 from moorage.node.replay import Catalogue, Replay, Step, catalogue, naming
 from moorage.node.replica import Replica, ReplicaInfo
@@ -91,6 +92,7 @@ class Opening:
     async def _load_checkpoint(self, index_store: IndexStore, meta: Meta) -> None:
         fold = self._fold
         fold.next_handle = meta.next_handle
+        fold.replaying = True
         # A crash in the middle of a checkpoint leaves pages and tombstones also of tables whose replicas only
         # the log knows: they are matched after the replay.
         fold.stored_tombstones = await self._lane.run(index_store.tombstones)
@@ -108,12 +110,16 @@ class Opening:
             what = f"the index entry of replica {identity} does not match its checksum"
             self._fold.lose_promise(replica, what)
             return replica
-        info, handle, packed_state, pending = packed
+        info, handle, packed_state, pending, *snapshots = packed
         try:
             state = MemberState.unpack(packed_state)
         except VersionMismatch as error:
             raise VersionMismatch(f"index, replica {identity}: {error}") from None
-        replica = Replica(ReplicaInfo(*info), self._fold.new_table(handle), state)
+        table = self._fold.new_table(handle)
+        if snapshots:
+            ((table.snapshots_lsn, table.snapshots, table.prune),) = snapshots
+        table.keep_to = state.base
+        replica = Replica(ReplicaInfo(*info), table, state)
         replica.tail_from = replica.state.commit + 1
         for head, location in pending:
             record, _, _ = decode_head(head)
@@ -128,23 +134,22 @@ class Opening:
             pages = await self._lane.run(partial(index_store.pages, handle, number, _SCAN_PAGES, whole=True))
             for page in pages:
                 self._fold.note_seen(page.handle, 0)
-                if page.cells is None:
+                if page.packed is None:
                     self._bad_pages[page.handle] = page.number
                 else:
-                    size = self._count(page.cells)
+                    size = self._count(page.packed)
                     stored = self._fold.stored_live
                     stored[page.handle] = stored.get(page.handle, 0) + size
-                    self._fold.note_seen(page.handle, max(memoryview(page.cells)[512:].cast("Q")))
+                    self._fold.note_seen(page.handle, stored_lsn(page.packed))
             if len(pages) < _SCAN_PAGES:
                 return
             handle, number = pages[-1].handle, pages[-1].number + 1
 
-    def _count(self, cells: bytes) -> int:
+    def _count(self, packed: bytes) -> int:
         live, size = self._store.index.live, 0
-        for location in memoryview(cells)[:256].cast("Q"):
-            if location:
-                live[location >> OFFSET_BITS] += BLOCK_SIZE
-                size += BLOCK_SIZE
+        for location in stored_locations(packed):
+            live[location >> OFFSET_BITS] += BLOCK_SIZE
+            size += BLOCK_SIZE
         return size
 
     # -- the log -------------------------------------------------------------------------------------------
@@ -192,6 +197,7 @@ class Opening:
             if (copy is None or seen > copy.until.lsn) and not replica.damaged:
                 fold.apply(replica, seen)
             replica.settle()
+        fold.end_replay()
         known = {replica.table.handle for replica in fold.replicas.values()}
         for handle in fold.seen.keys() - known:
             fold.dead.setdefault(handle, set())

@@ -8,22 +8,26 @@ the loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from array import array
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from moorage.node.disk import WOULD_BLOCK
-from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK, Index
+from moorage.node.index import Index
 from moorage.node.lane import Lane
 from moorage.node.log import Log, Segment
 from moorage.node.metrics import StoreMetrics
+from moorage.node.page import PAGE_BLOCKS, PAGES_PER_CHUNK
 from moorage.node.replica import Replica
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.turns import Turns
-from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sum, first_bad_block
+from moorage.quorum.record import BLOCK_SIZE, Kind, Record, block_sum, first_bad_block, pack_lsns
 from moorage.wire.buffers import payload_buffer
 from moorage.wire.errors import Corrupt, MoorageError, ShuttingDown
+
+log = logging.getLogger(__name__)
 
 READERS = 2  # threads: the disk sees some depth, and a cold read does not wait behind another one
 AHEAD = 2  # jobs that a thread has: the next one is there when it has done with one
@@ -40,6 +44,24 @@ class Extent(NamedTuple):
     offset: int  # in the file
     at: int  # in the result
     size: int
+
+
+def _read(extent: Extent, into: memoryview) -> None:
+    extent.segment.file.preadv((into,), extent.offset)
+
+
+def _read_what_can_be(extent: Extent, into: memoryview) -> None:
+    """A sector that cannot be read takes no other blocks along."""
+    try:
+        _read(extent, into)
+    except OSError as error:
+        log.warning("segment %s from %d on cannot be read: %s", extent.segment.name, extent.offset, error)
+        for at in range(0, extent.size, BLOCK_SIZE):
+            block = into[at : at + BLOCK_SIZE]
+            try:
+                extent.segment.file.preadv((block,), extent.offset + at)
+            except OSError:
+                block[:] = bytes(len(block))
 
 
 class _Job(NamedTuple):
@@ -72,38 +94,43 @@ class Reader:
 
     # -- blocks ---------------------------------------------------------------------------------------
 
-    def read(self, replica: Replica, chunk: int, block: int, count: int, done: Done) -> None:
-        """``count`` blocks as they are in the index now. ``done`` is called at once when the page cache has
-        them, else from a thread's completion on the loop. Raises nothing: errors go to ``done``."""
+    def read(
+        self, replica: Replica, chunk: int, block: int, count: int, done: Done, snapshot: int = 0
+    ) -> None:
+        """``count`` blocks as they are in the index now, or as a snapshot shows them. ``done`` is called at
+        once when the page cache has them, else from a thread's completion on the loop. Raises nothing: errors
+        go to ``done``."""
         try:
-            found = self.read_now(replica, chunk, block, count)
+            found = self.read_now(replica, chunk, block, count, snapshot)
         except MoorageError as error:
             done(error)
             return
         if found is None:
-            self.read_later(replica, chunk, block, count, done)
+            self.read_later(replica, chunk, block, count, done, snapshot)
         else:
             done(found)
 
-    def read_now(self, replica: Replica, chunk: int, block: int, count: int) -> Blocks | None:
+    def read_now(
+        self, replica: Replica, chunk: int, block: int, count: int, snapshot: int = 0
+    ) -> Blocks | None:
         """The blocks, or None when the page cache lacks some. Raises Corrupt."""
         metrics = self._metrics
         metrics.reads += 1
         metrics.read_bytes += count << 12
-        if count == 1:
+        if count == 1 and not snapshot:
             return self._read_one(replica, chunk, block)
-        sums, extents = self._locate(replica, chunk, block, count)
+        sums, extents = self._locate(replica, chunk, block, count, snapshot)
         if not extents:
             return sums, None
         data = bytearray(count * BLOCK_SIZE)
         if not self._now(extents, data):
             return None
-        self._verify(replica, chunk, block, sums, data)
+        self._verify(replica, chunk, block, sums, data, snapshot)
         return sums, data
 
-    def sums(self, replica: Replica, chunk: int, block: int, count: int) -> bytes:
+    def sums(self, replica: Replica, chunk: int, block: int, count: int, snapshot: int = 0) -> bytes:
         """The checksums alone, from the index: 0 for a hole."""
-        parts = self._index.parts(replica.table, chunk, block, count)
+        parts = self._index.parts(replica.table, chunk, block, count, snapshot)
         return b"".join(
             [
                 cells[PAGE_BLOCKS + first : PAGE_BLOCKS + first + part].tobytes()
@@ -111,14 +138,23 @@ class Reader:
             ]
         )
 
-    def read_later(self, replica: Replica, chunk: int, block: int, count: int, done: Done) -> None:
+    def lsns(self, replica: Replica, chunk: int, block: int, count: int, snapshot: int = 0) -> bytes:
+        """When each block was written or discarded last, from the index: 0 for never."""
+        discards = replica.table.tombstones.lsns(chunk)
+        discarded = max([lsn for lsn in discards if not snapshot or lsn <= snapshot], default=0)
+        cells = self._index.find(replica.table, chunk, block, count, snapshot)
+        return pack_lsns([max(lsn, discarded) for _, _, lsn in cells])
+
+    def read_later(
+        self, replica: Replica, chunk: int, block: int, count: int, done: Done, snapshot: int = 0
+    ) -> None:
         """The blocks as they are in the index now, read in a thread."""
         try:
-            sums, extents = self._locate(replica, chunk, block, count)
+            sums, extents = self._locate(replica, chunk, block, count, snapshot)
         except MoorageError as error:
             done(error)
             return
-        self._later(replica, chunk, block, sums, extents, bytearray(count * BLOCK_SIZE), done)
+        self._later(replica, chunk, block, sums, extents, bytearray(count * BLOCK_SIZE), done, snapshot)
 
     def _read_one(self, replica: Replica, chunk: int, block: int) -> Blocks | None:
         """The path of a cached 4 KiB read; None when it would block."""
@@ -138,12 +174,14 @@ class Reader:
             raise self._corrupt(replica, chunk, block, segment, location & OFFSET_MASK)
         return expected.to_bytes(8, "little"), data
 
-    def _locate(self, replica: Replica, chunk: int, block: int, count: int) -> tuple[bytes, list[Extent]]:
+    def _locate(
+        self, replica: Replica, chunk: int, block: int, count: int, snapshot: int
+    ) -> tuple[bytes, list[Extent]]:
         """Checksums, and the pieces that lie together in a file."""
         sums: list[bytes] = []
         pieces: list[list[int]] = []  # location, place in the result, size
         at = 0
-        for cells, first, part in self._index.parts(replica.table, chunk, block, count):
+        for cells, first, part in self._index.parts(replica.table, chunk, block, count, snapshot):
             sums.append(cells[PAGE_BLOCKS + first : PAGE_BLOCKS + first + part].tobytes())
             for location, size in _pieces(cells[first : first + part]):
                 last = pieces[-1] if pieces else None
@@ -178,6 +216,7 @@ class Reader:
         extents: list[Extent],
         data: bytearray,
         done: Done,
+        snapshot: int,
     ) -> None:
         began = self._clock()
 
@@ -189,7 +228,7 @@ class Reader:
                 done(error if isinstance(error, MoorageError) else wrapped)
                 return
             try:
-                self._verify(replica, chunk, block, sums, data)
+                self._verify(replica, chunk, block, sums, data, snapshot)
             except MoorageError as failure:
                 done(failure)
             else:
@@ -204,6 +243,7 @@ class Reader:
         data: bytearray | memoryview,
         finished: Callable[[object, BaseException | None], None],
         volume: int = NOBODY,
+        read: Callable[[Extent, memoryview], None] = _read,
     ) -> None:
         """Read extents in a thread, when it is the volume's turn. Their files are not written again before it
         has ended."""
@@ -215,8 +255,8 @@ class Reader:
 
         def work() -> None:
             view = memoryview(data)
-            for segment, offset, at, size in extents:
-                segment.file.preadv((view[at : at + size],), offset)
+            for each in extents:
+                read(each, view[each.at : each.at + each.size])
 
         def done(result: object, error: BaseException | None) -> None:
             for each in extents:
@@ -242,7 +282,8 @@ class Reader:
         job.done(result, error)
 
     async def fetch_all(self, extents: list[Extent], size: int) -> memoryview:
-        """The bytes of extents, as :meth:`fetch` reads them; not verified."""
+        """The bytes of extents, as :meth:`fetch` reads them; not verified: blocks that cannot be read are
+        zeroes, which their checksums tell."""
         data = payload_buffer(size)
         if not extents:
             return data
@@ -256,7 +297,7 @@ class Reader:
             else:
                 future.set_exception(error)
 
-        self.fetch(extents, data, finished)
+        self.fetch(extents, data, finished, read=_read_what_can_be)
         await future
         return data
 
@@ -303,13 +344,15 @@ class Reader:
 
     # -- what is wrong ----------------------------------------------------------------------------------
 
-    def _verify(self, replica: Replica, chunk: int, block: int, sums: bytes, data: bytearray) -> None:
+    def _verify(
+        self, replica: Replica, chunk: int, block: int, sums: bytes, data: bytearray, snapshot: int
+    ) -> None:
         view = memoryview(data)
         # (eight zero bytes may lie across two checksums: the slower way is right too)
         check = _first_bad_beside_holes if _NO_SUM in sums else first_bad_block
         bad = check(sums, view)
         if bad >= 0:
-            location = next(iter(self._index.find(replica.table, chunk, block + bad, 1)))[0]
+            location = next(iter(self._index.find(replica.table, chunk, block + bad, 1, snapshot)))[0]
             segment = self._log.segments.get(location >> OFFSET_BITS)
             raise self._corrupt(replica, chunk, block + bad, segment, location & OFFSET_MASK)
 

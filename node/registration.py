@@ -85,8 +85,10 @@ class Registration:
             except MoorageError as error:
                 if not error.retriable and error.outcome == "not_done":
                     raise
-                self.waiting_for = f"the registry: {error}"
-                log.info("%s: %s", method, error)
+                waiting_for = f"the registry: {error}"
+                if waiting_for != self.waiting_for:  # it may be told several times a second
+                    log.info("%s: %s", method, error)
+                self.waiting_for = waiting_for
             await asyncio.sleep(RETRY_S)
 
     # -- heartbeats -----------------------------------------------------------------------------------

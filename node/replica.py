@@ -18,6 +18,8 @@ from moorage.quorum.record import Kind, Record
 from moorage.quorum.state import MemberState
 from moorage.wire.errors import Corrupt, invariant
 
+OBJECTS = "objects"  # in place of a durability: of a bucket, whose blocks have no log
+DURABILITIES = ("sync", "writeback", OBJECTS)
 TAIL_KEPT = 1024  # applied records kept for members that are a little behind; older ones they copy
 
 
@@ -38,7 +40,7 @@ class ReplicaInfo:
     def unpack(cls, identity: int, packed: Any) -> ReplicaInfo:
         """Raises ValueError or TypeError for what is not a list of :meth:`pack`, or of another replica."""
         replica, volume, group, durability, members = packed
-        if replica != identity or durability not in ("sync", "writeback"):
+        if replica != identity or durability not in DURABILITIES:
             raise ValueError(f"no description of replica {identity}")
         if not all(type(each) is int and each >= 0 for each in (replica, volume, group, members)):
             raise ValueError("a number expected")
@@ -137,6 +139,15 @@ class Replica:
             raise Corrupt(f"replica {state.replica}: pending records {lost}..{state.last} are gone")
         self.apply(index, commit)
 
+    def note_copy(self, before: int) -> None:
+        """A note was folded. While it is copied anew from another base than ``before`` (0: it was not
+        copied), which snapshots there are is not known until its source says so."""
+        base = self.state.base
+        if not base:
+            self.table.learn_of_snapshots()
+        elif base != before:
+            self.table.keep_to = base
+
     def apply(self, index: Index, lsn: int) -> bool:
         """Put durable records up to ``lsn`` into the table; whether there was any."""
         state, tail = self.state, self.tail
@@ -159,6 +170,8 @@ class Replica:
             index.zero(self.table, record.chunk, record.block, record.count, record.lsn)
         elif kind == Kind.ZERO_CHUNKS:
             index.zero_chunks(self.table, record.chunk, record.count, record.lsn)
+        elif kind == Kind.SNAPSHOTS:
+            index.set_snapshots(self.table, record.snapshots, record.lsn)
 
     def trim(self, tail_from: int) -> None:
         """Forget applied records below ``tail_from``."""

@@ -24,11 +24,12 @@ import lmdb
 from moorage.node.checkpoint import IndexStore, StoredPage
 from moorage.node.checks import BAD_MAX, BadBlock, BadPlace, Check, overdue_rate
 from moorage.node.fold import Fold
-from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK, Index, Table
+from moorage.node.index import Index, Table
 from moorage.node.lane import Lane
 from moorage.node.log import Log, Segment
 from moorage.node.metrics import StoreMetrics
 from moorage.node.pacing import Pacer
+from moorage.node.page import LSNS, PAGE_BLOCKS, PAGES_PER_CHUNK, Page
 from moorage.node.replica import Replica
 from moorage.node.scheduler import Work
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
@@ -45,7 +46,6 @@ PAGES_AT_ONCE = 64  # of the index: 8 MiB of blocks, sorted by their place, so t
 GAP = 16 << 10  # read over rather than begin anew
 LEAST_SHARE = 10  # a pass that is late has a tenth of the period
 SUSPECTS_MAX = 1024  # more are found by the next pass
-_LSN = 2 * PAGE_BLOCKS
 
 
 class Place(NamedTuple):
@@ -220,26 +220,26 @@ class Scrubber:
         stored: list[StoredPage] = await self._index_lane.run(read)
         self._metrics.scrubbed_pages += len(stored)
         end = stored[-1].number + 1 if len(stored) == PAGES_AT_ONCE else 1 << 62
-        pages = {page.number: page.cells for page in stored}
+        pages = {page.number: page.packed for page in stored}
         for number in fresh[bisect_left(fresh, first) : bisect_left(fresh, end)]:
             pages.setdefault(number, b"")
         places: list[Place] = []
-        for number, cells in sorted(pages.items()):
-            if cells is None and not self._index.refresh(table, number):
+        for number, packed in sorted(pages.items()):
+            if packed is None and not self._index.refresh(table, number):
                 self._fold.damage(replica, f"index page {number} does not match its checksum")
                 return [], None
-            places += self._places(table, number, cells or b"")
+            places += self._places(table, number, packed or None)
         return places, end if end < 1 << 62 else None
 
-    def _places(self, table: Table, number: int, stored: bytes) -> list[Place]:
-        page = table.pages.get(number)
-        cells = page.cells if page is not None else memoryview(stored).cast("Q")
+    def _places(self, table: Table, number: int, stored: bytes | None) -> list[Place]:
+        """Of a page as it is in memory, or as it is ``stored``."""
+        page = table.pages.get(number) or Page(table, number, stored)
         chunk, block = number // PAGES_PER_CHUNK, number % PAGES_PER_CHUNK * PAGE_BLOCKS
-        discarded = table.tombstones.lsn(chunk)
         return [
-            Place(cells[at], cells[PAGE_BLOCKS + at], chunk, block + at, cells[_LSN + at])
-            for at in range(PAGE_BLOCKS if len(cells) else 0)
-            if cells[at] and cells[_LSN + at] >= discarded
+            Place(each.location, each.check, chunk, block + at, each.lsn)
+            for at in range(PAGE_BLOCKS)
+            for each in self._index.shown(page, at)
+            if each.location
         ]
 
     @staticmethod
@@ -285,12 +285,19 @@ class Scrubber:
         finally:
             segment.readers -= 1
 
+    def _is_now(self, replica: Replica, block: BadBlock, place: BadPlace) -> bool:
+        """The block is at this place, not only what a snapshot shows of it."""
+        if not self._is_there(replica, block, place):
+            return False
+        page = self._index.page(replica.table, _page_of(block))
+        return place[1] >= page.cells[LSNS + block[1] % PAGE_BLOCKS]
+
     def _is_there(self, replica: Replica, block: BadBlock, place: BadPlace) -> bool:
         """The replica still shows this block from this place, unless it was dropped meanwhile."""
         if not replica.table.alive:
             return False
         try:
-            if self._index.cell(replica.table, *block) == place:
+            if self._index.has(replica.table, *block, *place):
                 return True
         except Corrupt as error:
             self._fold.damage(replica, str(error))
@@ -304,9 +311,14 @@ class Scrubber:
     async def _found_bad(self, replica: Replica, bad: list[Place]) -> None:
         check = self.check(replica)
         for each in bad:
-            if (each.chunk, each.block) not in check.bad:
+            block, place = each[2:4], (each.location, each.lsn)
+            is_new = check.bad.get(block) != place and place not in check.versions
+            if self._is_now(replica, block, place):
+                check.bad[block] = place
+            else:
+                check.versions[place] = block
+            if is_new:
                 self._metrics.scrub_bad_blocks += 1
-                check.bad[each.chunk, each.block] = each.location, each.lsn
                 log.error(
                     "replica %d: chunk %d block %d in segment %d does not match its checksum on the disk",
                     replica.info.replica,
@@ -314,7 +326,7 @@ class Scrubber:
                     each.block,
                     each.location >> OFFSET_BITS,
                 )
-        if len(check.bad) > BAD_MAX:
+        if check.count > BAD_MAX:
             self._fold.damage(replica, f"more than {BAD_MAX} of its blocks do not match their checksums")
         await self._save(check)
         self.on_bad(replica)
@@ -330,7 +342,7 @@ class Scrubber:
             except Corrupt as error:
                 self._fold.damage(replica, str(error))
                 continue
-            places = self._places(replica.table, stored.number, b"") + self._pending(replica)
+            places = self._places(replica.table, stored.number, None) + self._pending(replica)
             await self._verify(replica, [each for each in places if each[2:4] == block])
 
     async def _look_at_bad(self) -> None:
@@ -342,9 +354,11 @@ class Scrubber:
             if replica is None or replica.info.replica != check.replica:
                 del self.checks[handle]
                 continue
-            mended = check.bad and check.forget_mended(partial(self._is_there, replica))
+            mended = check.count and check.forget_mended(
+                partial(self._is_now, replica), partial(self._is_there, replica)
+            )
             if mended:
-                log.info("replica %d: %d bad blocks are left", check.replica, len(check.bad))
+                log.info("replica %d: %d bad blocks are left", check.replica, check.count)
                 self.on_bad(replica)
             if mended or handle not in self._stored:
                 changed[handle] = check.pack()

@@ -41,9 +41,11 @@ from moorage.quorum.record import (
     HEAD,
     HEAD_SIZE,
     Buffer,
+    Kind,
     Record,
     encode_head,
     first_bad_block,
+    numbers_size,
 )
 from moorage.wire.errors import Corrupt, MoorageError, VersionMismatch
 
@@ -53,7 +55,8 @@ PAGE = 4096
 # costs more than all the rest of a large write. Small blocks are likely to be read soon, and stay in it.
 DIRECT_BYTES = 256 << 10
 DIRECT_PIECE = 32 << 10
-VERSION = 1
+VERSION = 1  # of segment headers, and of most frames
+SNAPSHOTS_VERSION = 2  # of a frame with records or runs about snapshots; else it is as one of version 1
 SEGMENT_HEADER = struct.Struct("<4sHHQQQQ16sQ")
 SEGMENT_HEADER_SIZE = 64
 FIRST_FRAME = ALIGN
@@ -127,13 +130,13 @@ def parse_segment_header(raw: Buffer, seed: int) -> SegmentHeader | None:
     if magic != SEGMENT_MAGIC or check != _xxh3(bytes(raw[: SEGMENT_HEADER_SIZE - 8]), seed):
         return None
     if version != VERSION:
-        raise _other_version("a segment header", version)
+        raise _other_version("a segment header", version, f"{VERSION}")
     return SegmentHeader(number, first, previous, end, device)
 
 
-def _other_version(what: str, version: int) -> VersionMismatch:
+def _other_version(what: str, version: int, known: str) -> VersionMismatch:
     return VersionMismatch(
-        f"{what} of version {version}, this version reads {VERSION}: use the one that wrote it"
+        f"{what} of version {version}, this version reads {known}: use the one that wrote it"
     )
 
 
@@ -157,7 +160,9 @@ class Entry:
         "data_size",
         "done",
         "kind",
+        "queued_at",
         "records",
+        "snapshots",
         "ticket",
     )
 
@@ -170,7 +175,9 @@ class Entry:
         self.data_size = 0
         self.count = 0
         self.records: list[Record] = []
+        self.queued_at = 0.0  # of records: when the first of them came
         self.done: list[Callable[[MoorageError | None], None]] = []
+        self.snapshots = False  # a record or run in it is about them
         self.ticket = 0  # of the member: persisted with this entry
         self.apply = 0  # LSN to apply up to, once this entry is durable
         self.barrier = False  # it replaces records or the state: nothing behind it is applied before it is
@@ -225,7 +232,8 @@ def build_frame(segment: int, group: int, start: int, entries: list[tuple[int, E
         data_at = -(-(start + front_size) // PAGE) * PAGE - start
     frame_size = align(data_at + data_size)
     fields = (segment, group, frame_size, bodies_size, data_size, len(entries), data_at)
-    header = FRAME_HEADER.pack(FRAME_MAGIC, VERSION, 0, *fields, 0)
+    version = SNAPSHOTS_VERSION if any(entry.snapshots for _, entry in entries) else VERSION
+    header = FRAME_HEADER.pack(FRAME_MAGIC, version, 0, *fields, 0)
     header += _CHECK.pack(_xxh3(header, seed))
     table = b"".join(heads)
     header += _CHECK.pack(_xxh3(header + table, seed))
@@ -246,8 +254,8 @@ def parse_frame_header(raw: Buffer, segment: int | None, seed: int) -> FrameHead
         return None
     if _CHECK.unpack_from(raw, FRAME_HEADER.size)[0] != _xxh3(bytes(raw[: FRAME_HEADER.size]), seed):
         return None
-    if version != VERSION:
-        raise _other_version("a frame", version)
+    if version not in (VERSION, SNAPSHOTS_VERSION):
+        raise _other_version("a frame", version, f"{VERSION} and {SNAPSHOTS_VERSION}")
     front_size = FRAME_HEADER_SIZE + count * ENTRY_SIZE + bodies
     if not front_size <= data_at < front_size + PAGE or size != align(data_at + data):
         return None
@@ -306,7 +314,7 @@ def _data_whole(head: EntryHead, body: memoryview, data: memoryview) -> bool:
 def _block_sums(head: EntryHead, body: memoryview) -> bytes:
     """Of the blocks that the body says are its data."""
     if head.kind in (EntryKind.RECORDS, EntryKind.PENDING):
-        return b"".join([record.sums for record in unpack_heads(body, head.records)])
+        return b"".join([r.sums for r in unpack_heads(body, head.records) if r.kind == Kind.WRITE])
     if head.kind == EntryKind.BLOCKS:
         return b"".join([_CHECK.pack(run_sum) for run in unpack_runs(body) for run_sum in run.sums])
     return b""
@@ -329,10 +337,11 @@ def unpack_heads(body: memoryview, count: int) -> list[Record]:
     at = 0
     try:
         for _ in range(count):
-            epoch, lsn, chunk, block, blocks, data_size, kind = HEAD.unpack_from(body, at)
+            epoch, lsn, chunk, block, blocks, _, kind = HEAD.unpack_from(body, at)
             at += HEAD_SIZE
-            sums = bytes(body[at : at + data_size // BLOCK_SIZE * 8])
-            at += data_size // BLOCK_SIZE * 8
+            end = at + numbers_size(kind, blocks)
+            sums = bytes(body[at:end])
+            at = end
             records.append(Record(epoch, lsn, kind, chunk, block, blocks, sums))
     except struct.error:
         at = -1
@@ -343,7 +352,9 @@ def unpack_heads(body: memoryview, count: int) -> list[Record]:
 
 # -- runs: blocks with LSNs, as copied between members and by compaction --------------------------------
 
-RUN = struct.Struct("<QIHBx")  # chunk, first block (or, for CHUNKS, how many chunks), count, kind
+# chunk, first block (or, for CHUNKS, how many chunks), count, kind
+# (of SNAPSHOTS: LSN of the record that listed them, 0: there was none yet; 0; how many)
+RUN = struct.Struct("<QIHBx")
 RUN_SIZE = 16
 assert RUN.size == RUN_SIZE
 
@@ -352,6 +363,7 @@ class RunKind(IntEnum):
     DATA = 1  # count x (lsn u64), count x (sum u64) follow; data holds the blocks
     ZERO = 2  # tombstones of blocks: count x (lsn u64)
     CHUNKS = 3  # tombstone of whole chunks: one lsn
+    SNAPSHOTS = 4  # which LSNs are kept to be read: all of them
 
 
 class Run(NamedTuple):

@@ -19,6 +19,7 @@ from moorage.node.copying import Copier
 from moorage.node.epochs import ask_for_epochs
 from moorage.node.exporter import StoreCollector
 from moorage.node.handlers import Handlers
+from moorage.node.metrics import BOUNDS_S
 from moorage.node.registration import Registration
 from moorage.node.sessions import Sessions
 from moorage.node.store import Store, StoreConfig
@@ -27,7 +28,7 @@ from moorage.service import process
 from moorage.service.embed import EmbeddedService, Route
 from moorage.wire.errors import DeviceFailed, MoorageError
 from moorage.wire.handshake import Hello
-from moorage.wire.leader import LeaderClient
+from moorage.wire.registry import RegistryClient
 from moorage.wire.rpc import Router
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class NodeService(EmbeddedService):
         self._sessions: Sessions | None = None
         self._copier: Copier | None = None
         self._handlers: Handlers | None = None
-        self._client: LeaderClient | None = None
+        self._client: RegistryClient | None = None
         self._registration: Registration | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._collector = StoreCollector()
@@ -71,18 +72,18 @@ class NodeService(EmbeddedService):
         copier = self._copier = Copier(store, hello, config.secret, config.copy_within_s)
         sessions = self._sessions = Sessions(store, copier)
         sessions.load()
-        client = self._client = LeaderClient(
-            config.registry, service="registry", hello=hello, secret=config.secret
-        )
+        client = self._client = RegistryClient(config.registry, hello=hello, secret=config.secret)
         registration = self._registration = Registration(
             config, superblock, client, lambda: store.used, self._failed
         )
         await registration.start()
-        handlers = self._handlers = Handlers(store, sessions, copier, config.secret, self.describe)
+        handlers = self._handlers = Handlers(store, sessions, copier, hello, config.secret, self.describe)
         handlers.register(router)
         self._spawn(registration.heartbeats(), "heartbeats")
         if sessions.withheld:
-            self._spawn(ask_for_epochs(sessions, client, hello, config.secret), "epochs")
+            self._spawn(
+                ask_for_epochs(sessions, client, hello, config.secret, handlers.drop_withheld), "epochs"
+            )
         self._spawn(self._ticks(sessions), "ticks")
 
     async def _open_store(self, superblock: Superblock) -> Store:
@@ -202,6 +203,7 @@ class NodeService(EmbeddedService):
             "damaged": [each for each, replica in store.replicas.items() if replica.damaged],
             "withheld": sorted(self._sessions.withheld),
             "failed": self._failed(),
+            "appends": {"bounds_s": list(BOUNDS_S), "counts": store.metrics.appends.counts},
             "directory": str(self._config.data_dir.absolute()),
             "process": process.identity(),
         }

@@ -3,7 +3,7 @@
 Owns: replica id -> member, connection -> read lease, and what happens when either goes. Must never answer a
 heartbeat on a connection before the NACK of a member that was sealed away from it: members send that first.
 Must never make a member of a replica that may have lost a promise, before metadata has told what it must
-promise at least: a fenced writer could have it again.
+promise at least: a fenced writer could have it again. (Those of buckets promise nothing.)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 
 from moorage.node.copying import Copier
 from moorage.node.member import MemberShell, boot_ms
-from moorage.node.replica import Replica, ReplicaInfo
+from moorage.node.replica import OBJECTS, Replica, ReplicaInfo
 from moorage.node.store import Store
 from moorage.quorum.lease import GrantedLease
 from moorage.wire.connection import Connection
@@ -34,6 +34,8 @@ class Sessions:
     def load(self) -> None:
         """Members for what the store found at its start."""
         for identity, replica in self.store.replicas.items():
+            if replica.info.durability == OBJECTS:
+                replica.state.promise_lost = False  # it gives none
             if replica.state.promise_lost or not replica.info.volume:
                 self.withheld[identity] = replica
                 log.error(

@@ -22,25 +22,26 @@ import lmdb
 import msgpack
 
 from moorage.node import opening
-from moorage.node.checkpoint import IndexStore
+from moorage.node.checkpoint import PAST_ALL, IndexStore
 from moorage.node.checkpoint import check as check_index
 from moorage.node.checkpointer import Checkpointer
 from moorage.node.compaction import FULL_PER_MILLE, HALF_PER_MILLE, Compactor
 from moorage.node.disk import Disk, File, RealDisk
 from moorage.node.fold import Fold
-from moorage.node.index import PAGE_BLOCKS, PAGES_PER_CHUNK, Index, Table
+from moorage.node.index import Index, Table
 from moorage.node.lane import Lane
 from moorage.node.log import ENTRY_BYTES_MAX, Log, Segment, check_size
 from moorage.node.metrics import StoreMetrics
 from moorage.node.pacing import Pacer
+from moorage.node.page import LSNS, PAGE_BLOCKS, PAGES_PER_CHUNK
 from moorage.node.reader import Extent, Reader
 from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.scheduler import Work
 from moorage.node.scrub import Scrubber
-from moorage.node.segment import Entry, EntryKind, Run, pack_head
+from moorage.node.segment import Entry, EntryKind, Run, RunKind, pack_head
 from moorage.node.space import GRANT_MIN, Layout, segment_size_for, writers_room
 from moorage.node.tombstones import Tombstones
-from moorage.quorum.record import BLOCK_SIZE, Buffer, Record
+from moorage.quorum.record import BLOCK_SIZE, Buffer, Kind, Record
 from moorage.quorum.state import MemberState
 from moorage.wire.errors import Behind, DeviceFailed, MoorageError, NoReplica
 
@@ -53,6 +54,10 @@ UPKEEP_SECONDS = 0.1
 UPKEEP_RETRY_SECONDS = 2.0
 COMPACTION_DUE_SECONDS = 5.0  # how long a measured rate of writing is believed
 CLOSE_STALLED_SECONDS = 5.0  # for upkeep to make room, before what waits for it is given up
+
+_SNAPSHOTS = int(Kind.SNAPSHOTS)
+
+VERSIONS_LOOKED_AT = 2048  # pages, in one step of the event loop
 
 Done = Callable[[MoorageError | None], None]
 
@@ -240,6 +245,17 @@ class Store:
         entry.done.append(done)
         self.log.put(Replica(info, table, MemberState(info.replica)), entry)
 
+    def mend(self, replica: Replica, done: Done) -> None:
+        """Of a bucket, whose metadata knows what it has to have: it has all of that again, and no more."""
+        state = replica.state.clone()
+        state.damaged, state.promise_lost = "", False
+        replica.found = ""
+        entry = Entry(EntryKind.STATE)
+        entry.add_body(state.pack())
+        entry.done.append(done)
+        replica.noted = state
+        self._put(replica, entry, barrier=True)
+
     def drop(self, identity: int, done: Done) -> None:
         """Forget a replica for good; its space comes back with time."""
         entry = Entry(EntryKind.DROP)
@@ -274,6 +290,8 @@ class Store:
         for record in records:
             if record.data:
                 entry.data.append(record.data)
+            elif record.kind == _SNAPSHOTS:
+                entry.snapshots = True
         entry.data_size += size
         self.log.queued_bytes += size
         if ticket:
@@ -323,6 +341,7 @@ class Store:
         entry = Entry(EntryKind.BLOCKS, replica.handle)
         for run in runs:
             entry.add_body(run.pack())
+        entry.snapshots = any(run.kind == RunKind.SNAPSHOTS for run in runs)
         for each in data:
             entry.add_data(each)
         check_size(self.layout.segment_size, entry.size)
@@ -338,22 +357,44 @@ class Store:
         on: (chunk, block, location, checksum, LSN), and the page to go on with, None at the end. In one step
         with respect to everything else: a page cannot be missed between memory and disk."""
         assert self.index_store is not None
-        table = replica.table
+        table = _alive(replica)
         stored = self.index_store.page_numbers(table.handle, first, 1 << 62, limit)
         end = stored[-1] + 1 if len(stored) == limit else 1 << 62
         numbers = sorted({*stored, *(each for each in table.pages if first <= each < end)})[:limit]
         found = []
         for number in numbers:
             cells = self.index.page(table, number).cells
-            if max(cells[64:]) > above:
+            if max(cells[LSNS:]) > above:
                 chunk, block = number // PAGES_PER_CHUNK, number % PAGES_PER_CHUNK * PAGE_BLOCKS
                 found += [
-                    (chunk, block + at, cells[at], cells[32 + at], cells[64 + at])
+                    (chunk, block + at, cells[at], cells[PAGE_BLOCKS + at], cells[LSNS + at])
                     for at in range(PAGE_BLOCKS)
-                    if cells[64 + at] > above
+                    if cells[LSNS + at] > above
                 ]
         more = len(numbers) == limit
         return found, numbers[-1] + 1 if more else None
+
+    def newer_versions(
+        self, replica: Replica, above: int, first: int, after: int, limit: int
+    ) -> tuple[list[tuple[int, int, int, int, int]], tuple[int, int] | None]:
+        """As :meth:`newer_blocks`, of what snapshots show besides, from page ``first`` on, and of that from
+        behind LSN ``after`` on: at least ``limit`` blocks if there are so many; (page, LSN) to go on with."""
+        assert self.index_store is not None
+        table = _alive(replica)
+        memory = {each.number for each in table.pages.values() if each.older and each.number >= first}
+        stored, end = self.index_store.pages_with_versions(table.handle, first, limit, VERSIONS_LOOKED_AT)
+        found: list[tuple[int, int, int, int, int]] = []
+        for number in sorted({*stored, *(each for each in memory if each < end)}):
+            chunk, block = number // PAGES_PER_CHUNK, number % PAGES_PER_CHUNK * PAGE_BLOCKS
+            low = max(above, after if number == first else 0)
+            for at, version in self.index.page(table, number).by_age():
+                if version.lsn > low:
+                    if len(found) >= limit and version.lsn != found[-1][4]:
+                        return found, (number, found[-1][4])
+                    found.append((chunk, block + at, version.location, version.check, version.lsn))
+            if len(found) >= limit:
+                return found, (number + 1, 0)
+        return found, (end, 0) if end < PAST_ALL else None
 
     async def fetch_blocks(self, replica: Replica, locations: list[int]) -> memoryview:
         """The bytes at these locations, one block each; not verified."""
@@ -552,6 +593,13 @@ class Store:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self.log.give_up(error)  # without checkpoints the log only grows
+
+
+def _alive(replica: Replica) -> Table:
+    """Who looks at a table for long may find that it has gone meanwhile."""
+    if not replica.table.alive:
+        raise NoReplica(f"replica {replica.info.replica} was dropped", replica=replica.info.replica)
+    return replica.table
 
 
 def _log_failed(error: DeviceFailed) -> None:

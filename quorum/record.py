@@ -1,7 +1,7 @@
 """Records of the quorum log: the unit that a writer gives an LSN to, and the head format that frames,
 segments and messages share (docs/node-store.md, docs/wire.md). Pure: bytes in, values out.
 
-Head, little-endian, 48 bytes, then ``count`` block checksums of 8 bytes for a WRITE:
+Head, little-endian, 48 bytes, then ``count`` block checksums of 8 bytes for a WRITE, or LSNs for SNAPSHOTS:
 
 ====== ==== ======== =====================================================================
 offset size field    meaning
@@ -10,18 +10,19 @@ offset size field    meaning
 8      8    lsn      from 1, without gaps, per replica group
 16     8    chunk    group-local chunk number: chunk ``i`` of a volume is ``i // G`` of group ``i % G``;
                      below ``CHUNKS_MAX``, as is the end of a range
-24     4    block    first block in the chunk (0..1023); 0 for ZERO_CHUNKS and BARRIER
-28     4    count    blocks (WRITE, ZERO) or group-local chunks (ZERO_CHUNKS); 0 for BARRIER
+24     4    block    first block in the chunk (0..1023); 0 for the other kinds
+28     4    count    blocks (WRITE, ZERO), group-local chunks (ZERO_CHUNKS) or LSNs (SNAPSHOTS); 0 for BARRIER
 32     4    data_size  bytes of data that belong to the record: ``count * 4096`` for WRITE, else 0
 36     1    kind     see ``Kind``
 37     3    reserved zero
-40     8    check    xxh3_64 of the 40 bytes before, and of the block checksums behind
+40     8    check    xxh3_64 of the 40 bytes before, and of the block checksums or LSNs behind
 ====== ==== ======== =====================================================================
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ HEAD = struct.Struct("<QQQIIIB3x")
 HEAD_SIZE = HEAD.size + 8
 assert HEAD_SIZE == 48
 
+SNAPSHOTS_MAX = 512  # of a group
+
 EPOCH_MAX = LSN_MAX = (1 << 63) - 1  # half the field: a position past it is refused, never wrapped
 
 
@@ -51,6 +54,7 @@ class Kind(IntEnum):
     WRITE = 2  # blocks with data
     ZERO = 3  # discard or write-zeroes inside one chunk: reads as zeroes afterwards
     ZERO_CHUNKS = 4  # the same over whole consecutive group-local chunks
+    SNAPSHOTS = 5  # which LSNs are kept to be read, all of them, its own perhaps (a new one); no data
 
 
 class Position(NamedTuple):
@@ -64,8 +68,9 @@ ZERO_POSITION = Position(0, 0)
 
 
 class Record:
-    """One record. ``sums`` holds the packed block checksums, ``data`` the blocks; the owner of the buffer
-    is whoever built the record, and it must not change while the record lives."""
+    """One record. ``sums`` holds the packed block checksums (of SNAPSHOTS: the packed LSNs), ``data`` the
+    blocks; the owner of the buffer is whoever built the record, and it must not change while the record
+    lives."""
 
     __slots__ = ("block", "chunk", "count", "data", "epoch", "kind", "lsn", "sums")
 
@@ -102,6 +107,11 @@ class Record:
         """Bytes of head, checksums and data, as stored and sent."""
         return HEAD_SIZE + len(self.sums) + len(self.data)
 
+    @property
+    def snapshots(self) -> list[int]:
+        """Of SNAPSHOTS: the LSNs."""
+        return unpack_lsns(self.sums)
+
 
 _xxh3 = xxhash.xxh3_64_intdigest
 _CHECK = struct.Struct("<Q")
@@ -109,7 +119,21 @@ _WRITE = int(Kind.WRITE)
 _ZERO = int(Kind.ZERO)
 _ZERO_CHUNKS = int(Kind.ZERO_CHUNKS)
 _BARRIER = int(Kind.BARRIER)
+_SNAPSHOTS = int(Kind.SNAPSHOTS)
 SUM_SIZE = 8
+
+
+def pack_lsns(lsns: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(lsns)}Q", *lsns)
+
+
+def unpack_lsns(packed: Buffer) -> list[int]:
+    return list(struct.unpack(f"<{len(packed) // SUM_SIZE}Q", packed))
+
+
+def numbers_size(kind: int, count: int) -> int:
+    """Bytes of checksums or LSNs behind the head of such a record."""
+    return count * SUM_SIZE if kind in (_WRITE, _SNAPSHOTS) else 0
 
 
 def block_sum(block: Buffer) -> int:
@@ -162,7 +186,14 @@ def problem(epoch: int, lsn: int, kind: int, chunk: int, block: int, count: int,
         return "" if count and not block and not data_size else "no range of whole chunks"
     if kind == _BARRIER:
         return "" if not (chunk or block or count or data_size) else "a barrier with a range"
+    if kind == _SNAPSHOTS:
+        return "" if count <= SNAPSHOTS_MAX and not (chunk or block or data_size) else "no list of snapshots"
     return f"unknown kind {kind}"
+
+
+def are_snapshots(lsns: Sequence[int], lsn: int) -> bool:
+    """Whether they rise, and none is above that of the record that lists them."""
+    return list(lsns) == sorted(set(lsns)) and (not lsns or 0 < lsns[0] <= lsns[-1] <= lsn)
 
 
 def decode_head(buffer: Buffer, offset: int = 0) -> tuple[Record, int, int]:
@@ -178,13 +209,17 @@ def decode_head(buffer: Buffer, offset: int = 0) -> tuple[Record, int, int]:
     wrong = problem(epoch, lsn, kind, chunk, block, count, data_size)
     if wrong:
         raise Corrupt(f"record head at {offset}: {wrong}", offset=offset)
-    end = sums_at + count * SUM_SIZE if kind == _WRITE else sums_at
+    end = sums_at + numbers_size(kind, count)
     if len(buffer) < end:
         raise Corrupt("block checksums are cut short", offset=offset)
     sums = bytes(buffer[sums_at:end])
     checked = bytes(buffer[offset : offset + HEAD.size]) + sums
     if _xxh3(checked) != _CHECK.unpack_from(buffer, offset + HEAD.size)[0]:
         raise Corrupt(f"record head at {offset} does not match its check", offset=offset)
+    if kind == _SNAPSHOTS and not are_snapshots(unpack_lsns(sums), lsn):
+        raise Corrupt(
+            f"record head at {offset}: LSNs of snapshots that do not rise to its own", offset=offset
+        )
     return Record(epoch, lsn, kind, chunk, block, count, sums), end, data_size
 
 

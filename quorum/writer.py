@@ -22,6 +22,7 @@ One writer serves one group. The shell serves nothing of a volume before *all* i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from moorage.quorum.counting import Phase
@@ -29,7 +30,7 @@ from moorage.quorum.majority import reached_by_majority
 from moorage.quorum.member import FLUSH
 from moorage.quorum.orders import Order
 from moorage.quorum.peer import Peer, Status
-from moorage.quorum.record import LSN_MAX, Buffer, Kind, Record
+from moorage.quorum.record import LSN_MAX, Buffer, Kind, Record, pack_lsns
 from moorage.quorum.recovery import Recovery
 from moorage.quorum.window import Entry, cost
 from moorage.wire.errors import LimitExceeded, invariant
@@ -44,7 +45,7 @@ BATCH_HEADS_MAX = 512 << 10  # bytes of heads: well below the limit of a frame's
 WAIT = 0  # not now: the window is full, or too few members are there; try again after the next events
 NO_SPACE = -1  # a majority of the members has no room: ENOSPC, nothing was sent
 
-_WRITE, _BARRIER = int(Kind.WRITE), int(Kind.BARRIER)
+_WRITE, _BARRIER, _SNAPSHOTS = int(Kind.WRITE), int(Kind.BARRIER), int(Kind.SNAPSHOTS)
 
 
 class Batch:
@@ -113,6 +114,21 @@ class Writer(Recovery):
         window.add(Entry(self.epoch, lsn, kind, chunk, block, count, sums, data, end, tag))
         return lsn
 
+    def set_snapshots(self, lsns: Sequence[int], new: bool, tag: Any) -> int:
+        """Queue a record that says which snapshots there are; ``new``: and one of what was written so far,
+        whose LSN is the one that is returned. Else as :meth:`submit`; but it is small, and does not wait for
+        room: a window that is always full would keep it out for ever."""
+        window, lsn = self.window, self.window.last + 1
+        if self.phase is not Phase.SERVING or self.ended is not None:
+            return WAIT
+        if lsn > LSN_MAX:
+            self._end(LimitExceeded(f"LSN {lsn} is past the end of the log"))
+            return WAIT
+        listed = sorted({*lsns, lsn} if new else set(lsns))
+        packed = pack_lsns(listed)
+        window.add(Entry(self.epoch, lsn, _SNAPSHOTS, 0, 0, len(listed), packed, b"", window.end, tag))
+        return lsn
+
     def flush(self, tag: Any, lsn: int = 0) -> None:
         """``tag`` comes back from ``take_done`` once all that is committed now, or all up to ``lsn`` (FUA),
         is durable at a majority. At once in sync mode, when ``lsn`` is not given."""
@@ -144,7 +160,7 @@ class Writer(Recovery):
         rest: list[tuple[int, Entry | None, Any]] = []
         for lsn in range(max(self.durable + 1, self.barrier, window.first), window.last + 1):
             entry = window.entries[lsn]
-            if entry.kind != _BARRIER:
+            if entry.kind not in (_BARRIER, _SNAPSHOTS):  # who wishes for snapshots, wishes in the next epoch
                 rest.append((lsn, entry, entry.tag))
                 entry.tag = None
             rest += [(lsn, None, tag) for tag in flushes.get(lsn, ())]

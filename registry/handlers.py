@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from moorage.registry import balance, drains, events, mount_table, quota, state
+from moorage.registry import balance, drains, events, keys, mount_table, quota, state
 from moorage.registry.health import HealthBoard, Verdict, host_health
 from moorage.service.replicated import Replicated
 from moorage.wire.connection import Connection
@@ -34,6 +34,7 @@ SIGN_OF_LIFE_HEARTBEATS = 1.5  # one heartbeat, and half of one for the way
 POLL_S = 0.02
 BARRIER_TIMEOUT_S = 5.0
 PROPOSE_TIMEOUT_S = 5.0
+KEY_ROWS_MAX = 1000
 QUOTA_ROWS_MAX = 500  # of a page
 
 
@@ -68,6 +69,10 @@ class RegistryHandlers:
             ("quotas", self.quotas),
             ("set_quota", self.set_quota),
             ("remove_quota", self.remove_quota),
+            ("create_key", self.create_key),
+            ("revoke_key", self.revoke_key),
+            ("key", self.key),
+            ("keys", self.keys),
             ("mount_table", self.mount_table),
             ("set_mount_table", self.set_mount_table),
             ("set_drain", self.set_drain),
@@ -150,6 +155,25 @@ class RegistryHandlers:
         _check_known(params, "principal", "capacity", "volumes")
         return await self._propose("set_quota", params, "principal", "capacity", "volumes")
 
+    async def create_key(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        """For ``principal``; ``id`` is drawn by who asks, so that it may ask again."""
+        stamped = {**params, "at_ms": _wall_ms(), "by": state.text_of(params, "by")}
+        return await self._propose("create_key", stamped, "id", "principal", "at_ms", "by")
+
+    async def revoke_key(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        return await self._propose("revoke_key", params, "id")
+
+    async def key(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
+        await self._barrier()
+        return keys.key_of(self._group.kv, state.text_of(params, "id"))
+
+    async def keys(self, _ctx: CallContext | None, params: dict[str, Any]) -> dict[str, Any]:
+        """In pages, by id: while ``next`` is not None it is given back as ``after``."""
+        after = state.text_of({"after": "", **params}, "after")
+        await self._barrier()
+        rows = keys.rows(self._group.kv, after, KEY_ROWS_MAX)
+        return {"keys": rows, "next": rows[-1]["id"] if len(rows) == KEY_ROWS_MAX else None}
+
     async def remove_quota(self, _ctx: CallContext | None, params: dict[str, Any]) -> Any:
         _check_known(params, "principal")
         return await self._propose("remove_quota", params, "principal")
@@ -159,11 +183,12 @@ class RegistryHandlers:
         return await self._propose("set_mount_table", stamped, "version", "text", "by", "at_ms", "request")
 
     async def set_drain(self, _ctx: CallContext, params: dict[str, Any]) -> Any:
+        by = drains.by_of(params)
         stamped = {**params, "at_ms": _wall_ms()}
         done = await self._propose("set_drain", stamped, "kind", "name", "drain", "to", "at_ms", "by")
         verb = "is to be emptied" if params["drain"] else "is used again"
         await self._note_event(
-            "drain", [params["name"]], f"{params['kind']} {params['name']} {verb}, says {params['by']}"
+            "drain", [params["name"]], f"{params['kind']} {params['name']} {verb}, says {by}"
         )
         return done
 

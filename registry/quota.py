@@ -15,9 +15,9 @@ A volume is charged with the claim of its name, which every creation makes befor
 before it grows; and no more when the name is released. So one place, the log of the registry, sees all groups
 in one order, and no two of them give the same room away. What a crash between registry and metadata leaves
 wrong is put right by ``settle``: each leader of a metadata group tells, as it begins, what its volumes really
-are. A name that was claimed without a size (a bucket, a metadata service of before) is not charged. Before
-the first quota nothing is: a member that knows no charges would stop at one, and must not before an operator
-has upgraded all of them and uses quotas.
+are. A bucket counts as a volume without bytes. A name that was claimed without a size (by a metadata service
+of before) is not charged. Before the first quota nothing is: a member that knows no charges would stop at
+one, and must not before an operator has upgraded all of them and uses quotas.
 
 Who a principal is, is not proved yet: it is the name that a client gives. Part of the replicated state: no
 clock and no chance in here.

@@ -13,6 +13,7 @@ key                         value
 ``group/GROUP``             uid: which metadata group has this name; others are refused
 ``name/NAME``               group, kind, id: the metadata group that owns a name, and the volume or bucket;
                             principal, size of a volume that is charged
+``access-key/``             who comes by S3 (`keys.py`)
 ``quota/``, ``charged/``,   what principals may have, and have (`quota.py`)
 ``charger/``
 ``count/KIND``              how many hosts, devices, services there are, for their limits
@@ -35,7 +36,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from moorage.registry import balance, drains, events, mount_table, quota
+from moorage.registry import balance, drains, events, keys, mount_table, quota
 from moorage.registry.view import Store, View
 from moorage.wire import address
 from moorage.wire.errors import IdentityConflict, Invalid, LimitExceeded, NameTaken, NotFound, VersionMismatch
@@ -70,6 +71,8 @@ class RegistryMachine:
             "settle": quota.settle,
             "set_quota": quota.set_quota,
             "remove_quota": quota.remove_quota,
+            "create_key": keys.create_key,
+            "revoke_key": keys.revoke_key,
             "set_mount_table": mount_table.set_text,
             "set_drain": drains.set_drain,
             "set_balance": balance.set_balance,

@@ -1,21 +1,24 @@
-"""HTTP of a service process: probes and metrics for everybody, the JSON API for who has the bearer token.
+"""HTTP of a process: probes and metrics for everybody, the JSON API and a page for who has the token.
 
 Owns the listener, the token check and the one table from errors to status codes. ``GET /healthz``,
 ``/readyz`` and ``/metrics`` are open and change nothing; every other path needs ``Authorization: Bearer
 TOKEN``, also one that does not exist, so that nothing can be learnt by asking. Without a token file every
-such call is refused. Who has no token may still connect: connections are bounded, and end when no request
-comes, since they share the process's descriptors with the binary protocol.
+such call is refused. ``GET /``, where there is a page, takes the token as a browser's password as well; calls
+do not, since a browser sends a password along with whatever other sites make it ask for. Who has no token may
+still connect: connections are bounded, and end when no request comes, since they share the process's
+descriptors with the binary protocol.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hmac
 import json
 import logging
 import os
 import secrets
-import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -27,6 +30,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from moorage.service.embed import Call, Route
 from moorage.wire import errors
+from moorage.wire.secret import read_private
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,13 @@ TOKEN_MIN = 16
 CONNECTIONS_MAX = 128  # some probes, a scraper and operators: the descriptors are for the binary protocol
 HEADERS_S = 5.0  # for the headers of a request, from connecting or from the last answer; as for a handshake
 _OPEN = frozenset({"/healthz", "/readyz", "/metrics"})
+PAGE = "/"
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 LAG_INTERVAL_S = 0.5
 
 # First match wins. A client may retry 503 as it is; 409 and 4xx need a change by the caller.
@@ -59,14 +70,7 @@ def status_of(error: errors.MoorageError) -> int:
 
 def load_token(path: Path) -> str:
     """The token of a file that only its owner may read. Raises Invalid."""
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
-                raise errors.Invalid(f"token file {path} has mode {mode:04o}: run chmod 600 {path}")
-            token = file.read(4096).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise errors.Invalid(f"cannot read the token file {path}: {error.strerror}") from None
+    token = read_private(path, "token file").decode("ascii", "replace").strip()
     if len(token) < TOKEN_MIN or not token.isascii() or any(each.isspace() for each in token):
         raise errors.Invalid(
             f"{path}: a token is one word of at least {TOKEN_MIN} ASCII characters: write a new one"
@@ -87,7 +91,8 @@ def create_token(path: Path) -> None:
 
 
 class HttpServer:
-    """One listener. Probes ask ``not_ready``: the reasons why this process does not serve now."""
+    """One listener. Probes ask ``not_ready``: the reasons why this process does not serve now. ``page``: the
+    HTML of ``GET /``, if there is one."""
 
     def __init__(
         self,
@@ -95,8 +100,10 @@ class HttpServer:
         token: str | None,
         metrics: CollectorRegistry,
         not_ready: Callable[[], list[str]],
+        page: Callable[[], str] | None = None,
     ) -> None:
         self._token = token
+        self._page = page
         self._metrics = metrics
         self._not_ready = not_ready
         self._started = time.monotonic()
@@ -167,6 +174,8 @@ class HttpServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics_page)
+        if self._page is not None:
+            app.router.add_get(PAGE, self._html)
         app.router.add_route("*", "/v1/{call}", self._call)
         return app
 
@@ -176,9 +185,12 @@ class HttpServer:
     ) -> web.StreamResponse:
         is_probe = request.path in _OPEN and request.method in ("GET", "HEAD")
         if not is_probe and not self._authorized(request):
-            return _failure(
+            refused = _failure(
                 401, "send the token of --token-file as 'Authorization: Bearer TOKEN'", "Unauthorized"
             )
+            if self._is_page(request):
+                refused.headers["WWW-Authenticate"] = 'Basic realm="the token is the password"'
+            return refused
         self._serving.add(request.protocol)
         try:
             return await handler(request)
@@ -192,11 +204,17 @@ class HttpServer:
         finally:
             self._serving.discard(request.protocol)
 
+    def _is_page(self, request: web.Request) -> bool:
+        return self._page is not None and request.path == PAGE and request.method in ("GET", "HEAD")
+
     def _authorized(self, request: web.Request) -> bool:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "basic" and self._is_page(request):
+            given = _password(given)
+        elif scheme.lower() != "bearer":
+            return False
         wanted = self._token or ""
-        same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted.encode())
-        return bool(wanted) and scheme.lower() == "bearer" and same
+        return bool(wanted) and hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted.encode())
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "alive", "uptime_s": round(time.monotonic() - self._started, 3)})
@@ -209,6 +227,10 @@ class HttpServer:
         return web.Response(
             body=generate_latest(self._metrics), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
         )
+
+    async def _html(self, _request: web.Request) -> web.Response:
+        assert self._page is not None
+        return web.Response(text=self._page(), content_type="text/html", headers=_PAGE_HEADERS)
 
     async def _call(self, request: web.Request) -> web.Response:
         name = request.match_info["call"]
@@ -227,6 +249,14 @@ class HttpServer:
             due = loop.time() + LAG_INTERVAL_S
             await asyncio.sleep(LAG_INTERVAL_S)
             self._lag.set(max(0.0, loop.time() - due))
+
+
+def _password(basic: str) -> str:
+    """Of ``USER:PASSWORD`` in base64; "" of what is none."""
+    try:
+        return base64.b64decode(basic.strip(), validate=True).decode("utf-8", "replace").partition(":")[2]
+    except (binascii.Error, ValueError):
+        return ""
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

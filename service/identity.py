@@ -24,6 +24,10 @@ import xxhash
 from moorage.wire.errors import Corrupt, IdentityConflict, Invalid, VersionMismatch
 
 FORMAT = 1
+# What may be in a directory that is nobody's yet: of a new file system, or of a start that was cut short.
+NOTHING = {"lost+found", "lock", "identity.json.new"}
+# What a device, or a member of a Raft group, has: one that was below the directory of a `moorage host`.
+OURS = {"superblock", "data.mdb"}
 
 
 def _dump(value: dict[str, Any]) -> bytes:
@@ -153,7 +157,8 @@ class DirectoryLock:
 def claim_directory(directory: Path, *, cluster: str, name: str, kind: str) -> DirectoryLock:
     """Make ``directory`` if need be, lock it, and bind it for good to this cluster, name and service.
 
-    Raises IdentityConflict when it belongs to another one or is in use, Corrupt when its identity is damaged.
+    Raises IdentityConflict when it belongs to another one or is in use, Corrupt when its identity is damaged,
+    Invalid when it holds anything but is not ours, or cannot be written.
     """
     try:
         make_directory(directory)
@@ -179,6 +184,12 @@ def claim_directory(directory: Path, *, cluster: str, name: str, kind: str) -> D
 def _bind(path: Path, wanted: dict[str, Any]) -> None:
     found = load(path, "service")
     if found is None:
+        there = set(os.listdir(path.parent))
+        if (foreign := sorted(there - NOTHING)) and not there & OURS:
+            raise Invalid(
+                f"{path.parent} is not empty ({', '.join(foreign[:3])}), and no identity.json says whose it"
+                " is: nothing is done there; empty it yourself, or use another directory"
+            )
         store(path, "service", wanted)
         return
     for field, option in (("cluster", "--secret-file"), ("service", "--data-dir"), ("name", "--name")):

@@ -87,13 +87,17 @@ class KV:
                 return layer[key]
         return self._base.get(key)
 
-    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]:
-        """All (key, value) whose key starts with ``prefix``, in order."""
-        for key, raw in self.scan_raw(prefix.encode()):
+    def scan(self, prefix: str, start: str = "") -> Iterator[tuple[str, Any]]:
+        """All (key, value) whose key starts with ``prefix``, in order; those below ``start`` are left out."""
+        return self.scan_from(prefix.encode(), start.encode())
+
+    def scan_from(self, prefix: bytes, start: bytes) -> Iterator[tuple[str, Any]]:
+        """The same by encoded keys, of which a part need not be text."""
+        for key, raw in self.scan_raw(prefix, start):
             yield key.decode(), msgpack.unpackb(raw, strict_map_key=False)
 
-    def scan_raw(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        start: bytes | None = prefix
+    def scan_raw(self, prefix: bytes, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        start: bytes | None = max(prefix, first)
         while start is not None:
             page = self._base.page(start, prefix, SCAN_BATCH)
             # A short page was the last one; a full page says nothing about keys behind its last.

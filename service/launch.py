@@ -7,14 +7,13 @@ docs/launch.md is the contract.
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moorage.service.options import BY_NAME, OPTIONS, Option, options_of
+from moorage.service.options import BY_NAME, OPTIONS, Option, name_of, options_of
 from moorage.wire.errors import Invalid
 
 # Not options: a secret in the environment is seen by whoever may read /proc or the scheduler's own pages.
@@ -184,7 +183,7 @@ def _mesos_port(place: int, name: str, environ: Mapping[str, str]) -> object:
 
 
 def _host_name() -> str:
-    name = re.sub(r"[^a-z0-9._-]", "-", socket.gethostname().lower())[:63].lstrip("._-")
+    name = name_of(socket.gethostname())
     if not name:
         raise Invalid("this machine has no usable host name: give one with --name")
     return name

@@ -38,6 +38,11 @@ def parse_name(text: str) -> str:
     return text
 
 
+def name_of(text: str) -> str:
+    """A name made of a machine's host name; "" if none can be."""
+    return re.sub(r"[^a-z0-9._-]", "-", text.lower())[:63].lstrip("._-")
+
+
 def parse_size(text: str) -> int:
     """Bytes, or with K, M, G, T, P (powers of 1024)."""
     match = _SIZE.fullmatch(text.strip())

@@ -79,6 +79,8 @@ def _tell_failure(console: Console, result: Result, *, whole: bool, shrinks: boo
             console.print(f"  fails with {len(failed.plan)} faults: {escape(str(failed))}")
             for fault in failed.plan:
                 console.print(f"    {fault}")
+            for line in failed.story:
+                console.print("  " + escape(line[:300]), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,16 @@ read what the processes hold, and must never change it.
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import product
 from typing import Any
 
+from moorage.client.layers import Layer
 from moorage.client.session import GroupSession
 from moorage.client.volume import Volume
 from moorage.metadata import records
+from moorage.metadata.objects import layout
 from moorage.metadata.service import MetadataService
+from moorage.node.replica import OBJECTS
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.service import NodeService
 from moorage.node.store import Store
@@ -22,15 +26,19 @@ from moorage.quorum.counting import Phase
 from moorage.quorum.record import BLOCK_SIZE, block_sum
 from moorage.registry import state
 from moorage.registry.service import RegistryService
+from moorage.service.kv import KV
 from moorage.simulation.chunks import blocks_per_chunk
 from moorage.simulation.cluster import Host, SimCluster
+from moorage.simulation.store_checks import everything, kept_for_nothing
 
-Contents = dict[tuple[int, int], dict[tuple[int, int], tuple[int, int]]]
+# (volume, group) -> (chunk, block, LSN of the snapshot that shows it so, 0: as it is) -> (LSN, checksum)
+Contents = dict[tuple[int, int], dict[tuple[int, int, int], tuple[int, int]]]
 
 
 def check_leads_all(volume: Volume) -> None:
     """Nothing is served before the barriers of all groups are committed."""
-    for session in volume.groups if volume.failed is None else ():
+    for group in volume.groups if volume.failed is None else ():
+        session = group._group if isinstance(group, Layer) else group
         assert isinstance(session, GroupSession)
         writer = session.writer
         assert writer.phase is Phase.SERVING and writer.commit >= writer.barrier > 0, (
@@ -86,6 +94,26 @@ def charged_well(cluster: SimCluster) -> bool:
     return bool(volumes) and charged == volumes
 
 
+def members_agree(cluster: SimCluster) -> bool:
+    """Whether all members of metadata, and all of the registry, have applied as much: then they have to hold
+    the same."""
+    for kind, name in ((MetadataService, "replicated"), (RegistryService, "group")):
+        services = {host.name: _service(host, kind) for host in cluster.masters}
+        if None in services.values():
+            return False
+        members = {host: getattr(service, name) for host, service in services.items()}
+        if len({member.status()["applied_index"] for member in members.values()}) > 1:
+            return False
+        (first, reference), *others = ((host, dict(each.kv.scan(""))) for host, each in members.items())
+        for host, held in others:
+            wrong = sorted(key for key in {*reference, *held} if reference.get(key) != held.get(key))
+            told = [(key, reference.get(key), held.get(key)) for key in wrong[:3]]
+            assert not wrong, (
+                f"{kind.__name__}: members {first} and {host} differ in {len(wrong)} keys: {told}"
+            )
+    return True
+
+
 def serves_blocks(host: Host) -> bool:
     """Whether the registry has accepted its device in this life."""
     found = _service(host, NodeService)
@@ -98,8 +126,8 @@ def has_failed(host: Host) -> bool:
 
 
 def contents(host: Host, chunks: int) -> Contents:
-    """(volume, group) -> (chunk, block) -> (LSN, checksum) of each block that is not a hole. The bytes match,
-    but for what rotted and nobody has read since."""
+    """Each block that is not a hole, as it is and as each snapshot shows it. The bytes match, but for what
+    rotted and nobody has read since."""
     assert host.process is not None
     return host.process.context.run(_contents, store_of(host), host, chunks)
 
@@ -108,9 +136,11 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
     found: Contents = defaultdict(dict)
     files = host.device.disk.files
     for identity, replica in store.replicas.items():
+        if replica.info.durability == OBJECTS:
+            continue  # object_checks.py looks at these
         blocks = found[replica.info.volume, replica.info.group]
-        for chunk in range(chunks):
-            cells = store.index.find(replica.table, chunk, 0, blocks_per_chunk())
+        for snapshot, chunk in product((0, *replica.table.snapshots), range(chunks)):
+            cells = store.index.find(replica.table, chunk, 0, blocks_per_chunk(), snapshot)
             for block, (location, total, lsn) in enumerate(cells):
                 if not location:
                     continue
@@ -120,18 +150,23 @@ def _contents(store: Store, host: Host, chunks: int) -> Contents:
                 assert host.device.damaged or block_sum(data) == total, (
                     f"{host.name}: {chunk}/{block} of replica {identity}, LSN {lsn}, is corrupt"
                 )
-                blocks[chunk, block] = (lsn, total)
+                blocks[chunk, block, snapshot] = (lsn, total)
     return found
+
+
+def metadata_state(cluster: SimCluster) -> KV | None:
+    """Of its leader, if there is one."""
+    leaders = [each for host in cluster.masters if (each := _service(host, MetadataService)) is not None]
+    found = [each.replicated.kv for each in leaders if each.replicated.is_leader]
+    return found[0] if len(found) == 1 else None
 
 
 def misplaced(cluster: SimCluster) -> str:
     """Each device holds what metadata has placed there, also after it had lost a replica, and no others
     but those that come or go just then; empty when it is so."""
-    leaders = [each for host in cluster.masters if (each := _service(host, MetadataService)) is not None]
-    found = [each.replicated.kv for each in leaders if each.replicated.is_leader]
-    if len(found) != 1:
+    kv = metadata_state(cluster)
+    if kv is None:
         return "nobody leads metadata"
-    (kv,) = found
     placed: dict[str, set[int]] = defaultdict(set)
     passing: dict[str, set[int]] = defaultdict(set)
     for volume in records.volumes(kv):
@@ -191,24 +226,41 @@ def check_same(what: str, one: Contents, other: Contents) -> None:
 
 
 def leaked(cluster: SimCluster, chunks: int) -> str:
-    """What is counted as live, and nothing refers to; empty when all adds up. Raises if something alive is
-    not counted: its segment could be taken for free."""
+    """What is counted as live, and nothing refers to, or is kept, and no snapshot shows it; empty when all
+    adds up. Raises if something alive is not counted: its segment could be taken for free."""
+    given = _given(cluster)
     for host in cluster.hosts:
         assert host.process is not None
-        found = host.process.context.run(_leaked, store_of(host), host, chunks)
+        found = host.process.context.run(_leaked, store_of(host), host, chunks, given)
         if found:
             return found
     return ""
 
 
-def _leaked(store: Store, host: Host, chunks: int) -> str:
+def _given(cluster: SimCluster) -> dict[tuple[int, int], int]:
+    """By bucket and group: as many chunks of its address space have been given out."""
+    kv = metadata_state(cluster)
+    if kv is None:
+        return {}
+    return {
+        (bucket["id"], group["group"]): int(kv.get(layout.next_region_key(bucket["id"], group["group"])) or 0)
+        for bucket in records.volumes(kv)
+        if records.kind_of(bucket) == records.BUCKET
+        for group in bucket["groups"]
+    }
+
+
+def _leaked(store: Store, host: Host, chunks: int, given: dict[tuple[int, int], int]) -> str:
     alive: dict[int, int] = defaultdict(int)
     for replica in store.replicas.values():
         replica.validate()
-        for chunk in range(chunks):
-            for location, _, _ in store.index.find(replica.table, chunk, 0, blocks_per_chunk()):
-                if location:
-                    alive[location >> OFFSET_BITS] += BLOCK_SIZE
+        count = given.get((replica.info.volume, replica.info.group), chunks)
+        for block, versions in everything(store, replica, count):
+            for each in versions:
+                if each.location:
+                    alive[each.location >> OFFSET_BITS] += BLOCK_SIZE
+            if found := kept_for_nothing(replica, versions):
+                return f"{host.name}: {found} of block {block} of replica {replica.info.replica}"
     counted = {number: count for number, count in store.index.live.items() if count}
     for number, size in alive.items():
         assert counted.get(number, 0) >= size, (

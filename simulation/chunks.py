@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from moorage.client import front, reads, volume
+from moorage.client import front, layers, reads, transfer, volume
+from moorage.client.objects import reading, space, writing
 from moorage.metadata import placement
-from moorage.node import checkpointer, copying, handlers, index, reader, scrub, store
+from moorage.metadata.objects import layout
+from moorage.metadata.tasks import objects as objects_tasks
+from moorage.node import checkpointer, copying, handlers, index, page, reader, scrub, store
+from moorage.node import objects as node_objects
 from moorage.quorum import record
 from moorage.quorum.record import BLOCK_SIZE, CHUNKS_MAX
 
-SIZES = (index.PAGE_BLOCKS * BLOCK_SIZE, 256 << 10, 4 << 20)  # a page of the index, two, the real one
+SIZES = (page.PAGE_BLOCKS * BLOCK_SIZE, 256 << 10, 4 << 20)  # a page of the index, two, the real one
 
 PLACES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (record, ("CHUNK_SIZE", "BLOCKS_PER_CHUNK")),
@@ -23,6 +27,7 @@ PLACES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (checkpointer, ("PAGES_PER_CHUNK",)),
     (copying, ("BLOCKS_PER_CHUNK", "PAGES_PER_CHUNK", "CURSOR_MAX")),
     (handlers, ("BLOCKS_PER_CHUNK",)),
+    (page, ("PAGES_PER_CHUNK", "BLOCKS_PER_CHUNK")),
     (reader, ("PAGES_PER_CHUNK",)),
     (scrub, ("PAGES_PER_CHUNK",)),
     (store, ("PAGES_PER_CHUNK",)),
@@ -30,6 +35,14 @@ PLACES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (front, ("CHUNK_SIZE", "BLOCKS_PER_CHUNK", "CHUNK_MASK")),
     (reads, ("CHUNK_SIZE", "_BLOCKS")),
     (volume, ("CHUNK_SIZE",)),
+    (layers, ("CHUNK_SIZE", "BLOCKS_PER_CHUNK")),
+    (transfer, ("CHUNK_SIZE", "LOOK_BYTES")),
+    (layout, ("BLOCKS_PER_CHUNK",)),
+    (objects_tasks, ("BLOCKS_PER_CHUNK",)),
+    (node_objects, ("BLOCKS_PER_CHUNK", "BLOCKS_AT_ONCE")),
+    (space, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS", "RUN_BLOCKS_MAX")),
+    (writing, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS", "PIECE_BYTES", "RUN_BLOCKS_MAX", "REGION_BLOCKS")),
+    (reading, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS")),
 )
 
 
@@ -40,13 +53,19 @@ def blocks_per_chunk() -> int:
 
 def chunk_patches(size: int) -> list[tuple[Any, str, Any]]:
     blocks = size // BLOCK_SIZE
-    pages = blocks // index.PAGE_BLOCKS
+    pages = blocks // page.PAGE_BLOCKS
     values = {
         "CHUNK_SIZE": size,
         "CHUNK_MASK": size - 1,
         "BLOCKS_PER_CHUNK": blocks,
         "PAGES_PER_CHUNK": pages,
         "CURSOR_MAX": CHUNKS_MAX * pages,
+        "LOOK_BYTES": 64 * size,
+        "REGION_BLOCKS": layout.REGION_CHUNKS * blocks,
+        "PIECE_BLOCKS": (piece := min(256, blocks)),
+        "PIECE_BYTES": piece * BLOCK_SIZE,
+        "BLOCKS_AT_ONCE": piece,
+        "RUN_BLOCKS_MAX": 16 * piece,
         "_BLOCKS": [slice(at, at + BLOCK_SIZE) for at in range(0, size, BLOCK_SIZE)],
     }
     return [(module, name, values[name]) for module, names in PLACES for name in names]

@@ -20,6 +20,7 @@ from moorage.client.config import ClusterConfig
 from moorage.service import lifecycle
 from moorage.service.exits import Exit, exit_code
 from moorage.service.launch import load_settings
+from moorage.simulation import acknowledged
 from moorage.simulation.disk import Device
 from moorage.simulation.loop import Process, current
 from moorage.simulation.tunables import Tunables
@@ -272,6 +273,7 @@ def staged(world: World, tunables: Tunables) -> Iterator[None]:
             (lifecycle.Process, "_announce", _announce),
             (lifecycle, "complain", _complain),
             *tunables.patches(),
+            *acknowledged.patches(),
         ]:
             stack.enter_context(patch.object(target, name, stand_in))
         logger.addHandler(handler)

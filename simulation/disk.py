@@ -22,6 +22,8 @@ from moorage.quorum.record import BLOCK_SIZE, Buffer
 from moorage.simulation.loop import Killed, SimLoop, current
 from moorage.simulation.tunables import FAST_DISK_S
 
+SECTOR = 512
+
 
 class Device:
     """What outlives the processes of a host: the disk, and its faults to come."""
@@ -34,6 +36,7 @@ class Device:
         self.fails_at = 0  # number of a write or sync from now that fails; 0: none
         self.misdirects_at = 0  # number of a write from now that lands somewhere else
         self.damaged = False  # something that was synced has changed
+        self.unreadable: dict[str, set[int]] = {}  # sectors of files: EIO, until they are written again
         self._newest: list[tuple[str, int, int]] = []  # what the newest group commit wrote: file, from, to
         self._newest_synced = True
         self._astray: Callable[[], None] | None = None  # has a part of it be elsewhere, from the next one on
@@ -62,6 +65,8 @@ class Device:
                 raise OSError(errno.EIO, "input/output error")
 
     def wrote(self, file: MemoryFile, offset: int, size: int) -> None:
+        if lost := self.unreadable.get(file.name):
+            lost -= set(range(offset // SECTOR, (offset + size) // SECTOR))
         if self._newest_synced:
             self._newest, self._newest_synced = [], False
             if self._astray is not None:
@@ -93,27 +98,58 @@ class Device:
 
     def rot(self, rng: Random) -> bool:
         """Flip a bit of some block that was written and synced; whether there was one."""
-        files = [file for file in self.disk.files.values() if any(file.synced)]
-        if not files:
+        found = self._somewhere_synced(rng)
+        if found is None:
             return False
-        file = rng.choice(sorted(files, key=lambda each: each.name))
-        blocks = self._may_rot(file)
-        if not blocks:
+        file, start = found
+        return self._flip(rng, file, [start])
+
+    def rot_at(self, rng: Random, name: str, offset: int) -> bool:
+        """In the block that is there."""
+        file = self.disk.files[name]
+        return self._flip(rng, file, [at for at in self._may_rot(file) if offset <= at < offset + BLOCK_SIZE])
+
+    def _flip(self, rng: Random, file: MemoryFile, sectors: list[int]) -> bool:
+        """A bit in one of these."""
+        if not sectors:
             return False
-        at = rng.choice(blocks) + rng.randrange(512)
-        bit = 1 << rng.randrange(8)
+        at, bit = rng.choice(sectors) + rng.randrange(SECTOR), 1 << rng.randrange(8)
         self.damaged = True
         file.now[at] ^= bit
         file.synced[at] ^= bit
         self.loop.note(f"{self.name}: byte {at} of {file.name} rots")
         return True
 
+    def lose_sector(self, rng: Random) -> bool:
+        """Some sector that was written and synced cannot be read any more, which nobody knows yet."""
+        found = self._somewhere_synced(rng)
+        if found is None:
+            return False
+        file, start = found
+        self.unreadable.setdefault(file.name, set()).add(start // SECTOR)
+        self.loop.note(f"{self.name}: sector {start // SECTOR} of {file.name} cannot be read any more")
+        return True
+
+    def _somewhere_synced(self, rng: Random) -> tuple[MemoryFile, int] | None:
+        """A file, and where a sector of it begins; not in the newest group commit."""
+        files = [file for file in self.disk.files.values() if any(file.synced)]
+        if not files:
+            return None
+        file = rng.choice(sorted(files, key=lambda each: each.name))
+        sectors = self._may_rot(file)
+        return (file, rng.choice(sectors)) if sectors else None
+
+    def check_readable(self, file: MemoryFile, offset: int, size: int) -> None:
+        lost = self.unreadable.get(file.name)
+        if lost and any(offset < (at + 1) * SECTOR and at * SECTOR < offset + size for at in lost):
+            raise OSError(errno.EIO, "input/output error")
+
     def _may_rot(self, file: MemoryFile) -> list[int]:
         newest = [range(start, end) for name, start, end in self._newest if name == file.name]
         return [
             at
-            for at in range(0, len(file.synced), 512)
-            if any(file.synced[at : at + 512]) and not any(at in each for each in newest)
+            for at in range(0, len(file.synced), SECTOR)
+            if any(file.synced[at : at + SECTOR]) and not any(at in each for each in newest)
         ]
 
 
@@ -164,14 +200,20 @@ class SimFile:
         self._device.synced()
 
     def preadv(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
+        self._device.check_readable(self._file, offset, sum(len(each) for each in into))
         return self._file.preadv(into, offset)
 
     def preadv_direct(self, into: memoryview, offset: int) -> int:
+        self._device.check_readable(self._file, offset, len(into))
         return self._file.preadv_direct(into, offset)
 
     def preadv_nowait(self, into: Sequence[memoryview | bytearray], offset: int) -> int:
         if self._device.loop.rng.random() < 0.1:
             return WOULD_BLOCK
+        try:
+            self._device.check_readable(self._file, offset, sum(len(each) for each in into))
+        except OSError:
+            return WOULD_BLOCK  # it is in no cache
         return self._file.preadv_nowait(into, offset)
 
     def close(self) -> None:

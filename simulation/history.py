@@ -7,7 +7,9 @@ outcome is not known.
 The model of a block: the ids of the operations that wrote each of its sectors, so a torn block, a lost
 write, an old value and an undone one are all the same: no order explains them. In ``writeback`` mode a
 takeover may set the block back to any version since the last flush, and only then. What a holder wrote takes
-effect before the attach of the next one returns, or never: also where nobody looked at the moment.
+effect before the attach of the next one returns, or never: also where nobody looked at the moment. What a
+snapshot shows of a block is a read of the time when it was created (views.py), and keeps what it shows as a
+flush does; a rollback writes all blocks as a snapshot shows them.
 """
 
 from __future__ import annotations
@@ -18,57 +20,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from moorage.quorum.record import BLOCK_SIZE
 from moorage.simulation.linearizable import Call, is_linearizable
-
-SECTOR = 512
-SECTORS = BLOCK_SIZE // SECTOR
-
-Block = tuple[int, ...]  # id of the operation that wrote each sector; 0: zeroes
-EMPTY: Block = (0,) * SECTORS
-FOREVER = float("inf")
-GARBAGE = -1  # a sector whose bytes no operation has written
-
-
-@dataclass(slots=True)
-class Operation:
-    """``kind``: write, zero, read, flush, take (an attach that took an epoch), create, delete, show.
-    ``sectors``: first and end, of the volume; ``found``: what a read or a show saw; ``epoch``: of the
-    attachment that a write or a zero came by; ``attached``: number of the take that it came by (0: of none);
-    ``since``: of a read-only attachment's read, as of when it may
-    be (None: as of when it began)."""
-
-    number: int
-    client: str
-    kind: str
-    name: str
-    first: int = 0
-    end: int = 0
-    invoked: float = 0.0
-    returned: float | None = None
-    found: Any = None
-    gone: bool = False  # it certainly had no effect
-    durable: bool = False  # a write with FUA
-    epoch: int = 0
-    attached: int = 0
-    since: float | None = None
-
-    def __str__(self) -> str:
-        where = f" sectors {self.first}..{self.end}" if self.end else ""
-        when = "?" if self.returned is None else f"{self.returned:.6f}"
-        kind = self.kind + (" with FUA" if self.durable else "")
-        what = f"{self.client} {kind} #{self.number} {self.name}{where} {self.found}"
-        return f"{self.invoked:.6f}..{when} {what}"
-
-
-class NotLinearizable(AssertionError):
-    """No order explains what was seen of this key. ``operations``: those on it."""
-
-    def __init__(self, key: str, operations: list[Operation]) -> None:
-        self.key = key
-        self.operations = operations
-        lines = "\n".join(f"  {each}" for each in operations[-40:])
-        super().__init__(f"{key}: no order of these operations explains what was seen\n{lines}")
+from moorage.simulation.operation import (
+    EMPTY,
+    FOREVER,
+    SECTORS,
+    SMALLER,
+    NotLinearizable,
+    Operation,
+    count_in,
+    sectors_in,
+)
+from moorage.simulation.views import View, find_views
 
 
 @dataclass
@@ -92,6 +55,7 @@ class History:
             if each.kind == "take" and each.found:
                 self._takes[each.name].append(each)
         survived = self._find_survived()
+        self._complete_rollbacks()
         blocks: dict[tuple[str, int], list[Operation]] = defaultdict(list)
         whole: dict[str, list[Operation]] = defaultdict(list)  # flushes and takeovers touch every block
         names: dict[str, list[Operation]] = defaultdict(list)
@@ -100,12 +64,20 @@ class History:
                 continue
             if each.kind in ("flush", "take"):
                 whole[each.name].append(each)
-            elif each.kind in ("create", "delete", "show"):
+            elif each.kind in ("create", "resize", "delete", "show"):
                 names[each.name].append(each)
-            elif each.kind != "read" or each.returned is not None:
+            elif each.kind not in ("restore", "shown") and (each.kind != "read" or each.returned is not None):
                 for block in range(each.first // SECTORS, (each.end - 1) // SECTORS + 1):
                     blocks[each.name, block].append(each)
-        for (name, block), operations in blocks.items():
+        views = find_views(self.operations, blocks)
+        self._add_rollbacks(views, blocks)
+        for view in views.values():
+            view.narrow(blocks, self._reverting(whole))
+        shown = {key for view in views.values() for key in view.shown}
+        for key in sorted({*blocks, *shown}):
+            name, block = key
+            operations = blocks[key]
+            at = [view for view in views.values() if key in view.shown]
             writeback = self.durability[name] == "writeback"
             if writeback:
                 # Before the first write there is nothing that a flush could keep, or a takeover lose.
@@ -115,14 +87,47 @@ class History:
                 operations = operations + [
                     each for each in whole[name] if each.returned is None or each.returned > begun
                 ]
-            self._check_block(name, block, operations, writeback)
+            wide = [view.as_read(key, narrow=False) for view in at]
+            self._check_block(name, block, operations + wide, writeback)
+            for view in at:
+                if view.is_narrow:
+                    self._check_block(name, block, _around(view, key, operations, at), writeback)
         for name, operations in whole.items():
             self._check_epochs(name, [each for each in operations if each.kind == "take" and each.found])
         for name, operations in names.items():
             calls = [Call(each.invoked, each.returned, each) for each in operations]
-            if not is_linearizable(calls, False, _name_step):
+            if not is_linearizable(calls, 0, _name_step):
                 raise NotLinearizable(f"volume {name}", operations)
         return len(blocks) + len(names)
+
+    def _complete_rollbacks(self) -> None:
+        """Nobody attaches before one is complete: one of unknown outcome is, where somebody did."""
+        for each in self.operations:
+            if each.kind == "restore" and each.returned is None:
+                later = [take for take in self._takes[each.name] if take.found > each.epoch]
+                after = min(later, key=lambda take: take.found, default=None)
+                if after is not None and not after.snapshot:
+                    each.returned = after.returned
+
+    def _add_rollbacks(self, views: dict[str, View], blocks: dict[tuple[str, int], list[Operation]]) -> None:
+        """To the blocks that somebody has looked at, or written."""
+        for each in self.operations:
+            if each.kind == "restore":
+                shown = views[each.snapshot].shown
+                for (name, block), operations in blocks.items():
+                    if name == each.name:
+                        operations.append(each.of_block(block, shown[name, block]))
+
+    def _reverting(self, whole: dict[str, list[Operation]]) -> dict[str, list[Operation]]:
+        """By volume, after which of its blocks may be as they were before."""
+        found: dict[str, list[Operation]] = defaultdict(list)
+        for name, operations in whole.items():
+            if self.durability[name] == "writeback":
+                found[name] += [each for each in operations if each.kind == "take"]
+        for each in self.operations:
+            if each.kind == "restore":
+                found[each.name].append(each)
+        return found
 
     def _check_epochs(self, name: str, takes: list[Operation]) -> None:
         """An epoch is given once, and a later attach gets a greater one."""
@@ -161,8 +166,8 @@ class History:
     def _check_block(self, name: str, block: int, operations: list[Operation], writeback: bool) -> None:
         seen: set[int] = set()
         for each in operations:
-            if each.kind == "read":
-                seen.update(each.found[_within(each.first, block)][: _count(each, block)])
+            if each.kind in ("read", "shown", "restore"):
+                seen.update(each.found[sectors_in(each, block)][: count_in(each, block)])
         calls = []
         for each in operations:
             # What nobody knows the outcome of, and nobody saw, explains nothing: it may never have been.
@@ -170,15 +175,15 @@ class History:
                 continue
             fenced = self._fenced_at(each)
             if each.invoked > fenced:
-                if each.kind == "zero" and each.returned is None:
+                if each.kind in ("zero", "restore") and each.returned is None:
                     continue
                 raise NotLinearizable(f"volume {name} block {block}: of a holder fenced before", [each])
             first = max(each.first - block * SECTORS, 0)
             end = min(each.end - block * SECTORS, SECTORS)
-            found = each.found[_within(each.first, block)][: end - first] if each.kind == "read" else ()
+            found = each.found[sectors_in(each, block)][: end - first] if each.has_contents else ()
             at = each.invoked if each.kind == "flush" else FOREVER if each.returned is None else each.returned
             action = (kind_of(each, fenced), first, end, each.number, tuple(found), each.durable, at)
-            alike = (each.kind, first, end) if each.kind in ("zero", "take") else None
+            alike = (each.kind, first, end, found) if each.kind in ("zero", "take", "restore") else None
             returned = min(FOREVER if each.returned is None else each.returned, fenced)
             invoked = each.invoked if each.since is None else each.since
             calls.append(Call(invoked, None if returned == FOREVER else returned, action, alike))
@@ -190,24 +195,31 @@ class History:
             raise NotLinearizable(f"volume {name} block {block}", sorted(operations, key=lambda e: e.invoked))
 
 
+def _around(view: View, key: tuple[str, int], operations: list[Operation], at: list[View]) -> list[Operation]:
+    """What explains a snapshot at the moment that it narrows itself down to. Who reads without an epoch may
+    see what it lacks, before that is acknowledged. What it shows may have been in flight then, and be seen
+    in the volume later only: as after a crash of that moment, each log by itself."""
+    kept = [
+        each
+        for each in operations
+        if each.since is None and not (each.kind == "read" and each.invoked > view.last)
+    ]
+    return kept + [other.as_read(key, narrow=other.last >= view.last) for other in at]
+
+
 def kind_of(each: Operation, fenced: float) -> str:
-    """Of zeroes nobody can say whose they are: those of a fenced holder that did not return may be there."""
-    return "perhaps zero" if each.kind == "zero" and each.returned is None and fenced < FOREVER else each.kind
-
-
-def _within(first: int, block: int) -> slice:
-    """Where in what was read from ``first`` on this block's sectors begin."""
-    return slice(max(block * SECTORS - first, 0), None)
-
-
-def _count(each: Operation, block: int) -> int:
-    return min(each.end, (block + 1) * SECTORS) - max(each.first, block * SECTORS)
+    """Of zeroes nobody can say whose they are: those of a fenced holder that did not return may be there. So
+    may what a rollback has written."""
+    is_open = each.kind in ("zero", "restore") and each.returned is None and fenced < FOREVER
+    return f"perhaps {each.kind}" if is_open else each.kind
 
 
 def _block_step(state: Any, action: Any) -> Iterable[Hashable]:
     kind, first, end, number, found, *_ = action
-    if kind == "read":
+    if kind in ("read", "shown"):
         return [state] if state[first:end] == found else []
+    if kind in ("restore", "perhaps restore"):
+        return [found] if kind == "restore" else [found, state]
     value = number if kind == "write" else 0
     after = (*state[:first], *(value,) * (end - first), *state[end:])
     return [after, state] if kind == "perhaps zero" else [after]
@@ -225,21 +237,27 @@ def _volatile_step(state: Any, action: Any) -> Iterable[Hashable]:
     after = _block_step(state[-1][0], action)
     if kind == "read":
         return [state for _ in after]
+    if kind == "shown":
+        return [state[-1:] for _ in after]  # its record is durable, and all that comes before
     if durable and at < FOREVER:
         return [((newest, at),) for newest in after]
     return [(*state, (newest, at)) for newest in after]
 
 
 def _name_step(state: Any, action: Any) -> Iterable[Hashable]:
-    """``state``: whether the volume exists. A command whose outcome is unknown (found is None) may do
-    nothing."""
+    """``state``: the size of the volume, 0: there is none. A command whose outcome is unknown (found is None)
+    may do nothing. ``found``: the size, for a show; SMALLER, when a resize is told that it cannot shrink."""
+    there = bool(state)
     if action.kind == "create":
-        if action.found is None:
-            return [True]
-        return [True] if action.found == (not state) else []
+        return [action.size] if action.found is None or action.found == (not there) else []
     if action.kind == "delete":
-        if action.found is None:
-            return [False]
         # Of two that delete at once both may say that it is done: each has seen it go.
-        return [False] if action.found or not state else []
+        return [0] if action.found is None or action.found or not there else []
+    if action.kind == "resize":
+        if action.found is None:
+            return [max(state, action.size) if there else 0]
+        if action.found == SMALLER:
+            return [state] if state > action.size else []
+        fits = there and state <= action.size
+        return [action.size if fits else state] if action.found == fits and (fits or not there) else []
     return [state] if action.found == state else []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from moorage.simulation import snapshot_checks
 from moorage.simulation.cluster import Host, Machine, SimCluster
 from moorage.simulation.network import Weather
 from moorage.simulation.strand import PLOTS, strand
@@ -37,12 +38,13 @@ WEIGHTS = {
     "failing disk": 1,
     "rot": 2,
     "misdirected": 1,
+    "bad sector": 1,
     "full": 1,
 }
 
 BETWEEN_S = 0.1  # from the end of a strand to the beginning of the next one
 
-LOSING = ("rot", "misdirected")  # of what was synced
+LOSING = ("rot", "misdirected", "bad sector")  # of what was synced
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Nemesis:
             device = host.device
             device.fails_at = device.misdirects_at = 0
             device.disk.free = 1 << 40
+            device.unreadable.clear()  # it can be read after all, as after many tries
             device.latency_s = FAST_DISK_S
 
     # -- machines ------------------------------------------------------------------------------------------
@@ -265,7 +268,15 @@ class Nemesis:
         return undo
 
     def _rot(self, rng: Random) -> None:
-        self._victim.device.rot(rng)
+        """In half of the cases, where there is such, in what only a snapshot shows."""
+        device, versions = self._victim.device, snapshot_checks.versions_of(self._victim)
+        if versions and rng.random() < 0.5:
+            device.rot_at(rng, *rng.choice(versions))
+        else:
+            device.rot(rng)
+
+    def _bad_sector(self, rng: Random) -> None:
+        self._victim.device.lose_sector(rng)
 
     def _misdirected(self, rng: Random) -> None:
         self._victim.device.misdirects_at = rng.randint(1, 20)

@@ -11,14 +11,17 @@ import asyncio
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from random import Random
 
 from moorage.client.cluster import Cluster
 from moorage.client.volume import Volume
 from moorage.metadata.healing import TURN
-from moorage.simulation import checks
+from moorage.simulation import checks, snapshot_checks
 from moorage.simulation.cluster import Client, SimCluster, staged
-from moorage.simulation.history import SECTOR
 from moorage.simulation.nemesis import LOSING, Fault, Nemesis, draw_plan
+from moorage.simulation.object_checks import wrong_objects
+from moorage.simulation.objects import ObjectPrograms
+from moorage.simulation.operation import SECTOR
 from moorage.simulation.tunables import IMPATIENT, Tunables
 from moorage.simulation.workload import SCRATCH, SIZE, VOLUMES, Workload
 from moorage.simulation.world import World, bury, world
@@ -29,6 +32,8 @@ STORM_S = 8.0
 WIND_DOWN_S = 40.0  # operations under way end by their own deadlines
 HEAL_S = 60.0
 SPACE_S = 60.0
+SNAPSHOTS_SHARE = 0.6  # of histories
+OBJECTS_SHARE = 0.35  # of histories, in which two of three programs use objects
 
 
 class Failed(AssertionError):
@@ -55,6 +60,8 @@ class Outcome:
     answered: int = 0
     keys: int = 0
     blocks: int = 0
+    objects: int = 0  # operations on these that were answered
+    shown: int = 0  # reads at snapshots that were answered
     refused: bool = False  # a host whose device is corrupt started no more: nothing was asked of the end
     faults: dict[str, int] = field(default_factory=dict)
 
@@ -65,27 +72,45 @@ def run_seed(
     storm_s: float = STORM_S,
     aim: str = "",
     moves: bool = False,
+    snapshots: bool | None = None,
+    objects: bool | None = None,
 ) -> Outcome:
     """One history. ``plan``: faults in place of those that the seed draws; ``aim``: of those that it draws;
-    ``moves``: there are hosts to move replicas to, and they are moved soon. Raises :class:`Failed`."""
+    ``moves``: there are hosts to move replicas to, and they are moved soon; ``snapshots``, ``objects``:
+    whether programs use them, drawn from the seed if it is not said. Raises :class:`Failed`."""
+    if snapshots is None:
+        snapshots = Random(f"{seed} has snapshots").random() < SNAPSHOTS_SHARE
+    if objects is None:
+        objects = Random(f"{seed} has objects").random() < OBJECTS_SHARE
     drawn = draw_plan(seed, storm_s, aim)
     # In writeback a loss of power may leave one copy alone (the others are being copied anew): then a bit
     # that rots there is one failure too many. Of what was drawn: a thinner plan changes no volume.
     rots = any(fault.kind in LOSING for fault in drawn)
-    found = _run(seed, drawn if plan is None else plan, storm_s, "sync" if rots else "writeback", moves)
+    modes = ("sync", "sync" if rots else "writeback")
+    found = _run(seed, drawn if plan is None else plan, storm_s, modes, moves, snapshots, objects)
     bury()
     if isinstance(found, Failed):
         raise found
     return found
 
 
-def _run(seed: int, plan: list[Fault], storm_s: float, durability: str, moves: bool) -> Outcome | Failed:
+def _run(
+    seed: int,
+    plan: list[Fault],
+    storm_s: float,
+    modes: tuple[str, str],
+    moves: bool,
+    snapshots: bool,
+    objects: bool,
+) -> Outcome | Failed:
     with world(seed) as made:
         tunables = Tunables.draw(made.rng)
         if moves:
             tunables = replace(tunables, spares=2, patience=IMPATIENT)
+        if snapshots:  # of several logs at one moment, more often than not
+            tunables = replace(tunables, groups=max(tunables.groups, 1 + seed % 2))
         with staged(made, tunables):
-            history = _Play(made, tunables, seed, plan, storm_s, durability)
+            history = _Play(made, tunables, seed, plan, storm_s, modes, snapshots, objects)
             try:
                 history.play()
             except Exception as error:
@@ -115,12 +140,16 @@ class _Play:
         seed: int,
         plan: list[Fault],
         storm_s: float,
-        durability: str,
+        modes: tuple[str, str],
+        snapshots: bool,
+        objects: bool,
     ) -> None:
         self.world = made
         self.loop = made.loop
         self.cluster = SimCluster(made, tunables, masters=3, clients=3)
-        self.workload = Workload(self.cluster, seed, ("sync", durability))
+        self.workload = Workload(self.cluster, seed, modes, snapshots)
+        self.snapshots = self.workload.snapshots
+        self.objects = ObjectPrograms(self.cluster, seed) if objects else None
         self.workload.on_attach = checks.check_leads_all
         self.storm_s = storm_s
         self.plan = plan
@@ -137,12 +166,17 @@ class _Play:
             self._judge()
         except _RefusesError:  # then there is no end at which all is well, but what was seen has to be right
             self.outcome.refused = True
+            if self.objects is not None:
+                self.outcome.objects = self.objects.check()
             self.outcome.keys = self.workload.history.check()
         self.outcome.trace = self.loop.trace_hash()
         self.outcome.events, self.outcome.virtual_s = self.loop.events, self.loop.now
 
-    def _until(self, reached: Callable[[], bool], within_s: float, what: str) -> None:
-        """Go on until it is so. Whatever a process did not catch fails the history."""
+    def _until(
+        self, reached: Callable[[], bool], within_s: float, what: str, why: Callable[[], str] = str
+    ) -> None:
+        """Go on until it is so. Whatever a process did not catch fails the history. ``why``: what keeps it
+        from being so."""
 
         def stop() -> bool:
             return bool(self.loop.failures) or reached()
@@ -153,7 +187,7 @@ class _Play:
             raise AssertionError(f"{process} did not catch {error!r}") from error
         if not in_time and any(host.refuses and not host.ready for host in self.cluster.hosts):
             raise _RefusesError
-        assert in_time, f"not within {within_s:g} s: {what}"
+        assert in_time, f"not within {within_s:g} s: {what} {why()}".rstrip()
 
     def _boot(self) -> None:
         for host in self.cluster.hosts:
@@ -165,7 +199,8 @@ class _Play:
 
     def _storm(self) -> Nemesis:
         for client in self.cluster.clients:
-            client.program = self.workload.program
+            uses_objects = self.objects is not None and client is not self.cluster.clients[0]
+            client.program = (self.objects if uses_objects else self.workload).program  # type: ignore[union-attr]
             client.start()
         if self.cluster.tunables.spares:
             operator = Client(self.cluster, "operator", "10.0.2.2")
@@ -183,6 +218,8 @@ class _Play:
         self.outcome.faults = nemesis.done
         nemesis.heal()
         self.workload.stopping = True
+        if self.objects is not None:
+            self.objects.stopping = True
         for client in self.cluster.clients:
             client.wanted = False
         for host in self.cluster.hosts:
@@ -204,8 +241,11 @@ class _Play:
         last.program = self._look
         last.start()
         self._until(lambda: self.made_well, HEAL_S, "all volumes answer, all replicas are current")
+        self._wait_for_lists()
         self._until(self._well_placed, HEAL_S, "each device has what is placed there")
         self._until(lambda: self.well_for > 2, HEAL_S, "all replicas have all")
+        what = "objects are where metadata says, and nowhere else"
+        self._until(self._well_stored, HEAL_S, what, lambda: wrong_objects(self.cluster))
 
     def _programs_ended(self) -> bool:
         return self.loop.events % 64 == 0 and all(
@@ -218,8 +258,10 @@ class _Play:
             await self.workload.show(client, cluster, name)
         await cluster.set_quota("default")  # any: now volumes are charged, if none of the clients came to it
         for name in VOLUMES:
-            volume = None
+            volume = await self.workload.attach(client, cluster, name, True, 10.0)
             while volume is None:
+                if self.snapshots is not None:
+                    await self.snapshots.finish_rollback(client, cluster, name, True)
                 volume = await self.workload.attach(client, cluster, name, True, 10.0)
             step = 64 * 1024 // SECTOR
             for first in range(0, SIZE // SECTOR, step):
@@ -227,6 +269,12 @@ class _Play:
                     pass
             await volume.flush()
             self.finished.append(volume)
+        if self.snapshots is not None:
+            for name in VOLUMES:
+                await self.snapshots.look(client, cluster, name)
+            await self.snapshots.clones.delete_all(client, cluster)
+        if self.objects is not None:
+            await self.objects.look(client, cluster)
         self.made_well = True
         while True:  # from now on it only says whether all have all
             await asyncio.sleep(0.5)
@@ -252,10 +300,15 @@ class _Play:
         chunks = SIZE // self.cluster.tunables.chunk_size
         self.outcome.operations = len(self.workload.history.operations)
         self.outcome.answered = self.workload.done
+        shown = [each for each in self.workload.history.operations if each.kind == "shown" and each.found]
+        self.outcome.shown = len(shown)
         self.outcome.keys = self.workload.history.check()
+        if self.objects is not None:
+            self.outcome.objects = self.objects.check()
         assert not (misplaced := checks.misplaced(self.cluster)), misplaced
         self.outcome.blocks = checks.check_identical(self.cluster, chunks)
         self._until(self._charged_well, HEAL_S, "what volumes count for principals is what they are")
+        self._until(self._members_agree, HEAL_S, "all members of metadata and of the registry are as far")
         before = [checks.contents(host, chunks) for host in self.cluster.hosts]
         self.loop.note("replaying")
         for host in self.cluster.hosts:
@@ -263,16 +316,30 @@ class _Play:
         self.well_for = 0
         self._until(self._all_ready, BOOT_S, "all hosts are ready after the replay")
         self._until(lambda: self.well_for > 2, HEAL_S, "all replicas have all after the replay")
+        self._wait_for_lists()
         after = [checks.contents(host, chunks) for host in self.cluster.hosts]
         for host, was, found in zip(self.cluster.hosts, before, after, strict=True):
             checks.check_replayed(host, was, found)
         self._until(self._no_leak, SPACE_S, "space that nothing refers to is not counted as live")
 
+    def _wait_for_lists(self) -> None:
+        what = "all replicas list the snapshots that metadata has"
+        self._until(self._well_listed, HEAL_S, what, lambda: snapshot_checks.wrong_lists(self.cluster))
+
+    def _well_stored(self) -> bool:
+        return self.loop.events % 512 == 0 and not wrong_objects(self.cluster)
+
     def _well_placed(self) -> bool:
         return self.loop.events % 64 == 0 and not checks.misplaced(self.cluster)
 
+    def _well_listed(self) -> bool:
+        return self.loop.events % 64 == 0 and not snapshot_checks.wrong_lists(self.cluster)
+
     def _charged_well(self) -> bool:
         return self.loop.events % 64 == 0 and checks.charged_well(self.cluster)
+
+    def _members_agree(self) -> bool:
+        return self.loop.events % 64 == 0 and checks.members_agree(self.cluster)
 
     def _no_leak(self) -> bool:
         return self.loop.events % 5000 == 0 and not checks.leaked(

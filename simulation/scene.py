@@ -20,8 +20,8 @@ from moorage.client.volume import Volume
 from moorage.quorum.record import BLOCK_SIZE
 from moorage.simulation import checks
 from moorage.simulation.cluster import Client, Host, Machine
-from moorage.simulation.history import SECTORS
 from moorage.simulation.network import Weather
+from moorage.simulation.operation import SECTORS, Operation
 from moorage.simulation.workload import SIZE, VOLUMES, Workload
 from moorage.wire.errors import MoorageError
 
@@ -63,17 +63,26 @@ class Scene:
         self._undone: list[Callable[[], None]] = []
 
     def begin(self, plot: Plot) -> None:
-        self._reserve()
+        self._reserve(self.volume)
         task = self.loop.create_task(plot(self), name=plot.__name__)
         task.add_done_callback(self._ended)
 
-    def _reserve(self) -> None:
-        self.workload.reserved[self.volume] = self.workload.reserved.get(self.volume, 0) + 1
+    def reserve_all(self) -> bool:
+        """Whether all volumes are for this scene alone; if they are, they are from now on."""
+        others = [each for each in VOLUMES if each != self.volume]
+        if any(each in self.workload.reserved for each in others):
+            return False
+        for each in others:
+            self._reserve(each)
+        return True
+
+    def _reserve(self, volume: str) -> None:
+        self.workload.reserved[volume] = self.workload.reserved.get(volume, 0) + 1
 
         def free() -> None:
-            self.workload.reserved[self.volume] -= 1
-            if not self.workload.reserved[self.volume]:
-                del self.workload.reserved[self.volume]
+            self.workload.reserved[volume] -= 1
+            if not self.workload.reserved[volume]:
+                del self.workload.reserved[volume]
 
         self._undone.append(free)
 
@@ -135,6 +144,12 @@ class Scene:
         found = [host for host in self.cluster.hosts if host.ready and checks.leads_metadata(host)]
         return found[0] if len(found) == 1 else None
 
+    def operations(self, *kinds: str, since: float) -> list[Operation]:
+        """Of the first client's present life, on the volume, begun since then."""
+        whose = f"{self.one.name}.{self.one.lives}", self.volume
+        found = [each for each in self.workload.history.operations if (each.client, each.name) == whose]
+        return [each for each in found if each.kind in kinds and each.invoked >= since]
+
     def follower(self) -> Host:
         """One that leads neither metadata nor the registry, if there is one."""
         hosts = self.cluster.hosts
@@ -162,6 +177,10 @@ class Player:
     async def attach(self, timeout: float = ATTACH_S) -> Volume | None:
         return await self._workload.attach(self.client, self.connected, self.scene.volume, True, timeout)
 
+    async def attach_other(self, name: str) -> Volume | None:
+        """One that is not the scene's only one."""
+        return await self._workload.attach(self.client, self.connected, name, True, ATTACH_S)
+
     async def look(self) -> Volume | None:
         return await self._workload.attach_to_read(self.client, self.connected, self.scene.volume)
 
@@ -187,6 +206,9 @@ class Player:
 
     async def create(self, name: str) -> None:
         await self._workload.create(self.client, self.connected, name)
+
+    async def resize(self, name: str, size: int) -> None:
+        await self._workload.resize(self.client, self.connected, name, size)
 
     async def show(self, name: str) -> bool:
         return await self._workload.show(self.client, self.connected, name)

@@ -7,18 +7,48 @@ instead. Must never change the store: what it reads may only come into memory.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from itertools import pairwise
 from random import Random
 from typing import Any
 
+from moorage.node import page as pages
 from moorage.node.checks import Check
+from moorage.node.page import PAGE_BLOCKS, Version
 from moorage.node.replica import Replica
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
 from moorage.node.store import Store
 from moorage.quorum.record import BLOCK_SIZE, block_sum
 from moorage.simulation.chunks import blocks_per_chunk
 from moorage.simulation.disk import Device
-from moorage.simulation.store_model import CHUNKS, Model, Wrong, contents, keys, runs
+from moorage.simulation.store_model import CHUNKS, Key, Model, Wrong, contents, keys, runs
 from moorage.wire.errors import Corrupt, MoorageError
+
+
+def everything(
+    store: Store, replica: Replica, chunks: int
+) -> Iterator[tuple[tuple[int, int], list[Version]]]:
+    """All that there is of each block, the oldest first."""
+    for chunk in range(chunks):
+        for first in range(0, blocks_per_chunk(), PAGE_BLOCKS):
+            page = store.index.page(replica.table, chunk * pages.PAGES_PER_CHUNK + first // PAGE_BLOCKS)
+            for at in range(PAGE_BLOCKS):
+                if versions := page.everything(at):
+                    yield (chunk, first + at), versions
+
+
+def kept_for_nothing(replica: Replica, versions: list[Version]) -> str:
+    """Of what was overwritten nothing is left but what a snapshot shows; empty when it is so."""
+    for version, following in pairwise(versions):
+        if not any(version.lsn <= each < following.lsn for each in replica.table.snapshots):
+            return f"{version} is kept for none of {replica.table.snapshots}"
+    return ""
+
+
+def _written(model: Model, key: Key, lsn: int) -> tuple[int, bool]:
+    """What the record at this LSN has made of the block: (LSN, whether it has contents)."""
+    written, number = model.version(key, lsn)
+    return written, number > 0
 
 
 class Checks:
@@ -27,18 +57,26 @@ class Checks:
         self._rng = rng
 
     async def all(self, store: Store, model: Model, replica: Replica) -> None:
-        for chunk in range(CHUNKS):
-            for first, count in runs():
-                await self.read(store, model, replica, chunk, first, count)
+        for snapshot in (0, *replica.table.snapshots):
+            for chunk in range(CHUNKS):
+                for first, count in runs():
+                    await self.read(store, model, replica, chunk, first, count, snapshot)
 
     async def read(
-        self, store: Store, model: Model, replica: Replica, chunk: int, block: int, count: int
+        self,
+        store: Store,
+        model: Model,
+        replica: Replica,
+        chunk: int,
+        block: int,
+        count: int,
+        snapshot: int = 0,
     ) -> None:
         count = min(count, blocks_per_chunk() - block)
         got: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        lsn = replica.state.commit
+        lsn = snapshot or replica.state.commit
         wanted = [model.version((chunk, block + at), lsn)[1] for at in range(count)]
-        store.reader.read(replica, chunk, block, count, got.set_result)
+        store.reader.read(replica, chunk, block, count, got.set_result, snapshot)
         found = await got
         if isinstance(found, MoorageError):
             if isinstance(found, Corrupt) and not self._device.damaged:
@@ -55,7 +93,8 @@ class Checks:
             )
             if shown != right or check != (block_sum(right) if number else 0):
                 seen = int.from_bytes(shown[:8], "little")
-                where = f"{chunk}/{block + at} of replica {model.identity} at LSN {lsn}"
+                when = f"{'snapshot' if snapshot else 'LSN'} {lsn}"
+                where = f"{chunk}/{block + at} of replica {model.identity} at {when}"
                 raise Wrong(f"a read of {where} shows {seen}, not {number}")
 
     async def tail(self, store: Store, model: Model, replica: Replica) -> None:
@@ -73,30 +112,42 @@ class Checks:
     def index(self, store: Store, model: Model, replica: Replica) -> None:
         """LSN by LSN, and what somebody who has all up to ``above`` would be sent."""
         lsn, above = replica.state.commit, self._rng.randint(0, replica.state.commit)
+        table = replica.table
+        if (table.snapshots_lsn, table.snapshots) != model.snapshots(lsn):
+            found = f"{table.snapshots} by {table.snapshots_lsn}"
+            raise Wrong(f"replica {model.identity} has snapshots {found}, not {model.snapshots(lsn)}")
+        sent: dict[Key, set[tuple[int, bool]]] = {key: set() for key in keys()}
         try:
-            ranges = list(replica.table.tombstones)
-            sent: dict[tuple[int, int], tuple[int, bool]] = {}
-            for first, end, discard in ranges:
+            for first, end, discard in table.tombstones:
                 for key in keys():
                     if first <= key[0] < end and discard > above:
-                        sent[key] = (discard, False)
-            following: int | None = 0
-            while following is not None:
-                cells, following = store.newer_blocks(replica, above, following, 4)
-                for chunk, block, location, _, at in cells:
-                    if at > sent.get((chunk, block), (0, False))[0]:
-                        sent[chunk, block] = (at, bool(location))
+                        sent[key].add((discard, False))
+            for chunk, block, location, _, at in self._sent(store, replica, above):
+                sent[chunk, block].add((at, bool(location)))
         except Corrupt as error:
             if not self._device.damaged:
                 raise Wrong(f"the index of replica {model.identity}: {error}") from error
             return
-        for key in keys():
-            written, number = model.version(key, lsn)
-            if written > above and sent.get(key) != (written, bool(number)):
-                what = f"{key} of replica {model.identity} at LSN {lsn}, above {above}"
-                raise Wrong(f"who copies {what} hears {sent.get(key)}, written {written}")
-            if written <= above and key in sent:
-                raise Wrong(f"{key} of replica {model.identity} has LSN {sent[key][0]}, not {written}")
+        for key, heard in sent.items():
+            what = f"{key} of replica {model.identity} at LSN {lsn}, above {above}"
+            shown = model.shown(key, lsn)
+            if missing := [each for each in shown if each[0] > above and (each[0], each[1] > 0) not in heard]:
+                raise Wrong(f"who copies {what} hears {sorted(heard)}, and not of {missing}")
+            if heard and max(heard)[0] > max(shown, default=(0, 0))[0]:
+                raise Wrong(f"who copies {what} hears {sorted(heard)}, written {shown}")
+            if wrong := [each for each in heard if each != _written(model, key, each[0])]:
+                raise Wrong(f"who copies {what} hears {wrong}, written {shown}")
+
+    def _sent(self, store: Store, replica: Replica, above: int) -> Iterator[tuple[int, int, int, int, int]]:
+        page: int | None = 0
+        while page is not None:
+            cells, page = store.newer_blocks(replica, above, page, 4)
+            yield from cells
+        limit = self._rng.choice((1, 3, 1000))
+        following: tuple[int, int] | None = (0, 0)
+        while following is not None:
+            cells, following = store.newer_versions(replica, above, *following, limit)
+            yield from cells
 
     def scrubbed(self, store: Store, asked: list[Replica]) -> None:
         """What a pass says of each block, held against the disk itself."""
@@ -105,17 +156,23 @@ class Checks:
                 continue
             check = store.scrubber.check(replica)
             self._stored_pages(store, replica)
-            for chunk in range(CHUNKS):
-                for block, (location, expected, _) in enumerate(
-                    store.index.find(replica.table, chunk, 0, blocks_per_chunk())
-                ):
-                    if location:
-                        name = store.log.segments[location >> OFFSET_BITS].name
-                        at = location & OFFSET_MASK
+            for (chunk, block), versions in everything(store, replica, CHUNKS):
+                for version in versions:
+                    if version.location:
+                        name = store.log.segments[version.location >> OFFSET_BITS].name
+                        at = version.location & OFFSET_MASK
                         data = self._device.disk.files[name].now[at : at + BLOCK_SIZE]
-                        self._same(check, (chunk, block), block_sum(data) != expected)
-            if bool(check.verified_ms) == bool(check.bad):
-                raise Wrong(f"replica {replica.info.replica} is verified at {check.verified_ms}: {check.bad}")
+                        is_bad = block_sum(data) != version.check
+                        if version is versions[-1]:
+                            self._same(check, (chunk, block), is_bad)
+                        elif is_bad != ((version.location, version.lsn) in check.versions):
+                            raise Wrong(
+                                f"{version} of block {(chunk, block)} is bad: {is_bad}; scrub differs"
+                            )
+            if bool(check.verified_ms) == bool(check.count):
+                raise Wrong(
+                    f"replica {replica.info.replica} is verified at {check.verified_ms}: {check.pack()!r}"
+                )
 
     @staticmethod
     def _stored_pages(store: Store, replica: Replica) -> None:
@@ -139,12 +196,17 @@ class Checks:
                 replica.validate()
             own = 0
             try:
-                for chunk in range(CHUNKS):
-                    for location, _, _ in store.index.find(replica.table, chunk, 0, blocks_per_chunk()):
-                        if location:
-                            number = location >> OFFSET_BITS
-                            alive[number] = alive.get(number, 0) + BLOCK_SIZE
-                            own += BLOCK_SIZE
+                for key, versions in everything(store, replica, CHUNKS):
+                    for location in [each.location for each in versions if each.location]:
+                        number = location >> OFFSET_BITS
+                        alive[number] = alive.get(number, 0) + BLOCK_SIZE
+                        own += BLOCK_SIZE
+                    if (
+                        whole
+                        and replica.state.copy is None
+                        and (found := kept_for_nothing(replica, versions))
+                    ):
+                        raise Wrong(f"{found} of block {key} of replica {replica.info.replica}")
             except Corrupt:
                 if not self._device.damaged:
                     raise

@@ -6,6 +6,7 @@ changes may take the last group commits all at once, and nobody could tell.
 
 from __future__ import annotations
 
+from moorage.node.page import PAGE_BLOCKS
 from moorage.node.segment import FRAME_MAGIC, OFFSET_BITS, OFFSET_MASK
 from moorage.node.store import Store
 from moorage.quorum.record import BLOCK_SIZE
@@ -96,7 +97,8 @@ class Faults:
             location
             for replica in store.replicas.values()
             for page in replica.table.pages.values()
-            for location in page.cells[:32]
+            for at in range(PAGE_BLOCKS)
+            for location in [version.location for version in page.everything(at)]
             if location
         ]
         if places:

@@ -305,7 +305,8 @@ class StoreHistory:
         rng, replica = self.rng, shell.replica
         if shell.core.whole and not replica.damaged:
             chunk, block = rng.choice(keys())
-            read = self.checks.read(store, shell.model, replica, chunk, block, rng.randint(1, 8))
+            snapshot = rng.choice((0, *replica.table.snapshots))
+            read = self.checks.read(store, shell.model, replica, chunk, block, rng.randint(1, 8), snapshot)
             if rng.random() < 0.3:
                 await read
             else:

@@ -16,7 +16,7 @@ from moorage.quorum import choice
 from moorage.quorum.lease import GrantedLease
 from moorage.quorum.member import FLUSH, GAP, OK, WHOLE, Member
 from moorage.quorum.orders import Append, Apply, Note, Pull, Sync
-from moorage.quorum.record import BLOCK_SIZE, HEAD_SIZE, ZERO_POSITION, Kind, Record, block_sum
+from moorage.quorum.record import HEAD_SIZE, ZERO_POSITION, Kind, Record, block_sum
 from moorage.simulation.store_model import Key, Model, Wrong, contents, keys
 from moorage.wire.errors import DeviceFailed, MoorageError, Stale
 
@@ -270,13 +270,23 @@ class Shell:
             if not core.pulled(pull.number, model.position(applied)):
                 return
             self.drain()
-            if runs and not await self._merge(runs, data):
+            if not await self._merge(runs, data):
                 return
             self._cursor += len(batch)
         core.copied(pull.number)
         self.drain()
 
     async def _merge(self, runs: list[Run], data: list[bytes]) -> bool:
+        """In pieces that fit into a segment."""
+        for at in range(0, len(runs), BATCH_KEYS):
+            piece = runs[at : at + BATCH_KEYS]
+            size = sum(run.kind == RunKind.DATA for run in piece)
+            if not await self._merge_piece(piece, data[:size]):
+                return False
+            data = data[size:]
+        return True
+
+    async def _merge_piece(self, runs: list[Run], data: list[bytes]) -> bool:
         done: asyncio.Future[MoorageError | None] = asyncio.get_running_loop().create_future()
 
         def logged(error: MoorageError | None) -> None:
@@ -290,20 +300,22 @@ class Shell:
         return await done is None
 
     def _runs(self, batch: list[Key], above: int, applied: int) -> tuple[list[Run], list[bytes]]:
-        runs: list[Run] = []
+        told, snapshots = self.model.snapshots(applied)
+        runs = [Run(RunKind.SNAPSHOTS, told, 0, tuple(snapshots), ())]
         data: list[bytes] = []
         for key in batch:
-            lsn, number = self.model.version(key, applied)
-            if lsn <= above:
-                continue
-            if number:
-                data.append(contents(number))
-                runs.append(Run(RunKind.DATA, *key, (lsn,), (block_sum(data[-1]),)))
-            elif self._whole_chunk(lsn):
-                runs.append(Run(RunKind.CHUNKS, key[0], 1, (lsn,), ()))
-            else:
-                runs.append(Run(RunKind.ZERO, *key, (lsn,), ()))
-        assert sum(len(each) for each in data) <= len(batch) * BLOCK_SIZE
+            shown = self.model.shown(key, applied)
+            self.rng.shuffle(shown)
+            for lsn, number in shown:
+                if lsn <= above:
+                    continue
+                if number:
+                    data.append(contents(number))
+                    runs.append(Run(RunKind.DATA, *key, (lsn,), (block_sum(data[-1]),)))
+                elif self._whole_chunk(lsn):
+                    runs.append(Run(RunKind.CHUNKS, key[0], 1, (lsn,), ()))
+                else:
+                    runs.append(Run(RunKind.ZERO, *key, (lsn,), ()))
         return runs, data
 
     def _whole_chunk(self, lsn: int) -> bool:

@@ -20,11 +20,20 @@ from typing import Generic, TypeVar
 
 from moorage.node.replica import ReplicaInfo
 from moorage.quorum.history import History, epoch_at
-from moorage.quorum.record import BLOCK_SIZE, ZERO_POSITION, Kind, Position, Record, block_sums
+from moorage.quorum.record import (
+    BLOCK_SIZE,
+    ZERO_POSITION,
+    Kind,
+    Position,
+    Record,
+    block_sums,
+    pack_lsns,
+)
 from moorage.quorum.state import MemberState
 from moorage.simulation.chunks import blocks_per_chunk
 
 CHUNKS = 3
+SNAPSHOTS = 4
 RUNS = ((0, 6), (30, 6), (63, 2), (-2, 2))  # pages' edges, and the last blocks of a chunk
 
 Key = tuple[int, int]  # chunk, block
@@ -151,6 +160,18 @@ class Model:
         at = bisect_right(versions, (lsn, 1 << 62))
         return versions[at - 1] if at else (0, 0)
 
+    def snapshots(self, lsn: int) -> tuple[int, list[int]]:
+        """Which ones there are, by the log up to an LSN, and the LSN of the record that says so."""
+        for record in reversed(self.log[:lsn]):
+            if record.kind == Kind.SNAPSHOTS:
+                return record.lsn, record.snapshots
+        return 0, []
+
+    def shown(self, key: Key, lsn: int) -> list[Version]:
+        """A block as it is at an LSN, and as each snapshot of then shows it; each once, the oldest first."""
+        _, snapshots = self.snapshots(lsn)
+        return sorted({self.version(key, at) for at in (*snapshots, lsn)} - {(0, 0)})
+
     def found_damaged(self) -> None:
         """It has lost something, and says so: nothing that it acknowledged is asked of it any more."""
         self.suspect = True
@@ -207,7 +228,7 @@ class Model:
 def keys_of(record: Record) -> list[Key]:
     if record.kind == Kind.ZERO_CHUNKS:
         return [key for key in keys() if record.chunk <= key[0] < record.chunk + record.count]
-    if record.kind == Kind.BARRIER:
+    if record.kind in (Kind.BARRIER, Kind.SNAPSHOTS):
         return []
     return [(record.chunk, record.block + at) for at in range(record.count)]
 
@@ -226,11 +247,17 @@ class Writing:
     def __init__(self, rng: Random) -> None:
         self._rng = rng
         self._number = 0
-        self._weights = [20, rng.choice((1, 4)), rng.choice((0, 1, 4))]
+        self._weights = [20, rng.choice((1, 4)), rng.choice((0, 1, 4)), rng.choice((0, 1, 4))]
 
     def record(self, model: Model) -> Record:
         rng, epoch, lsn = self._rng, model.epoch, len(model.log) + 1
-        kind = rng.choices((Kind.WRITE, Kind.ZERO, Kind.ZERO_CHUNKS), self._weights)[0]
+        kind = rng.choices((Kind.WRITE, Kind.ZERO, Kind.ZERO_CHUNKS, Kind.SNAPSHOTS), self._weights)[0]
+        if kind is Kind.SNAPSHOTS:
+            _, lsns = model.snapshots(lsn)
+            kept = [each for each in lsns if rng.random() < 0.7]
+            if len(kept) < SNAPSHOTS and (kept == lsns or rng.random() < 0.5):
+                kept.append(lsn)
+            return Record(epoch, lsn, kind, 0, 0, len(kept), pack_lsns(kept))
         chunk = rng.randrange(CHUNKS)
         if kind is Kind.ZERO_CHUNKS:
             return Record(epoch, lsn, kind, chunk, 0, rng.randint(1, CHUNKS - chunk))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,8 @@ from moorage.client.volume import Volume
 from moorage.simulation import checks
 from moorage.simulation.cluster import Machine
 from moorage.simulation.network import Weather
-from moorage.simulation.scene import PACE_S, Player, Plot, Scene
-from moorage.simulation.workload import SIZE
+from moorage.simulation.scene import PACE_S, Player, Plot, Scene, Script
+from moorage.simulation.workload import SIZE, VOLUMES
 from moorage.wire.errors import MoorageError, ShuttingDown
 from moorage.wire.server import connect
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from moorage.simulation.workload import Workload
 
 DEPTH = 4
+SILENT_S = 1.0  # no read waits so long for a member that does not answer while others do
+HEADLESS_S = 4.6  # two leases, or more than one where they are longer
+SETS = 4
 
 
 async def zombie(scene: Scene) -> None:
@@ -152,8 +157,8 @@ async def deposed(scene: Scene) -> None:
             await asyncio.sleep(PACE_S)
 
     async def grows(player: Player) -> None:
-        await player.connected.resize(name, 2 * SIZE)
-        scene.taken = True
+        await player.resize(name, 2 * SIZE)
+        scene.taken = (await player.connected.show(name)).size > SIZE
 
     scene.play(scene.one, knows)
     process = leader.process
@@ -352,17 +357,125 @@ async def forger(scene: Scene) -> None:
         member = player.rng.choice(player.rng.choice(attached["groups"])["members"])
         promise: dict[str, Any] = {"replica": member["replica"], "writer": writer, "session": 1}
         promise |= {"epoch": attached["epoch"] + 1, "capability": attached["capability"]}
-        hello, secret = player.connected.hello, scene.cluster.secret
-        conn = await connect(member["address"], hello=hello, secret=secret, timeout=2.0)
-        try:
-            await conn.call("node.seal", promise, timeout=2.0)
-        except MoorageError:
-            return
-        finally:
-            conn.close()
-        raise AssertionError("a device promises an epoch to who may only read")
+        wrong = "a device promises an epoch to who may only read"
+        await _is_refused(player, member["address"], "node.seal", promise, wrong)
 
     scene.play(scene.one, forges)
+
+
+async def stranger(scene: Scene) -> None:
+    """Who is not metadata orders a device to drop a replica."""
+
+    async def orders(player: Player) -> None:
+        info = await player.connected.show(scene.volume)
+        member = player.rng.choice(player.rng.choice(info.groups)["members"])
+        address = (await player.connected.status())["devices"][member["device"]]["address"]
+        order = {"replica": member["replica"], "volume": info.id, "metadata": "m1", "term": 1 << 40}
+        wrong = "a device drops a replica by the word of who is not metadata"
+        await _is_refused(player, address, "node.drop_replica", order, wrong)
+
+    scene.play(scene.one, orders)
+
+
+async def _is_refused(player: Player, address: str, method: str, params: dict[str, Any], wrong: str) -> None:
+    """By a device that is asked directly."""
+    connected = player.connected
+    conn = await connect(address, hello=connected.hello, secret=connected._secret, timeout=2.0)
+    try:
+        await conn.call(method, params, timeout=2.0)
+    except MoorageError:
+        return
+    finally:
+        conn.close()
+    raise AssertionError(wrong)
+
+
+def _all_current(volume: Volume) -> bool:
+    return all(each["state"] == "current" and not each["behind"] for each in volume.members())
+
+
+async def frozen(scene: Scene) -> None:
+    """A host sleeps whose connections stay open, the nearest one to a reader: it is answered by others."""
+    host = scene.follower()
+
+    async def reads(player: Player) -> None:
+        volume = await player.attach()
+        if volume is None:
+            return
+        await player.write_all(volume)
+        await player.read_all(volume)
+        await player.until(lambda: _all_current(volume))
+        scene.held = True
+        await player.meanwhile(volume, lambda: scene.done, player.read_all)
+        await player.leave(volume)
+
+    scene.play(scene.one, reads, near=host.name)
+    await scene.until(lambda: scene.held)
+    process = host.process
+    if process is None or not all(each.ready for each in scene.cluster.hosts):
+        return
+    began = scene.loop.now
+    process.pause()
+    scene.undo_later(process.resume)
+    await scene.sleep(1.5)
+    for each in scene.operations("read", since=began):
+        took = (scene.loop.now if each.returned is None else each.returned) - each.invoked
+        assert took < SILENT_S and not each.gone, f"a read waits for a host that sleeps: {each}"
+    scene.done = True
+    process.resume()
+
+
+async def headless(scene: Scene) -> None:
+    """The hosts do not hear each other for more than a lease: nobody leads metadata, nor the registry. A
+    holder goes on meanwhile, nothing of what it asks fails; and when somebody leads again its lease runs."""
+    found: list[Volume] = []
+
+    async def holds(player: Player) -> None:
+        volume = await player.attach()
+        if volume is None:
+            return
+        await player.write_all(volume)
+        found.append(volume)
+        await player.until(lambda: _all_current(volume))
+        scene.held = True
+        works = (player.write_all, player.read_all)
+        await asyncio.gather(*(player.meanwhile(volume, lambda: scene.done, work) for work in works))
+        await player.leave(volume)
+
+    async def comes(player: Player) -> None:
+        await player.until(lambda: scene.parted)
+        while not (scene.done or scene.over):
+            with suppress(MoorageError):
+                await player.connected.attach(scene.volume, timeout=0.5)
+                scene.taken = True
+                return
+            await asyncio.sleep(PACE_S)
+
+    scene.play(scene.one, holds)
+    scene.play(scene.other, comes)
+    await scene.until(lambda: scene.held)
+    hosts = scene.cluster.hosts
+    process = scene.one.process
+    if not all(host.ready for host in hosts):
+        return
+    began = scene.loop.now
+    undo = [scene.cut([host], [each for each in hosts if each is not host]) for host in hosts]
+    await scene.sleep(HEADLESS_S)
+    asked = scene.operations("read", "write", since=began)
+    if process is None or not process.alive:
+        return
+    late = scene.loop.now - SILENT_S
+    failed = [each for each in asked if each.gone or (each.returned is None and each.invoked < late)]
+    assert not failed and found[0].failed is None, (
+        f"while nobody led metadata: {found[0].failed} {failed[:3]}"
+    )
+    for each in undo:
+        each()
+    scene.parted = True
+    await scene.sleep(1.0)
+    alive = process.alive and scene.one.process is process
+    assert not (scene.taken and alive), "a holder that lives has lost its volume to who did not force it"
+    scene.done = True
 
 
 async def old_copy(scene: Scene) -> None:
@@ -395,6 +508,80 @@ async def old_copy(scene: Scene) -> None:
     raise AssertionError(f"an old copy of the device of {host.name} is accepted")
 
 
+async def apart(scene: Scene) -> None:
+    """Two write to one volume each, and a third one has snapshots made of both at one moment, of which one of
+    the two hears late: who has heard must not go on before."""
+    snapshots = scene.workload.snapshots
+    if snapshots is None or not scene.reserve_all():
+        return
+    asks = next(each for each in scene.cluster.clients if each not in (scene.one, scene.other))
+    held: set[str] = set()
+
+    def holds(name: str) -> Script:
+        async def holds_one(player: Player) -> None:
+            volume = await player.attach_other(name)
+            if volume is not None:
+                held.add(name)
+                works = [
+                    player.meanwhile(volume, lambda: False, partial(_write_one, player, block))
+                    for block in scene.blocks
+                ]
+                await asyncio.gather(*works)
+                await player.leave(volume)
+
+        return holds_one
+
+    async def creates(player: Player) -> None:
+        for _ in range(SETS):
+            if not scene.over:
+                await snapshots.create(player.client, player.connected, *VOLUMES)
+
+    for client, name in zip((scene.one, scene.other), VOLUMES, strict=True):
+        scene.play(client, holds(name))
+    await scene.until(lambda: len(held) == len(VOLUMES))
+    leader = scene.leader()
+    if leader is not None and scene.rng.random() < 0.5:
+        # It goes on writing by the other hosts: as long as others wait for it, or a moment longer.
+        undo = scene.nemesis.one_way([leader], [scene.other], Weather(cut=True))
+        scene.undo_later(undo)
+        scene.play(asks, creates)
+        await scene.sleep(scene.rng.uniform(1.9, 2.4))
+        undo()
+    else:
+        slow = Weather(delay_s=(0.02, scene.rng.choice((0.05, 0.2))))
+        scene.undo_later(scene.nemesis.both([scene.other], list(scene.cluster.hosts), slow))
+        scene.play(asks, creates)
+
+
+async def kept(scene: Scene) -> None:
+    """All hosts, and the holder, lose power just after a snapshot was created. Their disks were slow."""
+    snapshots = scene.workload.snapshots
+    if snapshots is None or scene.workload.history.durability[scene.volume] != "writeback":
+        return
+
+    async def writes(player: Player) -> None:
+        volume = await player.attach()
+        if volume is not None:
+            await player.write_all(volume)
+            scene.held = True
+            await player.meanwhile(volume, lambda: scene.done, player.write_all)
+
+    async def creates(player: Player) -> None:
+        scene.done = await snapshots.create(player.client, player.connected, scene.volume)
+
+    scene.play(scene.one, writes)
+    await scene.until(lambda: scene.held)
+    _slow_disks(scene)
+    scene.play(scene.other, creates)
+    await scene.until(lambda: scene.done)
+    for machine in (*scene.cluster.hosts, scene.one):
+        machine.lose_power()
+
+
+async def _write_one(player: Player, block: int, volume: Volume) -> None:
+    await player.write(volume, block)
+
+
 PLOTS: dict[str, tuple[Plot, float]] = {  # and how long each needs
     "zombie": (zombie, 2.6),
     "late": (late, 2.6),
@@ -405,10 +592,15 @@ PLOTS: dict[str, tuple[Plot, float]] = {  # and how long each needs
     "forger": (forger, 0.5),
     "recovered": (recovered, 4.8),
     "old copy": (old_copy, 2.6),
+    "frozen": (frozen, 2.6),
+    "stranger": (stranger, 0.5),
+    "headless": (headless, HEADLESS_S + 2.0),
+    "apart": (apart, 3.4),
+    "kept": (kept, 3.0),
 }
 
 
 def strand(kind: str, nemesis: Nemesis, workload: Workload, rng: Random) -> Callable[[], None]:
-    scene = Scene(nemesis, workload, rng, "writeback" if kind in ("flushed", "fork") else "")
+    scene = Scene(nemesis, workload, rng, "writeback" if kind in ("flushed", "fork", "kept") else "")
     scene.begin(PLOTS[kind][0])
     return scene.end

@@ -12,10 +12,17 @@ from random import Random
 from typing import Any
 
 from moorage.client import front, session
+from moorage.client.objects import space, writing
 from moorage.metadata import attachments, balance
+from moorage.metadata.objects import calls as object_calls
+from moorage.metadata.objects import layout
+from moorage.metadata.objects import state as object_state
+from moorage.metadata.objects import writers as object_writers
 from moorage.metadata.tasks import heal
+from moorage.metadata.tasks import objects as object_tasks
 from moorage.node import copying, replica, service, superblock
 from moorage.node.store import StoreConfig
+from moorage.quorum.record import BLOCK_SIZE
 from moorage.quorum.writer import Writer
 from moorage.service import replicated
 from moorage.simulation.chunks import SIZES, chunk_patches
@@ -28,6 +35,21 @@ BALANCES: list[tuple[Any, str, Any]] = [  # devices of 128 MiB hold some MiB
     (heal, "SURVEY_S", 1.0),
 ]
 IMPATIENT = {"heartbeat_ms": "300", "suspect_ms": "700", "down_ms": "1000", "repair_after_s": "1"}
+
+
+def _object_patches(blocks: int) -> list[tuple[Any, str, Any]]:
+    """``blocks`` of a chunk. Small regions, of which a history uses many; minutes are seconds."""
+    chunks = 16 if blocks < 1024 else 4
+    return [
+        *((module, "REGION_CHUNKS", chunks) for module in (layout, object_state, object_calls, object_tasks)),
+        (writing, "REGION_BLOCKS", chunks * blocks),
+        (object_tasks, "REGIONS_S", 1.0),
+        (object_tasks, "VERIFY_S", 4.0),
+        (object_tasks, "ROUND_S", 0.5),
+        (object_writers, "SILENT_S", 3.0),
+        (space, "RENEW_S", 0.5),
+        (object_tasks, "READERS_S", 1.0),
+    ]
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,7 @@ class Tunables:
             (replicated, "LOG_KEEP", self.raft_log_keep),
             (replica, "TAIL_KEPT", self.tail_kept),
             *chunk_patches(self.chunk_size),
+            *_object_patches(self.chunk_size // BLOCK_SIZE),
             (attachments, "RECOVERY_GRACE_MS", self.recovery_grace_ms),
             *(BALANCES if self.balances else []),
         ]

@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 
 from moorage.wire import frame
 from moorage.wire.errors import (
+    AuthenticationFailed,
     CannotConnect,
     ConnectionLost,
     DeadlineExceeded,
@@ -26,7 +27,9 @@ from moorage.wire.errors import (
     MoorageError,
     Overloaded,
     ProtocolError,
+    ShuttingDown,
     Unavailable,
+    VersionMismatch,
 )
 from moorage.wire.frame import CALL, CANCEL, ERROR, HELLO, ONEWAY, PING, REPLY, REQUEST, Buffer, encode
 from moorage.wire.handshake import MESSAGE_SIZE_MAX, ClientHandshake, Hello, ServerHandshake
@@ -292,8 +295,9 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         except RuntimeError:  # uvloop, when a connect was cancelled: closed behind our back, and nobody told
             self._loop.call_soon(self._gone)
             return
-        self._out.clear()
-        self._out_size = 0
+        finally:
+            self._out.clear()  # a flush that is due finds nothing
+            self._out_size = 0
         self._transport.close()
         self._abort_timer = self._loop.call_later(LAST_WORDS_S, self._transport.abort)
 
@@ -452,8 +456,11 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
 
     def _end_by_peer(self, error: MoorageError) -> None:
         self.close()
-        who = self.address if self.peer is _UNKNOWN else f"{self.peer} at {self.address}"
-        self.close_reason = type(error)(f"{who} ended the connection: {error}", **error.details)
+        if self.peer is _UNKNOWN:
+            self.close_reason = _by_stranger(f"{self.address} ended the connection: {error}", error)
+        else:
+            text = f"{self.peer} at {self.address} ended the connection: {error}"
+            self.close_reason = type(error)(text, **error.details)
 
     def _endpoint_failed(self, kind: int, op: int, request_id: int, exc: Exception) -> None:
         if not isinstance(exc, MoorageError) or isinstance(exc, InvariantViolation):
@@ -542,6 +549,15 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
 
 def _ignore(reply: Reply | MoorageError) -> None:
     pass
+
+
+def _by_stranger(text: str, error: MoorageError) -> MoorageError:
+    """Who has not proved to be of our cluster may say that it is not for us, or not now; nothing of what it
+    says is about us, such as that our identity is refused."""
+    for kind in (AuthenticationFailed, VersionMismatch, ProtocolError, Overloaded, ShuttingDown):
+        if isinstance(error, kind):
+            return kind(text)
+    return CannotConnect(text)
 
 
 def _call_result(reply: Reply | MoorageError) -> tuple[Any, memoryview]:

@@ -75,6 +75,12 @@ class ReadOnly(Invalid):
     code = 16
 
 
+class PreconditionFailed(Invalid):
+    """What is there is not what the caller made a condition of; ``details`` have its ``etag``, or None."""
+
+    code = 17
+
+
 # -- Denied: who asks may not ------------------------------------------------------------------------
 
 

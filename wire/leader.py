@@ -4,13 +4,17 @@ Owns one connection per candidate that it talked to. A call goes to the leader k
 NotLeader hint points, then round the candidates, until one answers or the deadline is over; then the error
 says whom it waited for, and why each did not answer. Must never: believe a peer that is another service, or
 try a call again whose outcome is unknown unless the caller said that this is harmless.
+
+A candidate that does not answer holds nobody up: after ``STAGGER_S`` the next one is tried beside it, and who
+has proved first to be what is wanted is asked first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from moorage.wire.connection import Connection
@@ -30,6 +34,7 @@ from moorage.wire.secret import ClusterSecret
 from moorage.wire.server import connect
 
 CONNECT_S = 2.0  # a candidate that takes longer is passed over for now
+STAGGER_S = 0.1  # one that is well has answered by then, unless it is very busy
 PING_AFTER_S = 0.5
 SILENCE_S = 3.0  # a leader silent for so long is given up during a call
 PAUSE_FIRST_S = 0.02  # after a round without a leader: an election takes a few hundred ms
@@ -41,7 +46,9 @@ Candidates = Sequence[str] | Callable[[], Awaitable[Sequence[str]]]
 
 class LeaderClient:
     """``candidates``: addresses, or an async function that finds them anew. ``service``: what the peer must
-    be (a "host" is also accepted). Connections are made on demand; ``await close()`` at the end."""
+    be (a "host" is also accepted). ``check(method, answer)`` raises ProtocolError for what is no answer.
+    ``hearsay``: others may be there in a moment, so that all refuse is not final. Connections are made on
+    demand; ``await close()`` at the end."""
 
     def __init__(
         self,
@@ -51,6 +58,8 @@ class LeaderClient:
         hello: Hello | Callable[[], Hello],
         secret: ClusterSecret,
         limits: Limits = DEFAULT,
+        check: Callable[[str, Any], None] = lambda method, answer: None,
+        hearsay: bool = False,
     ) -> None:
         self.leader_address: str | None = None
         self._candidates = candidates
@@ -58,6 +67,8 @@ class LeaderClient:
         self._hello = hello
         self._secret = secret
         self._limits = limits
+        self._check = check
+        self._hearsay = hearsay
         self._connections: dict[str, Connection] = {}
         self._connecting: dict[str, asyncio.Lock] = {}
         self._causes: dict[str, str] = {}  # address -> why it did not answer last
@@ -92,20 +103,24 @@ class LeaderClient:
         while True:
             refused: MoorageError | None = None  # by everybody in this round: it will not get better
             others = False
-            for address in await self._order(end):
-                try:
-                    return await self._follow(address, method, params, end)
-                except MoorageError as exc:
-                    if exc.outcome == "unknown":
-                        unsure.append(exc)
-                    if isinstance(exc, ProtocolError | AuthenticationFailed):
-                        refused = exc
-                    elif _try_again(exc, idempotent):
-                        others = True
-                    else:
-                        raise
-                if loop.time() >= end:
-                    break
+            async with contextlib.aclosing(self._round(await self._order(end), end)) as candidates:
+                async for address, failed in candidates:
+                    try:
+                        if failed is not None:
+                            raise failed
+                        return await self._follow(address, method, params, end)
+                    except MoorageError as exc:
+                        if exc.outcome == "unknown":
+                            unsure.append(exc)
+                        if isinstance(exc, ProtocolError | AuthenticationFailed):
+                            refused = exc
+                            others |= self._hearsay and exc.outcome == "not_done"
+                        elif _try_again(exc, idempotent):
+                            others = True
+                        else:
+                            raise
+                    if loop.time() >= end:
+                        break
             if refused is not None and not others:
                 raise refused
             if loop.time() + pause >= end:
@@ -136,6 +151,49 @@ class LeaderClient:
         for conn in connections:
             await conn.wait_closed()
 
+    # -- one round -------------------------------------------------------------------------------------
+
+    async def _round(
+        self, addresses: Sequence[str], end: float
+    ) -> AsyncGenerator[tuple[str, MoorageError | None], None]:
+        """Each candidate, once it is connected or has failed to. To be closed: what still connects ends."""
+        loop = asyncio.get_running_loop()
+        waiting = [*addresses]
+        connecting: dict[asyncio.Task[MoorageError | None], str] = {}
+        try:
+            while waiting or connecting:
+                if waiting:
+                    address = waiting.pop(0)
+                    conn = self._connections.get(address)
+                    if conn is not None and not conn.closed:
+                        yield address, None
+                        continue
+                    task = asyncio.create_task(self._reach(address, end), name=f"connect to {address}")
+                    connecting[task] = address
+                left = max(0.0, end - loop.time())
+                timeout = min(STAGGER_S, left) if waiting else left
+                await asyncio.wait(connecting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                for task in [each for each in connecting if each.done()]:
+                    yield connecting.pop(task), task.result()
+                if loop.time() >= end:
+                    self._causes |= dict.fromkeys(connecting.values(), "no answer so far")
+                    return
+        finally:
+            for task in connecting:
+                task.cancel()
+            await asyncio.gather(*connecting, return_exceptions=True)
+
+    async def _reach(self, address: str, end: float) -> MoorageError | None:
+        """Why it cannot be asked."""
+        try:
+            await self._connect(address, end)
+        except MoorageError as exc:
+            self._causes[address] = str(exc)
+            if self.leader_address == address:
+                self.leader_address = None
+            return exc
+        return None
+
     # -- one attempt -----------------------------------------------------------------------------------
 
     async def _follow(self, address: str, method: str, params: dict[str, Any], end: float) -> Any:
@@ -156,7 +214,7 @@ class LeaderClient:
                     self.leader_address = None
                 raise
             self.leader_address = address
-            self._causes.pop(address, None)
+            self._causes.clear()
             return result
         raise NotLeader(f"{method}: the candidates point at each other as the leader", leader=None)
 
@@ -166,6 +224,7 @@ class LeaderClient:
         if remaining <= 0:
             raise Unavailable(f"{method}: no time left to ask {address}")
         result, _ = await conn.call(method, params, timeout=remaining)
+        self._check(method, result)
         return result
 
     async def _connect(self, address: str, end: float) -> Connection:
@@ -196,6 +255,11 @@ class LeaderClient:
 
     async def _order(self, end: float) -> list[str]:
         """The leader known last, then the others in random order (so that clients spread)."""
+        others = [address for address in await self._find(end) if address != self.leader_address]
+        random.shuffle(others)
+        return others if self.leader_address is None else [self.leader_address, *others]
+
+    async def _find(self, end: float) -> Sequence[str]:
         candidates = self._candidates
         if callable(candidates):
             remaining = end - asyncio.get_running_loop().time()
@@ -204,9 +268,7 @@ class LeaderClient:
                     candidates = await candidates()
             except TimeoutError:
                 raise Unavailable(f"no answer to where the {self._service} is") from None
-        others = [address for address in candidates if address != self.leader_address]
-        random.shuffle(others)
-        return others if self.leader_address is None else [self.leader_address, *others]
+        return candidates
 
     def _gave_up(self, method: str, timeout: float) -> DeadlineExceeded:
         causes = "; ".join(f"{address}: {cause}" for address, cause in sorted(self._causes.items()))

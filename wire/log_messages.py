@@ -44,7 +44,9 @@ NACK (ONEWAY, member to writer), 40 bytes:
 ====== ==== ========== =====================================================================
 
 READ (REQUEST), 40 bytes (frame flags: 2 SUMS, no data is asked for, only what there is; 4 PREFIX, the reader
-has no epoch of its own: any prefix of the log will do that reaches the position (epoch, lsn)):
+has no epoch of its own: any prefix of the log will do that reaches the position (epoch, lsn); 8 AT, 8 bytes
+more at the end of the body: the LSN of a snapshot, as which the blocks are read; 16 LSNS, no data is asked
+for, only when each block was written or discarded last):
 
 ====== ==== ========== =====================================================================
 0      8    replica
@@ -55,7 +57,8 @@ has no epoch of its own: any prefix of the log will do that reaches the position
 36     4    count      blocks, at least 1
 ====== ==== ========== =====================================================================
 
-reply to READ, 16 bytes, then ``count`` checksums of 8 bytes (0: a block that is a hole); the payload is the
+reply to READ, 16 bytes, then ``count`` checksums of 8 bytes (0: a block that is a hole), or LSNs (0: it was
+never written) when these were asked for; the payload is the
 data of all blocks, holes as zeroes, or nothing when all are holes (frame flags: 1 HOLES) or when only SUMS
 were asked for. To a READ with PREFIX the reply has this flag too, and 8 bytes more at its end: the epoch of
 the record at ``applied``. Errors are ERROR frames (Behind, Fenced, NoReplica, Corrupt, ...):
@@ -88,6 +91,8 @@ FLUSH: Final = 1  # frame flag of APPEND
 HOLES: Final = 1  # frame flag of a reply to READ
 SUMS: Final = 2  # frame flag of a READ
 PREFIX: Final = 4  # frame flag of a READ, and of the reply to it
+AT: Final = 8  # frame flag of a READ
+LSNS: Final = 16  # frame flag of a READ
 
 _APPEND = struct.Struct("<QQQQQQII")
 _ACK = struct.Struct("<QQQQQQII")
@@ -139,6 +144,15 @@ def unpack_read(body: Buffer) -> tuple[int, int, int, int, int, int]:
     if len(body) != _READ.size:
         raise ProtocolError(f"a READ of {len(body)} bytes")
     return _READ.unpack(body)
+
+
+def split_snapshot(body: memoryview, flags: int) -> tuple[memoryview, int]:
+    """Of a READ: the body that any has, and the LSN of the snapshot behind it; 0 when it asks for none."""
+    if not flags & AT:
+        return body, 0
+    if len(body) <= 8 or not (snapshot := int.from_bytes(body[-8:], "little")):
+        raise ProtocolError("a READ that does not tell its snapshot")
+    return body[:-8], snapshot
 
 
 def pack_read_reply(applied: int, count: int, sums: Buffer) -> bytes:

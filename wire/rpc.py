@@ -26,6 +26,7 @@ from moorage.wire.errors import (
     Overloaded,
     ProtocolError,
     ShuttingDown,
+    Unavailable,
 )
 from moorage.wire.frame import CALL, CANCEL, REQUEST, Buffer
 from moorage.wire.handshake import Hello
@@ -145,7 +146,7 @@ class Router:
         method, params = parse_call(body)
         handler = self._methods.get(method)
         if handler is None:
-            raise NotFound(f"{conn.hello} does not serve the method {method[:100]!r}")
+            raise self._not_served(conn, method[:100])
         if method.startswith(self._withdrawn):
             raise ShuttingDown(f"{conn.hello} is shutting down")
         calls = self._calls.setdefault(conn, {})
@@ -161,6 +162,13 @@ class Router:
         )
         calls[request_id] = method, task
         task.add_done_callback(lambda _: calls.pop(request_id, None))
+
+    def _not_served(self, conn: Connection, method: str) -> MoorageError:
+        """A service that is not here may be about to start, or is elsewhere: another try may help."""
+        service, dot, _ = method.partition(".")
+        if dot and not any(each.startswith(service + dot) for each in self._methods):
+            return Unavailable(f"{conn.hello} does not serve {service!r}, or not yet")
+        return NotFound(f"{conn.hello} does not serve the method {method!r}")
 
     async def _run(
         self,

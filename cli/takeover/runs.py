@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 from moorage.cli.local_cluster import die_with_parent
-from moorage.cli.machine_mounts import MountTimes, boot_clock, granted, mount
+from moorage.cli.machine_mounts import MountTimes, boot_clock, granted, mount, unmount
 from moorage.cli.machines import MachineCluster
 from moorage.cli.network_cluster import HOSTS
 from moorage.wire.errors import Unavailable
@@ -64,11 +64,12 @@ class Takeovers:
         self._cluster = cluster
         self._force, self._unplug = force, unplug
         self._path = cluster.volumes / VOLUME
+        self._holder = HOSTS[0]
         self._file = str(self._path / "lines")
 
     async def prepare(self) -> None:
         self._path.mkdir()
-        await self._mount(HOSTS[0], f"moorage:///{VOLUME}?size={SIZE}")
+        await self._mount(self._holder, f"moorage:///{VOLUME}?size={SIZE}")
 
     async def run(self, count: int) -> AsyncIterator[Run]:
         for number in range(count):
@@ -107,7 +108,13 @@ class Takeovers:
 
     async def _mount(self, host: str, volume: str) -> MountTimes:
         force = ["--force"] if self._force else ["--wait", str(WAIT_S)]
-        return await mount(self._cluster, host, volume, str(self._path), *force)
+        times = await mount(self._cluster, host, volume, str(self._path), *force)
+        self._holder = host
+        return times
+
+    async def finish(self) -> tuple[bool, str]:
+        """Whether the file system is whole after all of that, and what e2fsck said."""
+        return await unmount(self._cluster, self._holder, VOLUME)
 
 
 def durations(began: float, ends: list[float]) -> dict[str, float]:

@@ -62,16 +62,17 @@ class Node:
 
     async def put_right(self) -> None:
         """At the start: what is noted and is not mounted any more is forgotten, with what is left of it: the
-        namespace in which it was mounted may have gone with a container, and its targets not."""
+        namespace in which it was mounted may have gone with a container, and its targets not. All notes are
+        read before anything is done: Corrupt or VersionMismatch leaves everything as it is."""
+        noted = [held for volume in self._notes.volumes() if (held := self._notes.load(volume))]
         await self._publisher.put_right()
-        for volume in self._notes.volumes():
-            held = self._notes.load(volume)
-            if held is not None and self._publisher.mount_of(volume) is None:
+        for held in noted:
+            if self._publisher.mount_of(held.volume) is None:
                 try:
                     await self._publisher.let_go(held)
-                    self._notes.drop(volume)
+                    self._notes.drop(held.volume)
                 except (MoorageError, OSError) as error:
-                    log.warning("volume %s: %s", volume, error)
+                    log.warning("volume %s: %s", held.volume, error)
 
     # -- stage -----------------------------------------------------------------------------------------
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moorage.gateway import notes
 from moorage.gateway.csi.terms import Capability
 from moorage.wire.errors import CannotBind
 
@@ -94,16 +94,11 @@ class Notes:
         return str(self._path / "at" / volume)
 
     def load(self, volume: str) -> Held | None:
-        try:
-            return Held.load(json.loads((self._path / (volume + _SUFFIX)).read_text()))
-        except FileNotFoundError:
-            return None
+        """Raises Corrupt or VersionMismatch."""
+        return notes.load(self._path / (volume + _SUFFIX), {1: Held.load})
 
     def save(self, held: Held) -> None:
-        """Whole or not at all. Not synced: a reboot ends what it speaks of."""
-        scratch = self._path / f".{held.volume}"
-        scratch.write_text(json.dumps(dataclasses.asdict(held)))
-        scratch.replace(self._path / (held.volume + _SUFFIX))
+        notes.save(self._path / (held.volume + _SUFFIX), dataclasses.asdict(held))
 
     def drop(self, volume: str) -> None:
         (self._path / (volume + _SUFFIX)).unlink(missing_ok=True)

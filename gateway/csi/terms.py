@@ -34,6 +34,7 @@ SIZE_MAX: Final = 64 << 40
 SIZE_STEP: Final = 4096
 SIZE_DEFAULT: Final = 1 << 30
 GROUPS_MAX: Final = 64
+REPLICAS: Final = (1, 3, 5)
 
 IOPS_MAX: Final = 10_000_000
 BW_MIN: Final = 64 << 10
@@ -159,6 +160,8 @@ def owner_of(options: Mapping[str, str]) -> tuple[int, int] | None:
 def creation_of(options: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of :meth:`moorage.Cluster.create_volume` but name and size."""
     wanted = uri.creation(options)
+    if wanted.get("replicas", 1) not in REPLICAS:
+        raise invalid(f"replicas={wanted['replicas']}: use 1, 3 or 5")
     if wanted.get("groups", 0) > GROUPS_MAX:
         raise invalid(f"groups={wanted['groups']}: use at most {GROUPS_MAX}")
     if wanted.get("iops", 0) > IOPS_MAX:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from moorage.client.cluster import VolumeInfo
-from moorage.gateway.docker.notes import Notes, load_json, save_json
+from moorage.gateway import notes as files
+from moorage.gateway.docker.notes import Notes
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +28,9 @@ class KnownVolume:
 class Known:
     def __init__(self, notes: Notes) -> None:
         self._file = notes.known_file
-        content = load_json(self._file)
-        self.loaded = content is not None  # ever, by this life or a former one
-        self._volumes = {name: KnownVolume(name, *row) for name, row in (content or {}).items()}
+        found = files.load(self._file, {1: _by_name, 2: _listed}, torn_is_none=True)
+        self.loaded = found is not None  # ever, by this life or a former one
+        self._volumes = found or {}
         self._touched: set[str] = set()  # made or removed here since the cluster was asked
 
     def get(self, name: str) -> KnownVolume | None:
@@ -66,7 +68,17 @@ class Known:
 
     def _save(self) -> None:
         self.loaded = True
-        save_json(self._file, {each.name: [each.size, each.created_ms] for each in self.all()})
+        rows = {each.name: [each.size, each.created_ms] for each in self.all()}
+        files.save(self._file, {"volumes": rows}, version=2)
+
+
+def _by_name(volumes: dict[str, Any]) -> dict[str, KnownVolume]:
+    """All of a note of format 1, in which one could be called ``format``; since then a field of it."""
+    return {name: KnownVolume(name, size, created_ms) for name, (size, created_ms) in volumes.items()}
+
+
+def _listed(content: dict[str, Any]) -> dict[str, KnownVolume]:
+    return _by_name(**content)
 
 
 def _known(info: VolumeInfo) -> KnownVolume:

@@ -6,8 +6,8 @@
 ``docker/known.json``     the cluster's volumes as they were last seen (``known.py``)
 ========================= =======================================================================
 
-A lock ends with its process: nothing is held up by a crash. Not synced, as the notes of mounts: a file that
-a power failure has torn is as good as none, since no mount survives that.
+A lock ends with its process: nothing is held up by a crash. A file that a power failure has torn is as good
+as none, since no mount survives that.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
-import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+from moorage.gateway import notes
 from moorage.gateway.docker.ledger import Entry
-
-log = logging.getLogger(__name__)
 
 POLL_S = 0.02
 
@@ -35,16 +32,16 @@ class Notes:
         self.known_file = state_dir / "docker" / "known.json"
 
     def prepare(self) -> None:
+        """Raises Corrupt or VersionMismatch for an entry that cannot be read."""
+        for name in self.names():
+            self.load(name)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
         return sorted(path.name.removesuffix(".json") for path in self._directory.glob("[a-z0-9]*.json"))
 
     def load(self, name: str) -> Entry:
-        content = load_json(self._directory / f"{name}.json")
-        if content is None:
-            return Entry()
-        return Entry(frozenset(content["users"]), content["options"], content["engines"])
+        return notes.load(self._directory / f"{name}.json", {1: _entry}, torn_is_none=True) or Entry()
 
     def save(self, name: str, entry: Entry) -> None:
         file = self._directory / f"{name}.json"
@@ -53,7 +50,7 @@ class Notes:
         else:
             engines = {user: engine for user, engine in entry.engines.items() if user in entry.users}
             content = {"users": sorted(entry.users), "options": dict(entry.options), "engines": engines}
-            save_json(file, content)
+            notes.save(file, content)
 
     @contextlib.asynccontextmanager
     async def locked(self, name: str) -> AsyncIterator[None]:
@@ -95,19 +92,5 @@ class Notes:
         return self._directory / f"{name}.lock"
 
 
-def load_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        log.warning("%s is damaged, and taken for absent", path)
-        return None
-    return content
-
-
-def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")  # no name of a volume begins with a dot
-    scratch.write_text(json.dumps(content))
-    scratch.replace(path)
+def _entry(content: dict[str, Any]) -> Entry:
+    return Entry(**{**content, "users": frozenset(content["users"])})

@@ -166,7 +166,7 @@ class DockerPlugin:
 def _parse(body: bytes) -> Params:
     try:
         params = json.loads(body or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Invalid("the body is not JSON") from None
     if not isinstance(params, dict):
         raise Invalid("the body is not a JSON object")

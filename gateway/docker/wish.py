@@ -16,9 +16,7 @@ from moorage.wire.errors import Invalid
 
 def wish(name: str, options: Mapping[str, str] | None = None) -> Address:
     """``name``: of a volume, or its URI, whose options these add to. Raises Invalid that names the part."""
-    address = uri.parse(name)
-    if address.path:
-        raise Invalid(f"{name!r} names a file in a volume: name the volume, {address.name!r}")
+    address = uri.parse_volume(name)
     merged = dict(address.options)
     for key, value in (options or {}).items():
         if merged.setdefault(key, value) != value:

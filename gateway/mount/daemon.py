@@ -29,6 +29,7 @@ from moorage.client.attachment import after_the_lease
 from moorage.client.cluster import Cluster, connect
 from moorage.client.device import BlockDevice, Done
 from moorage.client.succession import Succession, new_writer
+from moorage.client.uri import parse
 from moorage.client.volume import Volume
 from moorage.gateway.mount import filesystem, system
 from moorage.gateway.mount.record import FAILED, MOUNTED, Place, Record
@@ -139,13 +140,14 @@ class MountDaemon:
                 "acknowledged may be gone; unmount it and mount it again"
             )
         self._enter("attaching")
-        if record.read_only:
+        snapshot = parse(record.volume).snapshot
+        if record.read_only and not snapshot:
             await after_the_lease(lambda: self._check_at_rest(cluster), record.wait)
         while True:
             former = tuple(status.writers)
             writer = new_writer()
             try:
-                await cluster.show(record.volume)  # while nobody answers, no id is used up
+                await cluster.show(parse(record.volume).name)  # while nobody answers, no id is used up
                 status.begin(writer)
                 self._place.save_status(status)
                 return await cluster.attach(
@@ -255,7 +257,9 @@ class MountDaemon:
 
     async def _mount(self, cluster: Cluster, volume: Volume) -> None:
         record, device = self._record, self._record.device
-        noted = (await cluster.show(volume.name)).fs or {"type": "", "state": ""}
+        address = parse(record.volume)
+        noted = (await cluster.show(address.name)).fs if not address.snapshot else None
+        noted = noted or {"type": "", "state": ""}  # (of a snapshot: what there is, whatever came later)
         found = await filesystem.probe(device)
         blank = not found and (await is_blank(volume))
         kind, formats = filesystem.plan(
@@ -271,7 +275,8 @@ class MountDaemon:
         grows = not record.read_only and not formats
         if grows:
             await filesystem.grow_unmounted(kind, device)
-        await filesystem.mount(kind, device, record.target, record.options, record.read_only)
+        clone = f"`moorage snapshot clone {address.shown} NAME`, and mount that" if address.snapshot else ""
+        await filesystem.mount(kind, device, record.target, record.options, record.read_only, replay_by=clone)
         if grows and kind == "xfs":
             await filesystem.grow(kind, device, record.target)
         await self._way.settle(self._place, device)

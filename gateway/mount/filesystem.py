@@ -80,8 +80,11 @@ async def make(kind: str, device: str) -> None:
     await system.run(name, *arguments, device, timeout=FORMAT_TIMEOUT_S)
 
 
-async def mount(kind: str, device: str, target: str, options: list[str], read_only: bool) -> None:
-    """Raises :class:`Invalid` where the file system needs its journal replayed and must not be written."""
+async def mount(
+    kind: str, device: str, target: str, options: list[str], read_only: bool, *, replay_by: str = ""
+) -> None:
+    """Raises :class:`Invalid` where the file system needs its journal replayed and must not be written;
+    ``replay_by``: how that can be done, if not by a mount of the same volume."""
     chosen = ["ro" if read_only else "rw", *_MOUNT_OPTIONS[kind], *options]
     try:
         await system.run("mount", "-t", kind, "-o", ",".join(chosen), device, target)
@@ -89,7 +92,7 @@ async def mount(kind: str, device: str, target: str, options: list[str], read_on
         if read_only and await _needs_recovery(kind, device):
             raise Invalid(
                 "the file system was not unmounted cleanly, and its journal cannot be replayed without "
-                "writing: mount the volume once without --read-only"
+                f"writing: {replay_by or 'mount the volume once without --read-only'}"
             ) from error
         raise
 

@@ -50,7 +50,10 @@ class FuseWay:
         await system.detach_loop(device, place.device_file)
 
     async def abandon(self, place: Place) -> None:
-        """With the keeper its session has ended."""
+        """A keeper that is dead has taken its session along."""
+        entry = system.mounted_at(str(place.fuse))
+        if entry is not None and place.keeper_lives():
+            await system.abort_fuse(entry)
 
     async def end_session(self, place: Place) -> None:
         if system.mounted_at(str(place.fuse)) is not None:

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from moorage.gateway import notes
 from moorage.wire.errors import Busy, Invalid
 
 STATE_DIR = Path("/run/moorage/mounts")
@@ -49,7 +50,8 @@ def state_directory(given: str | Path | None = None) -> Path:
 
 @dataclass
 class Record:
-    """One mount. ``target``: where it is mounted; ``fs``: "" for whatever the volume holds (new: ext4)."""
+    """One mount. ``volume``: its name, or ``NAME@SNAPSHOT``; ``target``: where it is mounted; ``fs``: "" for
+    whatever the volume holds (new: ext4)."""
 
     id: str
     volume: str
@@ -114,23 +116,22 @@ class Place:
         self.log = directory / "log"
 
     def load(self) -> Record:
-        content = json.loads(self.record_file.read_text())
-        if content["owner"] is not None:
-            content["owner"] = tuple(content["owner"])
-        return Record(**content)
+        """Raises FileNotFoundError when the mount has ended, Corrupt or VersionMismatch."""
+        record = notes.load(self.record_file, {1: _record})
+        if record is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.record_file))
+        return record
 
     def save(self, record: Record) -> None:
         record.validate()
-        _replace(self.record_file, dataclasses.asdict(record))
+        notes.save(self.record_file, dataclasses.asdict(record))
 
     def status(self) -> Status:
-        try:
-            return Status(**json.loads(self.status_file.read_text()))
-        except FileNotFoundError:
-            return Status()
+        """Raises Corrupt or VersionMismatch."""
+        return notes.load(self.status_file, {1: _status}) or Status()
 
     def save_status(self, status: Status) -> None:
-        _replace(self.status_file, dataclasses.asdict(status))
+        notes.save(self.status_file, dataclasses.asdict(status))
 
     def keeper_lives(self) -> bool:
         """Whether its keeper runs: also when it is frozen."""
@@ -218,8 +219,10 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
-def _replace(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all, also for who reads meanwhile. Not synced: a reboot ends what it speaks of."""
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps(content))
-    scratch.replace(path)
+def _record(content: dict[str, Any]) -> Record:
+    owner = content["owner"]
+    return Record(**{**content, "owner": owner if owner is None else tuple(owner)})
+
+
+def _status(content: dict[str, Any]) -> Status:
+    return Status(**content)

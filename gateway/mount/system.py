@@ -144,6 +144,15 @@ async def unmount(entry: MountEntry, timeout: float = PROGRAM_TIMEOUT_S) -> None
         raise Busy(f"{entry.target} is in use by {describe_users(users)}: end that first") from error
 
 
+async def abort_fuse(entry: MountEntry) -> None:
+    """All that waits for the session of a FUSE mount fails, and so does what comes later, whatever its
+    process does. The kernel's file for that is reached in a mount namespace of its own: not every container
+    has it mounted."""
+    connections = "/sys/fs/fuse/connections"
+    script = f"mount -t fusectl fusectl {connections} && echo 1 >{connections}/{entry.device[1]}/abort"
+    await run("unshare", "--mount", "sh", "-c", script)
+
+
 async def attach_loop(file: Path, read_only: bool) -> str:
     """A loop device on a file, with direct I/O: what is written is in no page cache but the file system's."""
     flags = ["--read-only"] if read_only else []

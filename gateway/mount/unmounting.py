@@ -50,15 +50,28 @@ async def unmount(place: Place, *, force: bool = False, timeout: float = UNMOUNT
     not take what is to be written back: ``force`` gives that up (it is lost)."""
     with place.worked_on():
         if force:
-            _signal(_keeper_pid(place), signal.SIGKILL)
-            await _until(lambda: not place.keeper_lives(), lambda: "its keeper cannot be killed")
+            await _kill(place)
         await end(place, timeout)
+
+
+async def _kill(place: Place) -> None:
+    """With the keeper goes its session, and with that all that waits in the kernel; its daemon ends in order.
+    One that is frozen by its control group (a container that is paused) dies only when that is thawed, and
+    runs no more until then; one in a container with process ids of its own cannot be named. What waits for
+    such a keeper is failed without it."""
+    _signal(_keeper_pid(place), signal.SIGKILL)
+    try:
+        await _until(lambda: not place.keeper_lives(), lambda: "its keeper lives on", KEEPER_TIMEOUT_S)
+    except Busy:
+        _signal(_daemon_pid(place), signal.SIGKILL)
+        await way_of(place.load()).abandon(place)
 
 
 async def end(place: Place, timeout: float = UNMOUNT_TIMEOUT_S) -> None:
     """Take back everything that there is of a mount, then forget it. Its keeper lives or is dead."""
     way = way_of(place.load())
-    if not place.keeper_lives():
+    had_keeper = place.keeper_lives()
+    if not had_keeper:
         await _end_daemon(place)
         await way.abandon(place)  # all that waits in the kernel ends with an error
     devices = way.devices(place)
@@ -68,15 +81,20 @@ async def end(place: Place, timeout: float = UNMOUNT_TIMEOUT_S) -> None:
         await way.release(place, device)
     await _until(lambda: not way.devices(place), lambda: _who_keeps(devices))
     await way.end_session(place)
-    await _end_keeper(place)
-    await _end_daemon(place)
+    if had_keeper:
+        await _end_keeper(place)
+        await _end_daemon(place)
     await asyncio.to_thread(shutil.rmtree, place.directory, ignore_errors=True)
 
 
 async def clean_up(directory: StateDirectory) -> list[str]:
-    """End the mounts whose keeper is dead. What cannot be ended yet stays, and is said: one line each."""
-    problems = []
-    for place in directory.places():
+    """End the mounts whose keeper is dead. What cannot be ended yet stays, and is said: one line each. Where
+    a record cannot be read (Corrupt, VersionMismatch), nothing is ended."""
+    problems, places = [], directory.places()
+    for place in places:
+        with contextlib.suppress(FileNotFoundError):
+            place.load()
+    for place in places:
         try:
             with place.worked_on():
                 if not place.keeper_lives():
@@ -124,28 +142,33 @@ async def _end_keeper(place: Place) -> None:
         await _until(lambda: not place.keeper_lives(), lambda: "its keeper does not end", KEEPER_TIMEOUT_S)
     except Busy:
         _signal(_keeper_pid(place), signal.SIGKILL)
-        await _until(lambda: not place.keeper_lives(), lambda: "its keeper cannot be killed")
 
 
 async def _end_daemon(place: Place) -> None:
     """It ends by itself when its keeper does, and lets the volume go; unless it is frozen."""
-    pid = place.status().pid
     try:
-        await _until(lambda: not _is_daemon(pid, place), lambda: "its daemon does not end")
+        await _until(lambda: not _daemon_pid(place), lambda: "its daemon does not end")
     except Busy:
-        _signal(pid, signal.SIGKILL)
+        _signal(_daemon_pid(place), signal.SIGKILL)
 
 
-def _is_daemon(pid: int, place: Place) -> bool:
-    """A process id is reused: look at what it runs."""
-    try:
-        return str(place.directory).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+def _daemon_pid(place: Place) -> int:
+    """0 when it has ended."""
+    return _verified(place.status().pid, place)
 
 
 def _keeper_pid(place: Place) -> int:
-    return int(place.keeper_lock.read_text() or 0) if place.keeper_lives() else 0
+    """0 when it has ended, or has no number here that is known: a container may have numbers of its own."""
+    return _verified(int(place.keeper_lock.read_text() or 0), place) if place.keeper_lives() else 0
+
+
+def _verified(pid: int, place: Place) -> int:
+    """0 where it is another process: ids are reused, and mean others in a container. Look at what it runs."""
+    try:
+        runs = str(place.directory).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return 0
+    return pid if runs else 0
 
 
 def _signal(pid: int, number: int) -> None:

@@ -36,7 +36,7 @@ class Way(Protocol):
         """Give it up: now, or when the last one that has it open lets go."""
 
     async def abandon(self, place: Place) -> None:
-        """The keeper is dead, and so is the daemon: all that waits for them fails."""
+        """Keeper and daemon are dead, or killed and yet to die: all that waits for them fails."""
 
     async def end_session(self, place: Place) -> None:
         """Once there is no device any more: the keeper ends."""

@@ -85,6 +85,8 @@ class NbdConnection:
             if reply != nbd.REP_INFO:
                 raise ConnectionError(f"export {export.decode()!r}: {data.decode(errors='replace') or reply}")
             if int.from_bytes(data[:2], "big") == nbd.INFO_EXPORT:
+                if len(data) != nbd.EXPORT_INFO.size:
+                    raise ConnectionError(f"it describes the export in {len(data)} bytes")
                 _, size, transmission_flags = nbd.EXPORT_INFO.unpack(data)
 
     def _option_reply(self) -> tuple[int, bytes]:
@@ -115,7 +117,10 @@ class NbdConnection:
         if magic != nbd.SIMPLE_REPLY_MAGIC or cookie != self._cookie:
             raise ConnectionError("the server's answer is to another request")
         if error:
-            raise OSError(error, os.strerror(error) if error != errno.EIO else "the volume answers with EIO")
+            number = error if error in errno.errorcode else errno.EINVAL  # as the protocol has it
+            raise OSError(
+                number, os.strerror(number) if number != errno.EIO else "the volume answers with EIO"
+            )
         return self._exactly(length)
 
     def _exactly(self, length: int) -> bytearray:

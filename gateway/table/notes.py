@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from moorage.client.mount_table import Line
+from moorage.gateway import notes
 from moorage.wire.errors import Busy
 
 
@@ -38,6 +38,10 @@ def note_of(line: Line) -> Note:
     return Note(line.target, line.what, line.source, line.kind, address.name if address else "")
 
 
+def _note(content: dict[str, Any]) -> Note:
+    return Note(**content)
+
+
 class Notes:
     def __init__(self, state_dir: Path) -> None:
         self._directory = state_dir / "table"
@@ -54,15 +58,12 @@ class Notes:
             yield
 
     def all(self) -> dict[str, Note]:
-        """By target."""
-        found = [Note(**json.loads(path.read_text())) for path in sorted(self._directory.glob("*.json"))]
-        return {note.target: note for note in found}
+        """By target. Raises Corrupt or VersionMismatch."""
+        found = [notes.load(path, {1: _note}) for path in sorted(self._directory.glob("*.json"))]
+        return {note.target: note for note in found if note is not None}
 
     def write(self, note: Note) -> None:
-        path = self._path(note.target)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(dataclasses.asdict(note)))
-        scratch.replace(path)
+        notes.save(self._path(note.target), dataclasses.asdict(note))
 
     def remove(self, target: str) -> None:
         self._path(target).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from moorage.metadata.changes import Changes
 from moorage.metadata.directory import Directory
 from moorage.metadata.orders import NodeOrders
 from moorage.service.replicated import Replicated
@@ -45,9 +46,7 @@ class TaskContext:
     retry_s: float = 0.2  # between tries while a creation waits
     drop_retry_max_s: float = 10.0
     term: int = 0  # of the leadership whose tasks run: goes with each order
-    progressed: Callable[[], None] = field(default=lambda: None)  # the state of a volume moved
+    changes: Changes = field(default_factory=Changes)  # the state machine wakes who waits here
 
     async def propose(self, command: dict[str, Any]) -> Any:
-        result = await self.replicated.propose(command)
-        self.progressed()
-        return result
+        return await self.replicated.propose(command)

@@ -67,7 +67,7 @@ def order_of(volume: dict[str, Any], group: dict[str, Any], replica: int) -> dic
         "replica": replica,
         "volume": volume["id"],
         "group": group["group"],
-        "durability": volume["durability"],
+        "durability": records.durability_of(volume),
         "members": volume["replicas"],
     }
 

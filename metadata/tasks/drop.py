@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 async def drop(context: TaskContext, volume_id: int) -> None:
     """Work until nothing of this volume is left to be dropped or released."""
     pause_s = context.retry_s
+    while await context.propose({"do": "purge_bucket", "bucket": volume_id}):
+        pass  # of a bucket that is deleted: what it says of objects that are gone
     while True:
         left = await _drop_once(context, volume_id)
         left = await _release_once(context, volume_id) or left

@@ -14,7 +14,7 @@ from typing import Any
 from moorage.metadata import records
 from moorage.metadata.tasks.context import TaskContext
 from moorage.metadata.tasks.create import order_of
-from moorage.wire.errors import Busy, Fenced, MoorageError, NotLeader
+from moorage.metadata.tasks.lead import lead
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +27,22 @@ async def replace(context: TaskContext, volume_id: int) -> None:
     created: set[int] = set()
     leading: asyncio.Task[None] | None = None
     try:
-        while (volume := _wishing(context, volume_id)) is not None:
-            await _create_learners(context, volume, created)
+        while (volume := _wishing(context, volume_id)) is not None or leading is not None:
+            if volume is not None:
+                await _create_learners(context, volume, created)
             if leading is not None and leading.done():
                 leading.result()
                 leading = None
+            if volume is None:
+                if leading is not None:
+                    await asyncio.wait((leading,), timeout=POLL_S)  # it lets go, unless there is another wish
+                continue
             if leading is None and context.lapsed_ms(volume) > 0:
                 log.info("volume %s: nobody holds it, its groups are led here", volume["name"])
                 leading = asyncio.create_task(_lead(context, volume), name=f"lead {volume['name']}")
             await asyncio.sleep(POLL_S)
-        if leading is not None:
-            await leading  # it lets go
     finally:
-        if leading is not None and not leading.done():
+        if leading is not None:  # also one that has just ended: somebody has to hear of it
             leading.cancel()
             await asyncio.gather(leading, return_exceptions=True)
 
@@ -75,12 +78,4 @@ async def settle(context: TaskContext, volume: dict[str, Any], why: str) -> None
 
 async def _lead(context: TaskContext, volume: dict[str, Any]) -> None:
     """Until no member is to be replaced, and those that answer have all."""
-    try:
-        call = context.call(volume["name"])
-        await context.leading.lead(call, lambda: _wishing(context, volume["id"]) is None)
-    except NotLeader:
-        raise
-    except (Busy, Fenced) as error:  # somebody is there, or came: all the better
-        log.debug("volume %s: %s", volume["name"], error)
-    except MoorageError as error:
-        log.info("volume %s: cannot be led here now: %s", volume["name"], error)
+    await lead(context, volume, lambda: _wishing(context, volume["id"]) is None)

@@ -179,6 +179,7 @@ class Network:
         self._copy = copy
         self._handlers: dict[str, Callable[[str, Any], None]] = {}
         self._cut: dict[tuple[str, str], None] = {}
+        self._held: dict[tuple[str, str], tuple[str, list[Any]]] = {}
 
     def attach(self, name: str, handler: Callable[[str, Any], None]) -> None:
         self._handlers[name] = handler
@@ -188,6 +189,10 @@ class Network:
 
     def send(self, source: str, target: str, message: Any) -> None:
         rng, how = self.kernel.rng, self.conditions
+        kind, waiting = self._held.get((source, target), ("", []))
+        if kind and message[0] == kind:
+            waiting.append(message)
+            return
         if (source, target) in self._cut or (how.loss and rng.random() < how.loss):
             self.dropped += 1
             return
@@ -212,6 +217,25 @@ class Network:
             handler(source, message)
 
         self.kernel.later(delay_us, deliver)
+
+    # -- messages of one kind that take their time ---------------------------------------------------
+
+    def hold(self, source: str, target: str, kind: str) -> None:
+        """Keep messages of a kind (their first field) under way until :meth:`release`."""
+        self._held[source, target] = kind, []
+
+    def release(self, source: str, target: str) -> None:
+        """They arrive now, after others that were sent later."""
+        _, waiting = self._held.pop((source, target), ("", []))
+        for message in waiting:
+            self._deliver_later(self.kernel.rng.randint(*self.conditions.delay_us), source, target, message)
+
+    def held(self, source: str, target: str) -> int:
+        return len(self._held.get((source, target), ("", []))[1])
+
+    def forget(self, source: str, target: str) -> None:
+        """They are lost."""
+        self._held.pop((source, target), None)
 
     # -- partitions -------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ Must never: let a process look at more than its own state and messages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from moorage.quorum.majority import Configuration, majority_in_all
@@ -24,6 +25,7 @@ from moorage.quorum.writer import Phase, Writer
 from moorage.wire.errors import AttachmentLost, invariant
 
 SETTLE_US = 9_000_000  # how long everything may take to be well again
+STRAGGLE_US = 100_000  # so long others leave a holder alone that attaches again
 CLIENTS = ("c1", "c2", "m")
 BREEZE = Plan(every_us=(20_000, 300_000), down_max=99)
 STORM = Plan(
@@ -55,6 +57,7 @@ MOVES = {
     "relive": 5,
     "amnesia": 6,
     "strike_copy": 10,
+    "straggle": 4,
     "nothing": 40,
 }
 
@@ -132,6 +135,7 @@ class QuorumCluster:
         self.network = Network(self.kernel)
         self.observer = Observer(self.sync)
         self.healed = self.finished = False
+        self._quiet_until_us = 0  # until then nobody but the nemesis does anything more
         self.writes = self.reads = self.refusals = self.takeovers = self.changes = self.copies = 0
         self.zeroes: set[int] = set()  # operations that discard
         self._numbers = 0
@@ -175,7 +179,9 @@ class QuorumCluster:
         holder = self.clients[self.metadata.holder]
         self._tell(holder)
         up = [name for name in CLIENTS if name not in self.nemesis.down]
-        if holder.writer is None or holder.name in self.nemesis.down:
+        if self.kernel.now_us < self._quiet_until_us:
+            pass
+        elif holder.writer is None or holder.name in self.nemesis.down:
             if up and rng.random() < 0.7:
                 self._take_over(rng.choice(up))
         else:
@@ -185,7 +191,7 @@ class QuorumCluster:
                 self._take_over(rng.choice(up))
             elif move == "detach":
                 holder.detach()
-            elif move in ("strand", "power_loss", "relive", "amnesia"):
+            elif move in ("strand", "power_loss", "relive", "amnesia", "straggle"):
                 getattr(self, "_" + move)(holder.name)
             elif move != "nothing":
                 getattr(self, "_" + move)()
@@ -239,6 +245,65 @@ class QuorumCluster:
                 self._take_over(name)
 
         self.kernel.later(delay_us, attach)
+
+    def _straggle(self, name: str) -> None:
+        """The holder attaches again, in the same process, while what one member acknowledged in the former
+        epoch is still under way: records that no other member has, and that this recovery does not see. The
+        acknowledgements arrive before what that member is sent in the new epoch; another one is slow, too."""
+        client, network = self.clients[name], self.network
+        members = [f"r{replica}" for replica in self.metadata.members]
+        if client.repairer or len(members) < 3:
+            return
+        alone, slow = self.kernel.rng.sample(members, 2)
+        self.kernel.note(f"{name} will attach again while acknowledgements of {alone} are under way")
+        self._quiet_until_us = self.kernel.now_us + STRAGGLE_US
+        self._mend()
+
+        def serves() -> bool:
+            return client.writer is not None and client.writer.phase is Phase.SERVING
+
+        def under_way() -> bool:
+            return client.writer is not None and client.writer.window.last > client.writer.commit + 3
+
+        def begin() -> None:
+            client.depth = 8
+            for other in members:
+                if other != alone:
+                    network.hold(name, other, "append")
+            network.hold(alone, name, "ack")
+            self._when(lambda: under_way() and network.held(alone, name) > 2, again)
+
+        def again() -> None:
+            for other in members:
+                network.forget(name, other)
+            if name in self.nemesis.down or self.nemesis.healed or self.metadata.holder != name:
+                network.forget(alone, name)
+                return
+            network.hold(name, alone, "seal")
+            self._take_over(name)
+            self._when(serves, late)
+
+        def late() -> None:
+            network.release(name, alone)
+            for other in (alone, slow):
+                network.hold(name, other, "append")
+                self.kernel.later(
+                    self.kernel.rng.randint(5_000, 60_000), partial(network.release, name, other)
+                )
+            self._when(lambda: self._sends_to(client, alone), partial(network.release, alone, name))
+
+        self._when(serves, begin)
+
+    def _sends_to(self, client: SimClient, name: str) -> bool:
+        peer = client.writer.peers.get(int(name[1:])) if client.writer is not None else None
+        return peer is not None and peer.status is Status.STREAMING
+
+    def _when(self, condition: Callable[[], bool], action: Callable[[], None], tries: int = 200) -> None:
+        """As soon as it is so, within 100 ms; else then."""
+        if condition() or not tries:
+            action()
+        else:
+            self.kernel.later(500, lambda: self._when(condition, action, tries - 1))
 
     def _strike_copy(self) -> None:
         """A member dies in the middle of a copy, or its source does."""

@@ -3,6 +3,8 @@
 The face of the library::
 
     cluster = await moorage.connect()            # or connect("prod"), connect(registry=..., secret_file=...)
+    bucket = await cluster.buckets.create("photos")
+    await bucket.put("2026/harbour.jpg", data)
     await cluster.create_volume("db", "10GiB")
     async with await cluster.attach("db") as volume:
         await volume.write(0, b"hello")
@@ -19,18 +21,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moorage import sync
     from moorage.client.cluster import Cluster, VolumeInfo, connect
+    from moorage.client.objects.bucket import Bucket
     from moorage.client.volume import Volume
     from moorage.wire import errors
 
 __version__ = "0.1.0"
 
-__all__ = ["Cluster", "Volume", "VolumeInfo", "__version__", "connect", "errors", "sync"]
+__all__ = ["Bucket", "Cluster", "Volume", "VolumeInfo", "__version__", "connect", "errors", "sync"]
 
 _HOMES = {
     "Cluster": "moorage.client.cluster",
     "VolumeInfo": "moorage.client.cluster",
     "connect": "moorage.client.cluster",
     "Volume": "moorage.client.volume",
+    "Bucket": "moorage.client.objects.bucket",
 }
 
 

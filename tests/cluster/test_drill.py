@@ -21,6 +21,7 @@ import moorage
 import moorage.sync
 from moorage.cli.drill.steps import NAMES
 from moorage.cli.local_cluster import LocalCluster
+from tests.prerequisites import require
 
 NEED_A_SPARE = ("move", "repair")
 QUICK = ("--measure", "0.5", "--blocks", "1024", "--depth", "4")
@@ -179,7 +180,7 @@ def test_no_is_no(up: Up) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEED_A_SPARE])
 def test_each_drill_passes_on_a_cluster_that_is_well(up: Up, name: str) -> None:
     if name == "partition" and not ROOT:
-        pytest.skip("needs root and iptables")
+        require("a partition needs root and iptables")
     before = up.pids()
     hold = ("--hold", "4") if name in ("silent-host", "partition") else ()
     code, said, err = up.drill(name, "--max-stall", "5", *hold)
@@ -218,8 +219,9 @@ def test_replicas_move_where_there_is_a_host_more(up: Up, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ROOT, reason="needs root and iptables")
 def test_a_drill_that_is_killed_leaves_no_rule_behind(up: Up) -> None:
+    if not ROOT:
+        require("a partition needs root and iptables")
     with up.start("partition", "--yes", "--hold", "60", *QUICK) as process:
         until(lambda: rules().count("-j moorage-drill") == 2, "the host is cut off")
         process.kill()

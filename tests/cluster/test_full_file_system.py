@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,10 +21,10 @@ import moorage
 from moorage.bench.verify import VerifyingLoad
 from moorage.cli.local_cluster import LocalCluster, LocalHost
 from moorage.wire.errors import MoorageError
+from tests.prerequisites import PATH, no_mounts, no_programs, require
 
 MIB = 1 << 20
 SIZE = 320 * MIB
-PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 TOOLS = ("mkfs.ext4", "mount", "umount")
 BLOCKS = 4096
 Awaiting = Callable[..., Awaitable[Any]]
@@ -54,7 +53,7 @@ class Mounts:
         try:
             run("mount", "-o", "loop", str(image), str(directory))
         except OSError as error:
-            pytest.skip(f"no loop device can be mounted here: {error}")
+            require(f"no loop device can be mounted here: {error}")
         self._mounted.append(directory)
 
     def close(self) -> None:
@@ -80,11 +79,7 @@ def clear(host: LocalHost) -> None:
 
 @pytest.fixture
 async def mounted(tmp_path: Path) -> AsyncIterator[LocalCluster]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    missing = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not installed: `make setup` as root installs it")
+    require(no_mounts(("/dev/loop-control",)) or no_programs(*TOOLS))
     local, mounts = LocalCluster(tmp_path / "c", options={"MOORAGE_CAPACITY": "240M"}), Mounts()
     try:
         for host in local.hosts:

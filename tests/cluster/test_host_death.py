@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from moorage.cli.machine_mounts import unmount
 from moorage.cli.machines import Machine, MachineCluster
 from moorage.cli.network import Network, check_usable
 from moorage.wire.errors import MoorageError
+from tests.prerequisites import no_mounts, require
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,13 +28,12 @@ def possible() -> None:
     try:
         check_usable()
     except MoorageError as error:
-        pytest.skip(str(error))
+        require(str(error))
 
 
 @pytest.fixture(scope="module")
 def mountable(possible: None) -> None:
-    if not Path("/dev/fuse").exists() or not Path("/dev/loop-control").exists():
-        pytest.skip("no /dev/fuse or no loop devices here")
+    require(no_mounts())
 
 
 @pytest.fixture
@@ -123,6 +124,7 @@ async def test_takeovers(mountable: None, tmp_path: Path) -> None:
     assert [run["victim"] for run in found["runs"]] == ["h1", "h2", "h3"]
     assert all(seconds >= 0 for run in found["runs"] for seconds in run["phases"].values())
     assert found["phases"]["in all"]["p99_s"] < 60
+    assert found["clean"]
     assert left(tmp_path) == []
 
 
@@ -159,7 +161,8 @@ async def test_a_mount_that_was_cut_off_is_fenced_and_says_by_whom(mountable: No
         await cluster.command("h2", "umount", str(where))
         await cluster.command("h1", "mount", "db", str(where))
         assert await told(old, "cat", f"{where}/file") == "after"
-        await cluster.command("h1", "umount", str(where))
+        clean, said = await unmount(cluster, "h1", "db")
+        assert clean, said
     finally:
         await cluster.close()
     assert left(tmp_path) == []

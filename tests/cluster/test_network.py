@@ -21,6 +21,7 @@ import pytest
 from moorage.bench.verify import BLOCK, Pattern, judge, read_journal
 from moorage.cli.clients import ClientProcess
 
+from ..prerequisites import require
 from .netns import FaultyCluster, unusable
 
 BLOCKS = 1024
@@ -33,8 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 @pytest.fixture(scope="module")
 def possible() -> None:
-    if reason := unusable():
-        pytest.skip(reason)
+    require(unusable())
 
 
 @pytest.fixture

@@ -39,6 +39,28 @@ def fix_records(data: bytes, payload: bytes = b"") -> bytes:
     return bytes(raw)
 
 
+def fix_backup(data: bytes) -> bytes:
+    """The header of a backup, and the frames behind it up to the trailer, whose digest is made right too."""
+    raw = bytearray(data)
+    if len(raw) < 24:
+        return data
+    at = 24 + struct.unpack_from("<I", raw, 8)[0]
+    seed = _xxh3(bytes(raw[:16] + raw[24:at]))
+    struct.pack_into("<Q", raw, 16, seed)
+    digest = xxhash.xxh3_64()
+    while at + 32 <= len(raw):
+        kind, length = raw[at], struct.unpack_from("<Q", raw, at + 16)[0]
+        end = at + 32 + {1: length, 3: 8}.get(kind, 0)
+        if end > len(raw):
+            break
+        if kind == 3:
+            struct.pack_into("<Q", raw, at + 32, digest.intdigest())
+        struct.pack_into("<Q", raw, at + 24, _xxh3(bytes(raw[at : at + 24] + raw[at + 32 : end]), seed))
+        digest.update(raw[at + 24 : at + 32])
+        at = end
+    return bytes(raw)
+
+
 def fix_segment(data: bytes, seed: int) -> bytes:
     """The header of a segment, and the frames behind it: headers, entry heads, bodies."""
     raw = bytearray(data)

@@ -19,9 +19,11 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
+from moorage.metadata import healing, records
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.charges import Charges
 from moorage.metadata.handlers import Handlers as MetadataHandlers
+from moorage.metadata.objects.writers import Writers
 from moorage.metadata.state import StateMachine
 from moorage.node.handlers import Handlers as NodeHandlers
 from moorage.node.memory_disk import MemoryDisk
@@ -29,6 +31,7 @@ from moorage.node.replica import ReplicaInfo
 from moorage.node.sessions import Sessions
 from moorage.node.store import Store, StoreConfig
 from moorage.quorum.raft_types import Config, Member
+from moorage.quorum.record import block_sums
 from moorage.registry.handlers import RegistryHandlers
 from moorage.registry.health import HealthBoard, Timings
 from moorage.registry.state import RegistryMachine
@@ -60,6 +63,7 @@ class Applied:
 
     def __init__(self, machine: Any, commands: list[dict[str, Any]]) -> None:
         self.kv = KV()
+        self.group = "m1"
         self.is_leader = True
         self.term = 7
         self.leader = {"name": "a", "address": "h1:1"}
@@ -115,6 +119,11 @@ class _Directory:
 
     last_error = None
     view: dict[str, Any] = {"hosts": {}, "devices": {}, "services": [], "groups": []}
+    view["devices"] = {
+        f"d{number}": {"host": f"h{number}", "address": f"h{number}:2", "health": "up", "since_ms": 0}
+        | {"capacity": 1 << 40, "used": 0, "reason": "", "drain": None, "token": "t"}
+        for number in range(1, 6)
+    }
 
     async def know(self, devices: Any) -> None: ...
 
@@ -132,14 +141,33 @@ class _Directory:
         return ""
 
 
+class _Healer:
+    """Decides as the real one, and begins nothing."""
+
+    blocked: list[healing.Blocked] = []
+    unevenness = ""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    async def move(self, volume: dict[str, Any], device: str, to: str) -> healing.Decisions:
+        provisioned = records.provisioned(self._state.kv)
+        return healing.move_off(_Directory.view, volume, provisioned, device, to)
+
+
 class _Runner:
     """Never comes to an end of anything."""
 
     count = 0
+    repair_after_ms = 600_000
+
+    def __init__(self, state: Any) -> None:
+        self.healer = _Healer(state)
+        self.writers = Writers()
 
     def start_volume(self, volume: int) -> None: ...
 
-    async def wait_until(self, condition: Any, timeout: float, what: str) -> None:
+    async def wait_until(self, volume: int, condition: Any, timeout: float, what: str) -> None:
         if not condition():
             await asyncio.sleep(3600)
 
@@ -158,9 +186,9 @@ class _Methods(Router):
 
 
 def metadata_methods() -> Router_:
-    state: Any = Applied(StateMachine("m1"), v.METADATA_COMMANDS)
+    state: Any = Applied(StateMachine("m1"), [*v.METADATA_COMMANDS, *BUCKET_COMMANDS])
     directory: Any = _Directory()
-    runner: Any = _Runner()
+    runner: Any = _Runner(state)
     handlers = MetadataHandlers(
         group="m1",
         name="a",
@@ -226,6 +254,10 @@ REGISTRY_CALLS: dict[str, dict[str, Any]] = {
     for each in v.REGISTRY_COMMANDS
     if each["op"] != "note_counts"
 } | {
+    "registry.create_key": {"id": "A" * 20, "principal": "a", "by": "me"},
+    "registry.revoke_key": {"id": "A" * 20},
+    "registry.key": {"id": "A" * 20},
+    "registry.keys": {"after": ""},
     "registry.heartbeat": {
         "device": v.DEVICE.hex(),
         "token": "a" * 32,
@@ -238,6 +270,16 @@ REGISTRY_CALLS: dict[str, dict[str, Any]] = {
     "registry.charge": {"group": "m1", "term": 1, "count": 1, "name": "db", "id": v.V1}
     | {"principal": "a", "size": 5},
     "registry.settle": {"group": "m1", "term": 1, "count": 2, "charges": [["db", v.V1, "a", 7]]},
+    "registry.mount_table": {"version": 1, "known": 0},
+    "registry.set_mount_table": {"version": 0, "text": "moorage:///db /data\n", "by": "a", "request": "q"},
+    "registry.set_drain": {"kind": "host", "name": "h1", "drain": True, "to": "", "by": "a"},
+    "registry.set_balance": {"paused": True, "by": "a"},
+    "registry.note_events": {
+        "events": [{"at_ms": 1, "kind": "attach", "about": ["db"], "text": "it is attached", "id": "e"}]
+    },
+    "registry.events": {"after": -20, "about": "db", "limit": 20},
+    "registry.evict_device": {"device": v.DEVICE.hex(), "by": "a"},
+    "registry.forget": {"kind": "device", "name": v.DEVICE.hex()},
     "registry.set_quota": {"principal": "a", "capacity": 6, "volumes": 1},
     "registry.quotas": {"after": ""},
     "registry.remove_quota": {"principal": "a"},
@@ -246,7 +288,80 @@ REGISTRY_CALLS: dict[str, dict[str, Any]] = {
     "registry.status": {},
     "registry.describe": {},
 }
+# After those of set 1: the next ids that are given.
+BUCKET = v.R7 + 1
+BUCKET_COMMANDS: list[dict[str, Any]] = [
+    {
+        "do": "create_bucket",
+        "request": "q9",
+        "name": "photos",
+        "size": 0,
+        "replicas": 3,
+        "durability": "sync",
+        "placement": v.PLACEMENT,
+        "created_ms": 1000,
+    },
+    {"do": "ready", "volume": BUCKET},
+    {"do": "open_region", "bucket": BUCKET, "group": 0, "writer": 77},
+    {
+        "do": "put_object",
+        "bucket": BUCKET,
+        "key": "a/b",
+        "writer": 77,
+        "condition": {},
+        "object": {"id": "o1", "size": 5, "etag": "e", "at_ms": 5, "attributes": {}},
+        "extents": [[0, 0, 0, 1]],
+        "stored": [[BUCKET + 1, BUCKET + 2]],
+    },
+    {"do": "create_upload", "bucket": BUCKET, "upload": "u1", "key": "c", "attributes": {}, "now_ms": 5},
+    {
+        "do": "put_part",
+        "bucket": BUCKET,
+        "upload": "u1",
+        "number": 1,
+        "writer": 77,
+        "object": {"id": "o2", "size": 5, "etag": "e", "at_ms": 5, "attributes": {}},
+        "extents": [[0, 0, 1, 1]],
+        "stored": [[BUCKET + 1, BUCKET + 2]],
+    },
+]
+_WRITTEN = {"writer": 77, "id": "o3", "size": 5, "etag": "e", "attributes": {"a": 1}}
+_WHERE = {"extents": [[0, 0, 2, 1]], "stored": [[BUCKET + 1, BUCKET + 2]]}
 METADATA_CALLS: dict[str, dict[str, Any]] = {
+    "metadata.create_bucket": {"name": "b", "replicas": 1, "groups": 1, "request": "q5"},
+    "metadata.list_buckets": {"after": "", "limit": 2},
+    "metadata.delete_bucket": {"name": "photos", "force": True, "request": "q6"},
+    "metadata.show_bucket": {"name": "photos"},
+    "metadata.open_region": {"name": "photos", "writer": 77, "avoid": [1]},
+    "metadata.renew_regions": {"name": "photos", "writer": 77},
+    "metadata.close_regions": {"name": "photos", "regions": [[0, 64]]},
+    "metadata.put_object": {
+        "name": "photos",
+        "key": "k",
+        "condition": {"absent": True},
+        **_WRITTEN,
+        **_WHERE,
+    },
+    "metadata.set_document": {"name": "photos", "document": "policy", "text": "{}"},
+    "metadata.set_attributes": {"name": "photos", "key": "a/b", "id": "o1", "attributes": {"a": 1}},
+    "metadata.get_object": {"name": "photos", "key": "a/b"},
+    "metadata.delete_objects": {"name": "photos", "keys": ["a", "k"], "condition": {"not_etags": ["x"]}},
+    "metadata.list_objects": {"name": "photos", "prefix": "a", "delimiter": "/", "after": "a", "limit": 3},
+    "metadata.create_upload": {"name": "photos", "key": "k", "upload": "u2", "attributes": {}},
+    "metadata.put_part": {"name": "photos", "upload": "u1", "number": 2, **_WRITTEN, **_WHERE}
+    | {"extents": [[0, 0, 3, 1]]},
+    "metadata.complete_upload": {
+        "name": "photos",
+        "upload": "u1",
+        "key": "c",
+        "parts": [[1, "e"]],
+        "id": "o4",
+        "etag": "e-1",
+        "attributes": {},
+    },
+    "metadata.abort_upload": {"name": "photos", "upload": "u1"},
+    "metadata.show_upload": {"name": "photos", "upload": "u1", "after": 0, "limit": 5},
+    "metadata.list_uploads": {"name": "photos", "prefix": "c", "after": ["c", 1, "u0"]},
     "metadata.describe": {},
     "metadata.status": {},
     "metadata.create_volume": {
@@ -266,6 +381,24 @@ METADATA_CALLS: dict[str, dict[str, Any]] = {
     "metadata.renew": {"volume": v.V1, "epoch": 1, "writer": 77, "name": "db"},
     "metadata.detach": {"volume": v.V1, "epoch": 1, "writer": 77},
     "metadata.current_epochs": {"replicas": [v.R1, v.R2]},
+    "metadata.create_snapshot": {"name": "db", "volumes": ["db"], "snapshot": "s", "request": "q3"},
+    "metadata.delete_snapshot": {"name": "db", "snapshot": "s", "request": "q4"},
+    "metadata.watch": {"volume": v.V1, "epoch": 1, "writer": 77, "name": "db", "seen": 1, "wait_ms": 5},
+    "metadata.snapshots_put": {"volume": v.V1, "epoch": 1, "writer": 77, "ids": [v.R7 + 1]},
+    "metadata.snapshots_done": {
+        "volume": v.V1,
+        "epoch": 1,
+        "writer": 77,
+        "created": [[v.R7 + 2, [5]]],
+        "deleted": [v.R7 + 3],
+    },
+    "metadata.rolled_back": {"volume": v.V1, "epoch": 1, "writer": 77},
+    "metadata.note_fs": {"name": "db", "epoch": 1, "writer": 77, "fs": {"type": "ext4", "state": "new"}},
+    "metadata.reconfigure": {"volume": v.V1, "group": 0, "epoch": 1, "version": 1, "old": v.R1}
+    | {"new": v.R7, "name": "db"},
+    "metadata.moves": {"devices": ["d1"]},
+    "metadata.check_departure": {"devices": ["d1", "d2"], "at_once": True},
+    "metadata.move_replica": {"name": "db", "device": "d2", "to": "d5"},
     "raft.m1.add_member": {"name": "c", "address": "h3:1"},
     "raft.m1.promote": {"name": "b"},
     "raft.m1.remove_member": {"name": "b"},
@@ -303,7 +436,7 @@ class Node:
         )
         self.store = Store(config, MemoryDisk())
         await self.store.open()
-        for fields in list(v.DEVICE_REPLICAS.values())[:2]:
+        for fields in [*list(v.DEVICE_REPLICAS.values())[:2], [3, 13, 0, "objects", 3]]:
             done = asyncio.get_running_loop().create_future()
             self.store.create(ReplicaInfo(*fields), done.set_result)
             await done
@@ -311,7 +444,9 @@ class Node:
         sessions = Sessions(self.store, copier)
         sessions.load()
         router = _Methods()
-        NodeHandlers(self.store, sessions, copier, SECRET, dict).register(router)
+        NodeHandlers(self.store, sessions, copier, Hello("node", v.CLUSTER, "a", "e"), SECRET, dict).register(
+            router
+        )
         self.methods, self.ops = router.table, router.ops
         self.methods["node.seal"] = _with_capability(self.methods["node.seal"])
         self.connection: Any = _Connection()
@@ -369,6 +504,8 @@ async def _call_on(connection: Any, methods: Router_, body: bytes) -> None:
 
 
 _SESSION = {"epoch": 2, "writer": 77, "session": 1}
+_ORDER = {"metadata": "m1", "term": 9}
+_SOURCE = {"address": "unix:/nowhere", "device": "d", "replica": 1}
 _NODE_CALLS: list[tuple[str, dict[str, Any]]] = [
     ("node.seal", {"replica": 1, "capability": True, **_SESSION}),
     ("node.seal", {"replica": 2, "capability": True, **_SESSION}),
@@ -406,6 +543,12 @@ _NODE_CALLS: list[tuple[str, dict[str, Any]]] = [
     ("node.bad_blocks", {"replica": 1}),
     ("node.scrub", {"replicas": [1]}),
     ("node.describe", {}),
+    ("node.put_blocks", {"replica": 3, "chunk": 0, "block": 5, "sums": block_sums(BLOCKS)}),
+    ("node.read_blocks", {"replica": 3, "chunk": 0, "block": 0, "blocks": 1}),
+    ("node.lacking_blocks", {"replica": 3, "pieces": [[0, 0, 1], [0, 1000, 100]]}),
+    ("node.discard_blocks", {"replica": 3, "pieces": [[0, 7, 2]], "regions": [[64, 64]], **_ORDER}),
+    ("node.mended_blocks", {"replica": 3, **_ORDER}),
+    ("node.fetch_blocks", {"replica": 3, "sources": [_SOURCE], "pieces": [[0, 9, 1]], **_ORDER}),
 ]
 NODE_SEEDS = [frame.pack([method, params]) for method, params in _NODE_CALLS]
 
@@ -415,13 +558,22 @@ NODE_SEEDS = [frame.pack([method, params]) for method, params in _NODE_CALLS]
 
 TOKEN = "t" * 16
 HTTP_ROUTES = [
-    *(("GET", f"metadata.{name}") for name in ("describe", "status", "list_volumes", "show_volume")),
+    *(("GET", f"metadata.{name}") for name in ("describe", "status", "list_volumes", "show_volume", "moves")),
     *(
         ("POST", f"metadata.{name}")
         for name in ("create_volume", "resize_volume", "set_volume", "delete_volume")
     ),
     *(("POST", f"raft.m1.{name}") for name in ("add_member", "promote", "remove_member")),
+    *(
+        ("GET", f"registry.{name}")
+        for name in ("describe", "view", "mount_table", "events", "quotas", "status")
+    ),
+    *(("POST", f"registry.{name}") for name in ("set_quota", "remove_quota")),
+    ("GET", "node.describe"),
 ]
+
+
+HTTP_SEEDS: dict[str, Any] = METADATA_CALLS | REGISTRY_CALLS | {"node.describe": {}}
 
 
 class _Request:
@@ -440,11 +592,11 @@ class _Request:
 
 
 class Http:
-    """The JSON API of a metadata member, behind the parser of aiohttp."""
+    """The JSON API of a process with all three services, behind the parser of aiohttp."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: Node) -> None:
         self._server = HttpServer(token=TOKEN, metrics=CollectorRegistry(), not_ready=list)
-        methods = metadata_methods()
+        methods = metadata_methods() | registry_methods() | node.methods
         self._server.add_routes(
             Route(verb, name, partial(methods[name], None))  # type: ignore[arg-type]
             for verb, name in HTTP_ROUTES
@@ -501,7 +653,8 @@ async def raft(body: bytes) -> None:
 
 def service_targets(loop: asyncio.AbstractEventLoop, in_loop: Callable[[Any], None]) -> list[Target]:
     moorage = (MoorageError,)
-    registry, metadata, http, node = registry_methods(), metadata_methods(), Http(), Node(loop)
+    registry, metadata, node = registry_methods(), metadata_methods(), Node(loop)
+    http = Http(node)
 
     def of(work: Callable[[bytes], Awaitable[None]]) -> Callable[[bytes], None]:
         return lambda data: in_loop(lambda: work(data))
@@ -530,7 +683,7 @@ def service_targets(loop: asyncio.AbstractEventLoop, in_loop: Callable[[Any], No
         b"\2" + bytes(8),
     ]
     json_seeds = [
-        bytes([at]) + b"name=db&x=%20\n" + json.dumps(METADATA_CALLS[name]).encode()
+        bytes([at]) + b"name=db&x=%20\n" + json.dumps(HTTP_SEEDS[name]).encode()
         for at, (_, name) in enumerate(HTTP_ROUTES)
     ]
     return [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import struct
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage.client import mount_table, reads, uri
+from moorage.client.backup_stream import BackupReader, check_chain
 from moorage.gateway.memory import MemoryDevice
 from moorage.gateway.nbd import Limits
 from moorage.gateway.nbd import protocol as p
@@ -27,6 +29,7 @@ from moorage.gateway.nbd.negotiation import Agreement, Negotiation
 from moorage.gateway.nbd.transmission import Transmission
 from moorage.gateway.table import rendering
 from moorage.node import copying, superblock
+from moorage.node.checks import Check
 from moorage.node.fold import Fold
 from moorage.node.index import Index
 from moorage.node.memory_disk import MemoryDisk
@@ -57,7 +60,9 @@ from ..golden import support
 from ..golden import values as v
 from .connections import connection_targets
 from .engine import Target
-from .fixing import fix_frames, fix_records, fix_segment
+from .fixing import fix_backup, fix_frames, fix_records, fix_segment
+from .gateways import gateway_targets
+from .s3 import s3_targets
 from .services import service_targets
 
 SECRET = ClusterSecret(v.CLUSTER, v.KEY)
@@ -249,6 +254,12 @@ def replay(data: bytes) -> None:
 SEGMENT_SIZE = 16 << 10
 
 
+def _check() -> bytes:
+    made = Check(1, 1, 1_700_000_000_000)
+    made.bad = {(0, 5): (4096, 12)}
+    return made.pack()
+
+
 def _segments() -> list[bytes]:
     """Those of the golden device, without the blocks' data: the interesting bytes are few."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -271,6 +282,15 @@ def _frames_without_data(raw: bytes) -> bytes:
     return fix_segment(kept, v.SEED)
 
 
+def index_checks(data: bytes) -> None:
+    """The check of a table, as an index holds it: what is none says nothing. All else in an index is sealed
+    with a checksum."""
+    found = Check.unpack(1, data)
+    if found is not None:
+        again = Check.unpack(1, found.pack())
+        assert again is not None and again.verified_ms == found.verified_ms >= 0
+
+
 def identities(data: bytes) -> None:
     """Identity files; an odd mode makes the check of a JSON object right."""
     mode, raw = (data[0] if data else 0), data[1:]
@@ -286,6 +306,20 @@ def identities(data: bytes) -> None:
     found = identity.decode(kind, raw, Path("x"))
     if kind == "device":
         superblock._parse(found, Path("x"))
+
+
+def backups(data: bytes) -> None:
+    """A backup from its header to its trailer; an odd mode makes the checks right."""
+    mode, raw = (data[0] if data else 0), data[1:]
+    reader = BackupReader(io.BytesIO(fix_backup(raw) if mode & 1 else raw))
+    at = 0
+    while frames := reader.batch():
+        for each in frames:
+            assert at <= each.offset and each.offset + each.length <= reader.header.size
+            assert len(each.data) == (each.length if each.kind == 1 else 0)
+            at = each.offset + each.length
+    assert reader.totals.stream == len(raw) and (reader.header.base or at == reader.header.size)
+    check_chain([reader])
 
 
 # -- texts ----------------------------------------------------------------------------------------------
@@ -564,12 +598,28 @@ def core_targets() -> list[Target]:
             SEGMENT_SIZE,
         ),
         Target(
+            "index-checks",
+            index_checks,
+            [_check()],
+            (),
+            (),
+            _small,
+        ),
+        Target(
             "identities",
             identities,
             _modes(4, disk("identity.json"), disk("superblock")),
             moorage,
             OURS,
             _small,
+        ),
+        Target(
+            "backups",
+            backups,
+            _modes(2, support.backup("full"), support.backup("incremental")),
+            moorage,
+            OURS,
+            lambda size: (1 << 20) + 64 * size,
         ),
         Target("texts", texts, _modes(6, *TEXTS), moorage, OURS, _small),
         Target("nbd-negotiation", negotiation, _modes(8, *_negotiations()), (), (), _small),
@@ -599,4 +649,10 @@ def _call_frame() -> bytes:
 
 
 def all_targets() -> list[Target]:
-    return core_targets() + connection_targets(in_loop) + service_targets(_loop(), in_loop)
+    return [
+        *core_targets(),
+        *connection_targets(in_loop),
+        *service_targets(_loop(), in_loop),
+        *gateway_targets(in_loop),
+        *s3_targets(),
+    ]

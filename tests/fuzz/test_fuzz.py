@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = 18
+TARGETS = 32
 
 
 def run(*arguments: str, timeout: float) -> str:

@@ -1,9 +1,10 @@
-"""Make the golden files of today's formats: ``python -m tests.golden.make VERSION`` from the top of the tree.
+"""Make a set of golden files: ``python -m tests.golden.make SET`` from the top of the tree.
 
-Run once for each version of the formats, by whoever changes one, and never again: an existing directory
-``tests/golden/vVERSION`` is refused. What is in it was written by the code of its day, and every later
-version must read it (or refuse it, and say so). What the files say is in `values.py`; tokens that are
-random by nature are fixed there, so that two runs of the same code differ only inside of LMDB.
+Run once for each set, by whoever changes a format or adds to one, and never again: an existing directory
+``tests/golden/vSET`` is refused. What is in it was written by the code of its day, and every later version
+must read it (or refuse it, and say so). What the files say is in `values.py` for set 1, `values2.py` for
+set 2, and so on; tokens that are random by nature are fixed there, so that two runs of the same code differ
+only inside of LMDB.
 """
 
 from __future__ import annotations
@@ -21,7 +22,19 @@ from typing import Any
 
 import msgpack
 
+from moorage.client.backup_stream import BackupWriter, Base, Header, Kind
+from moorage.client.cluster import VolumeInfo
+from moorage.gateway.csi.notes import Held
+from moorage.gateway.csi.notes import Notes as CsiNotes
+from moorage.gateway.docker.known import Known
+from moorage.gateway.docker.ledger import Entry as DockerEntry
+from moorage.gateway.docker.notes import Notes as DockerNotes
+from moorage.gateway.mount.record import Place, Record, Status
+from moorage.gateway.table.notes import Note
+from moorage.gateway.table.notes import Notes as TableNotes
 from moorage.metadata.state import StateMachine
+from moorage.node.checkpoint import IndexStore
+from moorage.node.checks import Check
 from moorage.node.replica import Replica, ReplicaInfo
 from moorage.node.segment import (
     Entry,
@@ -36,7 +49,9 @@ from moorage.node.store import Store, StoreConfig
 from moorage.quorum.orders import SealAnswer
 from moorage.quorum.raft_types import Config, HardState, Member, Snapshot, SnapshotChunk, encode
 from moorage.quorum.raft_types import Entry as RaftEntry
-from moorage.quorum.record import Position, Record, block_sums
+from moorage.quorum.record import Kind as RecordKind
+from moorage.quorum.record import Position, block_sums, pack_lsns
+from moorage.quorum.record import Record as LogRecord
 from moorage.quorum.state import CopyState, MemberState
 from moorage.registry.state import RegistryMachine
 from moorage.service import identity
@@ -49,15 +64,20 @@ from moorage.wire.handshake import ClientHandshake, Hello, ServerHandshake
 from moorage.wire.secret import ClusterSecret
 
 from . import values as v
+from . import values2 as v2
+from . import values3 as v3
+from . import values4 as v4
+from . import values5 as v5
+from . import values6 as v6
 
 HERE = Path(__file__).parent
 SECRET = ClusterSecret(v.CLUSTER, v.KEY)
 
 
-def record_of(row: tuple[int, int, int, int, int, int, int]) -> Record:
+def record_of(row: tuple[int, int, int, int, int, int, int]) -> LogRecord:
     epoch, lsn, kind, chunk, block, count, content = row
     data = v.block(content, count) if kind == 2 else b""
-    return Record(epoch, lsn, kind, chunk, block, count, block_sums(data), data)
+    return LogRecord(epoch, lsn, kind, chunk, block, count, block_sums(data), data)
 
 
 def run_of(row: tuple[int, int, int, tuple[int, ...], int]) -> tuple[Run, bytes]:
@@ -203,7 +223,7 @@ async def make_device(directory: Path) -> None:
     moved.add_data(pending.data)
     moved.count, moved.records = 1, [pending]
     store.log.put(first, moved)
-    await append(store, second, Record(1, 1, 1), apply=True)
+    await append(store, second, LogRecord(1, 1, 1), apply=True)
     copy = CopyState(
         **{k: Position(*each) if isinstance(each, tuple) else each for k, each in v.DEVICE_COPY.items()}
     )
@@ -218,7 +238,7 @@ async def make_device(directory: Path) -> None:
     await store.close(checkpoint=False)
 
 
-async def append(store: Store, replica: Replica, record: Record, apply: bool) -> None:
+async def append(store: Store, replica: Replica, record: LogRecord, apply: bool) -> None:
     store.append(replica, [record], record.lsn)
     if apply:
         store.apply(replica, record.lsn)
@@ -300,6 +320,18 @@ async def make_state(
     return state
 
 
+async def make_states(into: Path, top: Path, said: Any) -> None:
+    """Of both groups, by the commands of a set's values."""
+    commands = {
+        "metadata": ("m1", StateMachine("m1"), said.METADATA_COMMANDS, said.METADATA_LATER),
+        "registry": ("registry", RegistryMachine(), said.REGISTRY_COMMANDS, said.REGISTRY_LATER),
+    }
+    for name, (group, machine, now, later) in commands.items():
+        state = await make_state(top / name, group, machine, now, later)
+        (into / f"{name}.tar.xz").write_bytes(archive(top / name))
+        (into / f"{name}.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
+
+
 def archive(directory: Path) -> bytes:
     """A tar of regular files, without owner and time; what a process makes while it runs is left out."""
     raw = io.BytesIO()
@@ -312,7 +344,148 @@ def archive(directory: Path) -> bytes:
     return raw.getvalue()
 
 
-async def make(into: Path) -> None:
+# -- notes ----------------------------------------------------------------------------------------------
+
+
+def note_files() -> dict[str, bytes]:
+    """As their owners write them."""
+    with tempfile.TemporaryDirectory() as temporary:
+        top = Path(temporary)
+        for path, _, _ in v2.NOTES.values():
+            (top / path).parent.mkdir(parents=True, exist_ok=True)
+        fields = {name: content for name, (_, _, content) in v2.NOTES.items()}
+        place = Place(top / Path(v2.NOTES["mount-record"][0]).parent)
+        record = fields["mount-record"]
+        place.save(Record(**{**record, "owner": tuple(record["owner"])}))
+        place.save_status(Status(**fields["mount-status"]))
+        TableNotes(top).write(Note(**fields["table"]))
+        docker = fields["docker-volume"]
+        DockerNotes(top).save("db", DockerEntry(**{**docker, "users": frozenset(docker["users"])}))
+        rows = fields["docker-known"]["volumes"].items()
+        Known(DockerNotes(top)).replace(
+            [VolumeInfo.from_wire({"name": name, "size": row[0], "created_ms": row[1]}) for name, row in rows]
+        )
+        CsiNotes(top).save(Held.load(fields["csi"]))
+        return {name: (top / path).read_bytes() for name, (path, _, _) in v2.NOTES.items()}
+
+
+async def make_2(into: Path) -> None:
+    (into / "notes").mkdir(parents=True)
+    for name, content in note_files().items():
+        (into / "notes" / name).write_bytes(content)
+
+
+# -- what came after set 1 ------------------------------------------------------------------------------
+
+
+def make_index(path: Path) -> None:
+    """What a checkpoint that was cut short and a scrub leave in an index."""
+    index = IndexStore(path)
+    index.write_pages([], {}, v3.INDEX_REACHED)
+    checks: dict[int, bytes | None] = {}
+    for handle, (replica, passed_ms, began_ms, page, bad) in v3.INDEX_CHECKS.items():
+        check = Check(replica, handle, passed_ms)
+        check.began_ms, check.page, check.bad = began_ms, page, bad
+        checks[handle] = check.pack()
+    index.write_checks(checks)
+    index.close()
+
+
+def later_wire_files() -> dict[str, bytes]:
+    """Whole frames, since a flag of theirs says what is in the body."""
+    applied, count, epoch = v3.READ_REPLY_OF_A_PREFIX
+    sums = block_sums(v.block(1)) + bytes(8)
+    reply = log_messages.pack_read_reply(applied, count, sums) + epoch.to_bytes(8, "little")
+    body, flags = log_messages.pack_read(*v3.READ_OF_A_PREFIX), log_messages.PREFIX
+    return {
+        "read-prefix": frame.encode(frame.REQUEST, frame.READ, 7, body, 0, flags, 50),
+        "read-prefix-reply": frame.encode(frame.REPLY, frame.READ, 7, reply, 8192, flags, 0),
+    }
+
+
+async def make_3(into: Path) -> None:
+    (into / "wire").mkdir(parents=True)
+    for name, content in later_wire_files().items():
+        (into / "wire" / name).write_bytes(content)
+    with tempfile.TemporaryDirectory() as temporary:
+        top = Path(temporary)
+        make_index(top / "index")
+        (into / "index.tar.xz").write_bytes(archive(top / "index"))
+        await make_states(into, top, v3)
+
+
+# -- snapshots ------------------------------------------------------------------------------------------
+
+
+def snapshot_record_of(row: tuple[int, int, int, int, int, int, Any]) -> LogRecord:
+    epoch, lsn, kind, chunk, block, count, content = row
+    if kind == RecordKind.SNAPSHOTS:
+        return LogRecord(epoch, lsn, kind, chunk, block, count, pack_lsns(content))
+    return record_of(row)
+
+
+async def make_device_with_snapshots(directory: Path) -> None:
+    """Versions and older discards in the index, and a log behind it that has more of them."""
+    directory.mkdir()
+    (directory / "superblock").write_bytes(identity.encode("device", v.SUPERBLOCK))
+    capacity, size = v.SUPERBLOCK["capacity"], v.SUPERBLOCK["segment_size"]
+    assert isinstance(capacity, int) and isinstance(size, int)
+    store = Store(StoreConfig(directory, v.DEVICE, capacity, size, v.SEED))
+    await store.open()
+    done = asyncio.get_running_loop().create_future()
+    store.create(ReplicaInfo(*v4.REPLICA_INFO), done.set_result)  # type: ignore[arg-type]
+    await done
+    replica = store.replica(1)
+    for record in map(snapshot_record_of, v4.RECORDS):
+        await append(store, replica, record, apply=record.lsn <= v4.APPLIED)
+        if record.lsn == v4.CHECKPOINT_BEHIND:
+            await store.checkpoint()
+    lsn, listed = v4.COPIED_LIST
+    chunk, block, written, content = v4.COPIED_VERSION
+    run, data = run_of((1, chunk, block, (written,), content))
+    tombstone = Run(2, chunk, block, (written + 2,), ())
+    await merge(store, replica, [Run(4, lsn, 0, listed, ()), tombstone, run], data)
+    await store.close(checkpoint=False)
+
+
+async def make_4(into: Path) -> None:
+    (into / "wire").mkdir(parents=True)
+    body = log_messages.pack_read(*v4.READ_OF_A_SNAPSHOT)
+    lsn, prefix = v4.SNAPSHOT.to_bytes(8, "little"), log_messages.PREFIX
+    for name, flags in (("read-snapshot", v4.AT | prefix), ("read-lsns", v4.LSNS | v4.AT | prefix)):
+        raw = frame.encode(frame.REQUEST, frame.READ, 7, body + lsn, 0, flags, 50)
+        (into / "wire" / name).write_bytes(raw)
+    with tempfile.TemporaryDirectory() as temporary:
+        top = Path(temporary)
+        await make_device_with_snapshots(top / "device")
+        (into / "device.tar.xz").write_bytes(archive(top / "device"))
+        await make_states(into, top, v4)
+
+
+def backups() -> dict[str, bytes]:
+    return {name: backup(fields, frames) for name, (fields, frames) in v5.BACKUPS.items()}
+
+
+def backup(fields: dict[str, Any], frames: v5.Rows) -> bytes:
+    stream = io.BytesIO()
+    writer = BackupWriter(stream, Header(**{**fields, "base": fields["base"] and Base(**fields["base"])}))
+    for kind, offset, length, number in frames:
+        if kind == Kind.DATA:
+            writer.data(offset, v.block(number, length // v.BLOCK_SIZE))
+        else:
+            writer.hole(offset, length)
+    writer.end()
+    return stream.getvalue()
+
+
+async def make_5(into: Path) -> None:
+    """Backups."""
+    (into / "backups").mkdir(parents=True)
+    for name, content in backups().items():
+        (into / "backups" / name).write_bytes(content)
+
+
+async def make_1(into: Path) -> None:
     for folder, files in (("disk", disk_files()), ("wire", wire_files())):
         (into / folder).mkdir(parents=True)
         for name, content in files.items():
@@ -321,28 +494,30 @@ async def make(into: Path) -> None:
         top = Path(temporary)
         await make_device(top / "device")
         await make_raft(top / "raft")
-        states = {
-            "metadata": await make_state(
-                top / "metadata", "m1", StateMachine("m1"), v.METADATA_COMMANDS, v.METADATA_LATER
-            ),
-            "registry": await make_state(
-                top / "registry", "registry", RegistryMachine(), v.REGISTRY_COMMANDS, v.REGISTRY_LATER
-            ),
-        }
-        for name in ("device", "raft", *states):
+        await make_states(into, top, v)
+        for name in ("device", "raft"):
             (into / f"{name}.tar.xz").write_bytes(archive(top / name))
-        for name, state in states.items():
-            (into / f"{name}.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
+
+
+async def make_6(into: Path) -> None:
+    """Objects of a bucket, in metadata."""
+    into.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        await make_states(into, Path(temporary), v6)
+
+
+MAKE = {1: make_1, 2: make_2, 3: make_3, 4: make_4, 5: make_5, 6: make_6}
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("version", type=int)
-    into = HERE / f"v{parser.parse_args(arguments).version}"
+    parser.add_argument("set", type=int, choices=MAKE)
+    number = parser.parse_args(arguments).set
+    into = HERE / f"v{number}"
     if into.exists():
-        raise SystemExit(f"{into.name} exists: golden files are never made again; choose the next version")
+        raise SystemExit(f"{into.name} exists: golden files are never made again; begin the next set")
     with tempfile.TemporaryDirectory(dir=HERE) as beside:
-        asyncio.run(make(Path(beside) / "made"))
+        asyncio.run(MAKE[number](Path(beside) / "made"))
         (Path(beside) / "made").rename(into)
 
 

@@ -18,6 +18,8 @@ import xxhash
 from moorage.metadata import records
 from moorage.metadata.invariants import validate
 from moorage.metadata.state import StateMachine
+from moorage.node.checkpoint import IndexStore
+from moorage.node.checks import Check
 from moorage.node.config import NodeConfig
 from moorage.node.service import NodeService
 from moorage.node.store import Store, StoreConfig
@@ -33,6 +35,8 @@ from moorage.wire.secret import ClusterSecret
 
 from . import support
 from . import values as v
+from . import values3 as v3
+from . import values4 as v4
 
 SECRET = ClusterSecret(v.CLUSTER, v.KEY)
 
@@ -140,6 +144,100 @@ def test_the_index_of_a_device(tmp_path: Path) -> None:
     assert tombstones == {(1, 5): [6, 8]}
 
 
+async def shown(store: Store, snapshot: int, chunk: int, block: int) -> bytes | None:
+    got: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    store.reader.read(store.replica(1), chunk, block, 1, got.set_result, snapshot)
+    found = await got
+    assert not isinstance(found, MoorageError)
+    return None if found[1] is None else bytes(found[1])
+
+
+async def test_a_device_with_snapshots_is_opened(tmp_path: Path) -> None:
+    directory = support.unpack("device", tmp_path, support.V4)
+    block = Superblock(directory, None)
+    store = Store(config_of(directory, block))
+    report = await store.open()
+    assert (report.damaged, report.notes) == ({}, [])
+    replica = store.replica(1)
+    assert (replica.state.commit, replica.state.last) == (v4.APPLIED, 13)
+    assert (replica.table.snapshots_lsn, replica.table.snapshots) == (11, [4, 7, 11])
+    for snapshot, blocks in v4.SHOWN.items():
+        for (chunk, at), number in blocks.items():
+            wanted = None if number is None else v.block(number)
+            assert await shown(store, snapshot, chunk, at) == wanted, (snapshot, chunk, at)
+    chunk, at, _, number = v4.COPIED_VERSION
+    assert await shown(store, 4, chunk, at) == v.block(number)
+    assert await shown(store, 7, chunk, at) is None
+    store.apply(replica, 13)
+    assert replica.table.snapshots == v4.RECORDS[-1][-1]
+    await store.close()
+    again = Store(config_of(directory, block))
+    await again.open()
+    assert again.replica(1).table.snapshots == [4, 11]
+    assert await shown(again, 4, 1, 3) == v.block(201) and await shown(again, 11, 1, 3) is None
+    await again.close()
+    block.close()
+
+
+def test_the_index_of_a_device_with_snapshots(tmp_path: Path) -> None:
+    """As docs/node-store.md has it, behind LSN 8."""
+    index = support.unpack("device", tmp_path, support.V4) / "index"
+    version, *_, next_handle, segments = msgpack.unpackb(items(index, "meta")[b"checkpoint"])
+    assert (version, next_handle) == (2, 2)
+    ((_, packed),) = items(index, "replicas").items()
+    description, handle, _, pending, snapshots = msgpack.unpackb(packed)
+    assert (description, handle, pending) == (v4.REPLICA_INFO, 1, [])
+    assert snapshots == [7, [4, 7], False]
+    pages = {struct.unpack(">IQ", key): payload for key, payload in items(index, "pages").items()}
+    assert set(pages) == {(1, 0), (1, 32)}
+    lsns = struct.unpack("<96Q", pages[1, 0][:768])[64:]
+    versions = list(struct.iter_unpack("<BQQQ", pages[1, 0][768:]))
+    assert lsns[:2] == (5, 0) and [each[:2] for each in versions] == [(0, 2)]
+    assert versions[0][3] == xxhash.xxh3_64_intdigest(v.block(200))
+    file = {number: name for number, name, _ in segments}[versions[0][2] >> 32]
+    at = versions[0][2] & 0xFFFFFFFF
+    assert (index.parent / "segments" / file).read_bytes()[at : at + 4096] == v.block(200)
+    kept = [(each[:2], bool(each[2])) for each in struct.iter_unpack("<BQQQ", pages[1, 32][768:])]
+    assert kept == [((3, 3), True), ((3, 6), False)]
+    tombstones = {struct.unpack(">IQ", k): msgpack.unpackb(p) for k, p in items(index, "tombstones").items()}
+    assert tombstones == {(1, 1): [2, 6], (1, 1 << 48): [(1 << 48) + 1, 7]}
+
+
+def test_what_checkpoints_and_scrubs_leave_in_an_index(tmp_path: Path) -> None:
+    """As docs/node-store.md has it: what one that was cut short has reached, and the check of each table."""
+    path = support.unpack("index", tmp_path, support.V3)
+    checks = {}
+    for handle, (*numbers, bad) in v3.INDEX_CHECKS.items():
+        rows = [[*block, *place] for block, place in sorted(bad.items())]
+        checks[b"scrub" + struct.pack(">I", handle)] = [1, *numbers, rows]
+    found = {key: msgpack.unpackb(payload) for key, payload in items(path, "meta").items()}
+    assert found == {b"reached": v3.INDEX_REACHED, **checks}
+    index = IndexStore(path)
+    assert index.reached() == v3.INDEX_REACHED
+    for handle, packed in index.checks():
+        assert packed is not None
+        check = Check.unpack(handle, packed)
+        assert check is not None
+        read = (check.replica, check.passed_ms, check.began_ms, check.page, check.bad)
+        assert read == v3.INDEX_CHECKS[handle] and check.pack() == packed
+    assert [handle for handle, _ in index.checks()] == sorted(v3.INDEX_CHECKS)
+    index.close()
+
+
+async def test_a_log_that_ends_before_what_the_index_has_reached(tmp_path: Path) -> None:
+    """The golden device with what only an index of its log's end would have."""
+    directory = support.unpack("device", tmp_path)
+    index = IndexStore(directory / "index")
+    index.write_pages([], {}, 1000)
+    index.close()
+    block = Superblock(directory, None)
+    store = Store(config_of(directory, block))
+    report = await store.open()
+    assert sorted(report.damaged) == [1, 2]
+    await store.close()
+    block.close()
+
+
 # -- a device of another version ------------------------------------------------------------------------
 
 
@@ -178,17 +276,17 @@ def header_of_version_2(directory: Path) -> None:
     edit_segment(directory, edit)
 
 
-def frame_of_version_2(directory: Path, number: int = -1) -> None:
+def frame_of_version_3(directory: Path, number: int = -1) -> None:
     def edit(raw: bytearray) -> None:
         at, count = list(frames(raw))[number]
-        raw[at + 4] = 2
+        raw[at + 4] = 3
         fix_frame(raw, at, count)
 
     edit_segment(directory, edit)
 
 
-def frame_of_version_2_in_a_segment_without_header(directory: Path) -> None:
-    frame_of_version_2(directory, 0)
+def frame_of_version_3_in_a_segment_without_header(directory: Path) -> None:
+    frame_of_version_3(directory, 0)
     edit_segment(directory, lambda raw: raw.__setitem__(slice(0, 64), bytes(64)))
 
 
@@ -219,12 +317,12 @@ def note_of_version_2(directory: Path) -> None:
     edit_segment(directory, edit, 0)
 
 
-def index_of_version_2(directory: Path) -> None:
-    change(directory / "index", "meta", b"checkpoint", lambda value: [2, "another", "layout"])
+def index_of_version_3(directory: Path) -> None:
+    change(directory / "index", "meta", b"checkpoint", lambda value: [3, "another", "layout"])
 
 
-def index_of_version_2_with_other_databases(directory: Path) -> None:
-    index_of_version_2(directory)
+def index_of_version_3_with_other_databases(directory: Path) -> None:
+    index_of_version_3(directory)
     with lmdb.open(str(directory / "index"), max_dbs=8) as env, env.begin(write=True) as txn:
         txn.drop(env.open_db(b"pages", txn=txn))
         txn.drop(env.open_db(b"tombstones", txn=txn))
@@ -251,15 +349,15 @@ def superblock_of_version_2(directory: Path) -> None:
 DEVICE_CHANGES: list[tuple[Callable[[Path], None], str]] = [
     (superblock_of_version_2, r"superblock: identity format 2, not 1"),
     (header_of_version_2, r"segments/\d+\.seg: a segment header of version 2, this version reads 1"),
-    (frame_of_version_2, r"segments/\d+\.seg: a frame of version 2, this version reads 1"),
+    (frame_of_version_3, r"segments/\d+\.seg: a frame of version 3, this version reads 1 and 2"),
     (
-        frame_of_version_2_in_a_segment_without_header,
-        r"segments/\d+\.seg: a frame of version 2, this version reads 1",
+        frame_of_version_3_in_a_segment_without_header,
+        r"segments/\d+\.seg: a frame of version 3, this version reads 1 and 2",
     ),
     (entry_of_kind_8, r"segments/\d+\.seg: an entry of kind 8, this version reads 1 to 7"),
     (note_of_version_2, r"segments/\d+\.seg: the state of a replica in version 2, this version reads 1"),
-    (index_of_version_2, r"index: an index of version 2, this version reads 1"),
-    (index_of_version_2_with_other_databases, r"index: an index of version 2, this version reads 1"),
+    (index_of_version_3, r"index: an index of version 3, this version reads 1 and 2"),
+    (index_of_version_3_with_other_databases, r"index: an index of version 3, this version reads 1 and 2"),
     (
         state_of_version_2_in_the_index,
         r"index, replica 2: the state of a replica in version 2, this version reads 1",
@@ -346,16 +444,19 @@ async def test_a_raft_directory_of_another_version_is_refused_as_it_is(version: 
     assert support.content(directory) == before
 
 
+@pytest.mark.parametrize("golden", support.STATES, ids=lambda golden: golden.name)
 @pytest.mark.parametrize(
     ("name", "group", "machine"),
     [("metadata", "m1", StateMachine("m1")), ("registry", "registry", RegistryMachine())],
 )
-async def test_a_replicated_state_goes_on(name: str, group: str, machine: Any, tmp_path: Path) -> None:
+async def test_a_replicated_state_goes_on(
+    name: str, group: str, machine: Any, golden: Path, tmp_path: Path
+) -> None:
     """Stored state and the log behind it, by the real member: every key as it was when it was made."""
-    directory = support.unpack(name, tmp_path)
-    wanted = json.loads((support.V1 / f"{name}.json").read_text())
+    directory = support.unpack(name, tmp_path, golden)
+    wanted = json.loads((golden / f"{name}.json").read_text())
     stored = {key.decode(): msgpack.unpackb(payload) for key, payload in items(directory, "kv").items()}
-    assert stored != wanted and stored.keys() <= wanted.keys()
+    assert stored != wanted
     member = Replicated(
         directory=directory,
         group=group,
@@ -372,6 +473,11 @@ async def test_a_replicated_state_goes_on(name: str, group: str, machine: Any, t
     assert dict(member.kv.scan("")) == wanted
     if name == "metadata":
         validate(member.kv)
-        volume = records.volume_by_name(member.kv, "db")
-        assert (volume["id"], volume["size"], volume["epoch"]) == (v.V1, 128 << 20, 1)
+        is_bucket = golden == support.V6
+        volume = records.volume_by_name(
+            member.kv, "photos" if is_bucket else "db", records.BUCKET if is_bucket else records.VOLUME
+        )
+        size = {support.V1: 128 << 20, support.V6: 0}.get(golden, 64 << 20)
+        epoch = {support.V4: 2, support.V6: 0}.get(golden, 1)
+        assert (volume["id"], volume["size"], volume["epoch"]) == (v.V1, size, epoch)
     await member.stop()

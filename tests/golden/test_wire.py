@@ -22,6 +22,8 @@ from moorage.wire.secret import ClusterSecret
 
 from . import make, support
 from . import values as v
+from . import values3 as v3
+from . import values4 as v4
 
 SECRET = ClusterSecret(v.CLUSTER, v.KEY)
 
@@ -45,8 +47,14 @@ def test_what_is_sent_today_is_what_was_sent(name: str) -> None:
     assert make.wire_files()[name] == support.wire(name)
 
 
+@pytest.mark.parametrize("name", sorted(make.later_wire_files()))
+def test_what_is_sent_today_is_what_later_versions_sent(name: str) -> None:
+    assert make.later_wire_files()[name] == support.wire(name, support.V3)
+
+
 def test_no_file_is_left_out() -> None:
     assert sorted(path.name for path in (support.V1 / "wire").iterdir()) == sorted(make.wire_files())
+    assert sorted(path.name for path in (support.V3 / "wire").iterdir()) == sorted(make.later_wire_files())
 
 
 def test_a_frame() -> None:
@@ -140,6 +148,28 @@ def test_the_other_hot_messages() -> None:
     applied, count, sums = m.unpack_read_reply(support.wire("read-reply"))
     assert (applied, count) == v.READ_REPLY
     assert sums == xxhash.xxh3_64_intdigest(v.block(1)).to_bytes(8, "little") + bytes(8)
+
+
+def test_reads_of_a_snapshot() -> None:
+    for name, asked in (("read-snapshot", v4.AT), ("read-lsns", v4.AT | v4.LSNS)):
+        ((kind, op, flags, *_, body, _),) = received(support.wire(name, support.V4))
+        assert (kind, op, flags) == (frame.REQUEST, frame.READ, v3.PREFIX | asked)
+        short, snapshot = log_messages.split_snapshot(memoryview(body), flags)
+        assert (log_messages.unpack_read(short), snapshot) == (v4.READ_OF_A_SNAPSHOT, v4.SNAPSHOT)
+
+
+def test_a_read_of_a_prefix_and_its_reply() -> None:
+    m = log_messages
+    ((kind, op, flags, *_, body, _),) = received(support.wire("read-prefix", support.V3))
+    assert (kind, op, flags) == (frame.REQUEST, frame.READ, v3.PREFIX)
+    assert m.unpack_read(body) == v3.READ_OF_A_PREFIX
+    raw = support.wire("read-prefix-reply", support.V3) + bytes(8192)
+    ((kind, op, flags, *_, body, _),) = received(raw)
+    assert (kind, op, flags) == (frame.REPLY, frame.READ, v3.PREFIX)
+    short, epoch = m.split_epoch(memoryview(body), flags)
+    applied, count, sums = m.unpack_read_reply(short)
+    assert (applied, count, epoch) == v3.READ_REPLY_OF_A_PREFIX
+    assert bytes(sums) == xxhash.xxh3_64_intdigest(v.block(1)).to_bytes(8, "little") + bytes(8)
 
 
 def test_the_answer_to_a_seal() -> None:

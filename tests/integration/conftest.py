@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,12 @@ class Launcher:
         self.secret = ClusterSecret.load(directory / "secret")
         self._all: list[Service] = []
 
-    async def launch(self, service: str, **environ: str) -> Service:
+    async def launch(self, service: str, *, prefix: Sequence[str] = (), **environ: str) -> Service:
+        """``prefix``: what the command begins with, to run elsewhere."""
         log = self.directory / f"{service}-{environ.get('MOORAGE_NAME', 'h1')}.log"
         with log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
+                *prefix,
                 sys.executable,
                 "-m",
                 "moorage.cli.main",

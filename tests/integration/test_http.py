@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -118,6 +119,39 @@ async def test_without_a_token_file_no_token_is_right(client: aiohttp.ClientSess
             assert answer.status == 401
     assert service.done == []
     await service.server.stop()
+
+
+def password(token: str, user: str = "me") -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{token}'.encode()).decode()}"}
+
+
+async def test_a_page_takes_the_token_as_a_password_and_calls_do_not(client: aiohttp.ClientSession) -> None:
+    """A browser sends a password along with what other sites have it ask for."""
+    server = HttpServer(
+        token=TOKEN, metrics=CollectorRegistry(), not_ready=lambda: [], page=lambda: "<p>all is well</p>"
+    )
+    done = []
+
+    async def do(params: dict[str, Any]) -> Any:
+        done.append(params)
+        return {}
+
+    server.add_routes([Route("POST", "do", do), Route("GET", "look", do)])
+    url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
+    for headers in (bearer(), password(TOKEN), password(TOKEN, "")):
+        async with client.get(f"{url}/", headers=headers) as answer:
+            assert answer.status == 200 and await answer.text() == "<p>all is well</p>"
+            assert answer.content_type == "text/html" and answer.headers["Cache-Control"] == "no-store"
+            assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    for headers in ({}, password("wrong"), password(""), {"Authorization": "Basic %"}, bearer("wrong")):
+        async with client.get(f"{url}/", headers=headers) as answer:
+            assert answer.status == 401 and answer.headers["WWW-Authenticate"].startswith("Basic ")
+            assert "well" not in await answer.text()
+    for method, path in (("POST", "/v1/do"), ("GET", "/v1/look"), ("POST", "/"), ("GET", "/other")):
+        async with client.request(method, url + path, headers=password(TOKEN), json={}) as answer:
+            assert answer.status == 401 and "WWW-Authenticate" not in answer.headers
+    assert done == []
+    await server.stop()
 
 
 async def test_a_call_gets_the_body_and_the_query(service: Service, client: aiohttp.ClientSession) -> None:

@@ -413,6 +413,8 @@ async def test_a_device_whose_count_goes_back_is_refused_for_good(registry: Regi
         ("release", {}),
         ("join_host", {}),
         ("join_service", {"service": {}, "group": [], "name": 1}),
+        ("set_drain", {"kind": "host", "name": "h1", "drain": False}),  # nobody says so
+        ("set_balance", {"paused": True}),
     ],
 )
 async def test_bad_parameters_are_named(registry: Registry, method: str, params: dict[str, Any]) -> None:

@@ -20,23 +20,7 @@ import pytest
 import moorage
 from moorage.gateway.mount import system, unmounting
 from moorage.gateway.mount.record import Place, StateDirectory
-
-
-def _unusable() -> str:
-    """Why nothing can be mounted here, or nothing."""
-    if os.geteuid() != 0:
-        return "mounting needs root"
-    if not Path("/dev/fuse").exists() or not Path("/dev/loop-control").exists():
-        return "there is no /dev/fuse or no /dev/loop-control"
-    return ""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = _unusable()
-    here = Path(__file__).parent
-    for item in items:
-        if reason and here in item.path.parents and "mount" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.skip(reason=reason))
+from tests.prerequisites import no_mounts, require
 
 
 class Host:
@@ -137,9 +121,10 @@ def signalled(pid: int, number: int) -> None:
             os.kill(pid, number)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mount() -> None:
-    """Names the tests that need root, FUSE and loop devices."""
+    """For the tests that need root, FUSE and loop devices."""
+    require(no_mounts())
 
 
 @pytest.fixture(scope="session")

@@ -21,18 +21,10 @@ from moorage.gateway.mount import system
 from .conftest import run_program
 
 IMAGE = "busybox"
+PROGRAMS = ("busybox", "docker", "dockerd")
 START_S = 60.0
 TIMEOUT_S = 120.0
 _NETWORK = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
-
-
-def unusable() -> str:
-    """Why no engine can be had here, or nothing."""
-    packages = {"dockerd": "docker.io", "docker": "docker.io", "busybox": "busybox-static"}
-    for program, package in packages.items():
-        if shutil.which(program, path=system.PATH) is None:
-            return f"{program} is not installed: `make setup` as root installs {package}"
-    return ""
 
 
 class Engine:

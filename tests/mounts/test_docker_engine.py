@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import time
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from moorage.client.uri import parse
 from moorage.gateway.docker.service import PERIOD_S
 from tests.fsck import check_clean_at
+from tests.prerequisites import no_programs, require
+from tests.uris import EXISTING, MADE, Effect, effect
 
 from .agents import Agent, kill_processes
-from .engine import IMAGE, Engine, unusable
+from .conftest import run_program
+from .engine import IMAGE, PROGRAMS, Engine
 from .test_volume_driver import Driver
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mount"), pytest.mark.timeout(400)]
@@ -58,10 +63,7 @@ class DockerHost:
 
 @pytest.fixture
 async def make_docker(up: dict[str, str]) -> AsyncIterator[Callable[[], DockerHost]]:
-    if reason := unusable():
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require(no_programs(*PROGRAMS))
     made: list[DockerHost] = []
     before = _files_of_engines()
 
@@ -117,6 +119,47 @@ async def test_an_engine_has_volumes(make_docker: Callable[[], DockerHost]) -> N
     assert await docker("volume", "ls", "-q", "-f", f"driver={name}", "-f", "name=web") == ""
 
 
+async def test_a_uri_means_what_it_means_elsewhere(make_docker: Callable[[], DockerHost]) -> None:
+    """As the name of a volume, and its options beside its name."""
+    host = make_docker()
+    await host.start()
+    docker, name = host.engine.docker, host.name
+
+    async def found(source: str, volume: str) -> Effect:
+        mounted = f"type=volume,source={source},target=/data,volume-driver={name}"
+        container = await docker("run", "-d", "--network", "none", "--mount", mounted, IMAGE, "sleep", "1000")
+        info = json.loads(await host.agent.ok("volume", "show", volume, "--json"))
+        (place,) = host.agent.places()
+        at = str(host.agent.root / volume)
+        seen = effect(
+            info,
+            json.loads(place.record_file.read_text()),
+            await run_program("findmnt", "--noheadings", "--output", "FSTYPE,OPTIONS", at),
+        )
+        await docker("rm", "-f", container)
+        return seen
+
+    for number, (options, expected) in enumerate(MADE.items()):
+        assert await found(f"moorage:///made{number}?{options}", f"made{number}") == expected
+        beside = (f"--opt={key}={value}" for key, value in parse(f"moorage:///x?{options}").options.items())
+        await docker("volume", "create", "-d", name, *beside, f"beside{number}")
+        assert await found(f"beside{number}", f"beside{number}") == expected
+    for number, (options, expected) in enumerate(EXISTING.items()):
+        volume = f"there{number}"
+        await host.agent.ok("volume", "create", volume, "--size", "64M", "--replicas", "1")
+        await host.agent.mount(volume)
+        await host.agent.unmount(volume)
+        assert await found(f"moorage:///{volume}{options}", volume) == expected
+    wrong = {
+        "moorage:///x?mode=wo": "mode='wo': write rw or ro",
+        "moorage:///x?colour=red": "unknown option 'colour'",
+        "moorage:///x/file": "moorage:///x/file names a file in a volume: write moorage:///x",
+        "moorage://elsewhere/x?size=64M": "connect to 'elsewhere' for it",
+    }
+    for uri, words in wrong.items():
+        assert words in await host.engine.refused("volume", "create", "-d", name, uri)
+
+
 async def test_what_a_killed_engine_had_is_unmounted_once_its_containers_are_gone(
     make_docker: Callable[[], DockerHost],
 ) -> None:
@@ -138,6 +181,7 @@ async def test_what_a_killed_engine_had_is_unmounted_once_its_containers_are_gon
     await docker("exec", started, "sh", "-c", "echo again > /data/file")
     await docker("rm", "-f", started)
     assert host.agent.places() == []
+    await check_clean_at(host.agent.environment, "back")
 
 
 async def test_a_container_finds_on_another_host_what_it_wrote(make_docker: Callable[[], DockerHost]) -> None:

@@ -16,6 +16,7 @@ import moorage
 import moorage.sync
 from moorage.gateway.mount import system, unmounting, writeback
 from moorage.gateway.mount.record import Place
+from moorage.node.store import StoreConfig
 from moorage.wire.errors import NotFound
 from tests.fsck import check_clean
 
@@ -26,11 +27,19 @@ PF_MEMALLOC_NOIO = 0x00080000  # include/linux/sched.h; PR_SET_IO_FLUSHER sets i
 MakeVolume = Callable[..., Awaitable[str]]
 
 
-async def stored(cluster: moorage.Cluster, name: str) -> int:
-    """Bytes of a volume that are stored, as its members' indexes say."""
-    async with await cluster.attach(name, read_only=True) as volume:
-        extents = await volume.block_status(0, volume.size)
-    return sum(length for length, is_hole in extents if not is_hole)
+async def stored(cluster: moorage.Cluster, name: str) -> list[int]:
+    """Bytes of a volume that are stored on each device that has a part of it, as the devices say."""
+    info = await cluster.show(name)
+    devices = sorted({member["device"] for group in info.groups for member in group["members"]})
+    answers = [await cluster.list_replicas(device, volume=info.id) for device in devices]
+    return [sum(row["bytes"] for row in rows) for rows in answers]
+
+
+async def until_stored(cluster: moorage.Cluster, name: str, holds: Callable[[int], bool]) -> None:
+    """On all three devices. They count whole chunks that were discarded at their next checkpoint."""
+    async with asyncio.timeout(2 * StoreConfig.checkpoint_seconds):
+        while not (len(found := await stored(cluster, name)) == 3 and all(map(holds, found))):
+            await asyncio.sleep(0.1)
 
 
 async def may_serve_writeback(place: Place) -> None:
@@ -100,6 +109,58 @@ async def test_ext4_has_grown_after_the_next_mount_at_the_latest(
     await check_clean(cluster, name)
 
 
+async def test_a_snapshot_is_mounted_beside_its_volume(
+    host: Host, other: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    name = await volume()
+    await host.mount(name)
+    (host.point() / "file").write_text("then")
+    await run_program("sync", "--file-system", str(host.point()))
+    await run_program("fsfreeze", "--freeze", str(host.point()))
+    try:
+        await cluster.snapshots.create("clean", name)
+    finally:
+        await run_program("fsfreeze", "--unfreeze", str(host.point()))
+    (host.point() / "file").write_text("now")
+    await run_program("sync", "--file-system", str(host.point()))
+    await cluster.snapshots.create("busy", name)
+    shown = await other.mount(f"{name}@clean")
+    assert (shown["volume"], shown["state"]) == (f"{name}@clean", "serving")
+    assert (other.point() / "file").read_text() == "then"
+    with pytest.raises(OSError, match="Read-only"):
+        (other.point() / "file").write_text("no")
+    await other.unmount(f"{name}@clean")
+    code, _, err = await other.run("mount", f"{name}@busy", str(other.point()))
+    assert code != 0 and f"moorage snapshot clone {name}@busy" in err, "its journal is to be replayed first"
+    clone = f"{name}-clone"
+    await cluster.create_volume(clone, parent=f"{name}@busy")
+    await other.mount(clone)
+    assert (other.point() / "file").read_text() == "now"
+    (other.point() / "file").write_text("elsewhere")
+    await other.unmount(clone)
+    await check_clean(cluster, clone)
+    assert (host.point() / "file").read_text() == "now"
+    await host.unmount(name)
+    await cluster.delete(clone)
+    for snapshot in ("clean", "busy"):
+        await cluster.snapshots.delete(f"{name}@{snapshot}")
+
+
+async def test_the_table_of_mounts_says_by_whom(host: Host, volume: MakeVolume) -> None:
+    name = await volume()
+    host.environment.pop("SUDO_USER", None)
+    mounted = await host.mount(name)
+    host.environment |= {"COLUMNS": "250", "SUDO_USER": "alice"}
+    code, table, _ = await host.run("mounts")
+    (row,) = (line.split("│")[1:-1] for line in table.splitlines() if name in line)
+    by = "moorage mount (root)"
+    shown = [name, str(host.point()), "ext4", mounted["device"], str(mounted["epoch"]), by, "serving"]
+    assert code == 0 and [cell.strip() for cell in row] == shown
+    await host.unmount(name)
+    assert (await host.mount(name))["by"] == "moorage mount (alice)"
+    await host.unmount(name)
+
+
 @pytest.mark.slow
 async def test_fstrim_gives_space_back(host: Host, cluster: moorage.Cluster, volume: MakeVolume) -> None:
     name = await volume()
@@ -108,14 +169,14 @@ async def test_fstrim_gives_space_back(host: Host, cluster: moorage.Cluster, vol
     big.write_bytes(os.urandom(32 << 20))
     with big.open("rb") as file:
         os.fsync(file.fileno())
-    assert await stored(cluster, name) > 32 << 20
+    await until_stored(cluster, name, lambda size: size > 32 << 20)
     big.unlink()
     await run_program(
         "sync", "--file-system", str(host.point())
     )  # what was freed is free once that is committed
     await run_program("/usr/sbin/fstrim", str(host.point()))
+    await until_stored(cluster, name, lambda size: size < 16 << 20)
     await host.unmount(name)
-    assert await stored(cluster, name) < 16 << 20
 
 
 async def test_a_volume_that_holds_anything_is_never_formatted(
@@ -166,7 +227,7 @@ async def test_what_is_in_the_way_is_said_in_one_line(
         (("mount", second, str(host.directory / "none")), "does not exist: create it (mkdir -p"),
         (("mount", second, "/proc"), "/proc is a mount point already, of proc"),
         (("mount", second, "/etc/passwd"), "/etc/passwd is not a directory"),
-        (("mount", "nosuch", str(empty)), "volume 'nosuch' does not exist"),
+        (("mount", "nosuch", str(empty)), "there is no volume or bucket 'nosuch'"),
         (("mount", f"moorage:///{second}/a/file", str(empty)), "names a file in a volume"),
         (("mount", second, str(empty), "--overwrite", "--read-only"), "choose one"),
         (("mount", second, str(empty), "--read-only"), "mount it once without --read-only"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,11 @@ import pytest
 import moorage
 from moorage.cli.local_cluster import LocalCluster
 from moorage.gateway.mount import system, unmounting
+from tests import processes
 from tests.fsck import check_clean
+from tests.prerequisites import require
 
+from ..mesos import cgroups
 from .conftest import Host, signalled, spawn
 
 pytestmark = pytest.mark.usefixtures("mount")
@@ -327,6 +331,65 @@ async def test_an_unmount_waits_for_what_is_frozen_until_it_is_forced(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("both", [False, True])
+async def test_what_is_frozen_by_its_control_group_is_unmounted_by_force(
+    both: bool, host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    """A container was paused, with the processes that it had started: none of them dies before it goes on."""
+    require(cgroups.unusable())
+    name = await volume()
+    await host.mount(name)
+    await asyncio.to_thread(write_through, host.point() / "file", b"synced")
+    (host.point() / "dirty").write_bytes(b"not synced" * 100_000)
+    place = host.place()
+    daemon, keeper = place.status().pid, unmounting._keeper_pid(place)
+    waiting = spawn("sync", "--file-system", str(host.point()))
+    try:
+        with cgroups.frozen(f"{cgroups.PREFIX}paused-{os.getpid()}", [keeper, *([daemon] if both else [])]):
+            code, _, err = await host.run("umount", name, "--force")
+            await asyncio.to_thread(waiting.wait, 30)
+            if code:  # it was about to hear of it
+                assert f"in use by sync (pid {waiting.pid}" in err
+                await host.unmount(name, "--force")
+            assert lives(keeper)
+            assert host.left() == [] and await host.mounts() == []
+            await host.mount(name)
+            assert (host.point() / "file").read_bytes() == b"synced"
+        assert not any(lives(pid) for pid in (daemon, keeper))
+    finally:
+        waiting.communicate()
+    await host.unmount(name)
+    await check_clean(cluster, name)
+
+
+@pytest.mark.slow
+async def test_what_a_container_mounted_is_unmounted_by_force_and_nobody_elses_process_is_killed(
+    host: Host, cluster: moorage.Cluster, volume: MakeVolume
+) -> None:
+    """It has process ids of its own: the keeper's number is that of another process outside."""
+    name = await volume()
+    command = shlex.join([sys.executable, "-m", "moorage.cli.main", "mount", name, str(host.point())])
+    inside = ("unshare", "--pid", "--fork", "--kill-child", "sh", "-c")
+    container = spawn(*inside, f"{command} && echo there && exec sleep 1000", env=host.environment)
+    try:
+        assert container.stdout is not None
+        assert name in await asyncio.to_thread(container.stdout.readline)
+        place = host.place()
+        frozen = processes.naming(str(place.directory))
+        assert int(place.keeper_lock.read_text()) not in frozen and unmounting._keeper_pid(place) == 0
+        (host.point() / "dirty").write_bytes(b"not synced" * 100_000)
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        await host.unmount(name, "--force")
+        assert host.left() == [] and await host.mounts() == []
+    finally:
+        container.kill()
+        container.communicate()
+    await mend(host, cluster, name)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_without_a_majority_unmount_says_so_and_force_gives_up(
     tmp_path: Path, make_host: Callable[[dict[str, str]], Host]
@@ -422,16 +485,8 @@ async def test_fifty_mounts_leave_nothing(host: Host, volume: MakeVolume) -> Non
     name = await volume()
 
     def counts() -> Any:
-        processes = [
-            path for path in Path("/proc").glob("[0-9]*/cmdline") if holds(path, str(host.directory))
-        ]
-        return len(processes), len(system.mount_table()), len(list(Path("/sys/block").glob("loop*/loop")))
-
-    def holds(path: Path, text: str) -> bool:
-        try:
-            return text.encode() in path.read_bytes()
-        except OSError:
-            return False
+        of_host = processes.naming(str(host.directory))
+        return len(of_host), len(system.mount_table()), len(list(Path("/sys/block").glob("loop*/loop")))
 
     await host.mount(name)
     await host.unmount(name)

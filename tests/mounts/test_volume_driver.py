@@ -88,6 +88,7 @@ async def test_containers_share_a_mount_that_outlives_the_driver(agent: Agent) -
         assert await driver.call("Unmount", Name="web", ID="two") == {}
         assert await driver.call("Path", Name="web") == {"Mountpoint": ""}
         assert agent.places() == []
+        await check_clean_at(agent.environment, "web")
         assert await driver.call("Remove", Name="web") == {}
     assert not spec.exists() and not driver.socket.exists()
 
@@ -123,6 +124,7 @@ async def test_what_a_crash_left_is_put_right(agent: Agent) -> None:
         assert await driver.call("Path", Name="lost") == {"Mountpoint": ""}
 
 
+@pytest.mark.slow
 async def test_dvdcli_keeps_the_agents_of_a_machine_apart(agent: Agent) -> None:
     """The same volume from one agent after the other; each asks as often as it likes, and without an id."""
     options = ("--volumedriver=moorage", "--volumename=db")
@@ -151,7 +153,7 @@ async def test_what_dvdcli_refuses_and_what_it_does_not(agent: Agent) -> None:
         assert ended == code and words in error and "Traceback" not in error, error
         assert len(error.splitlines()) == (code != 0) and not out
 
-    await says(3, "does not exist", "mount", "--volumedriver=moorage", "--volumename=none")
+    await says(3, "there is no volume", "mount", "--volumedriver=moorage", "--volumename=none")
     await says(3, "'rexray' is not served", "mount", "--volumedriver=rexray", "--volumename=none")
     await says(3, "iops", "mount", "--volumename=none", "--volumeopts=iops=five")
     await says(3, "KEY=VALUE", "create", "--volumename=none", "--volumeopts=size")
@@ -214,6 +216,7 @@ async def test_a_mount_that_was_taken_over_is_replaced(make_agent: Callable[[], 
     assert await one.ok("dvdcli", "mount", *options) == str(path)
     assert (path / "file").read_text() == "written"
     await one.ok("dvdcli", "unmount", "--volumename=db4")
+    await check_clean_at(one.environment, "db4")
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ from unittest.mock import patch
 
 import pytest
 
-from moorage.client import attachment, front, session
+from moorage.client import attachment, front, reads, session
 from moorage.client.attachment import WriterAttachment
 from moorage.metadata import state as metadata_state
 from moorage.metadata.attachments import Attachments
+from moorage.metadata.lease import Lease, LeaseTable
 from moorage.metadata.state import StateMachine
 from moorage.node import copying
 from moorage.node.handlers import Handlers
@@ -37,12 +38,12 @@ STRANDS_S = 10.0  # three or four of them, to their end
 def run(seed: int) -> object:
     """Of four histories two are of strands (all kinds in turn), one of power losses, one is a storm."""
     aim = ("strands", "outages", "strands", "storm")[seed % 4]
-    plan, storm_s, kinds = None, STORM_S, list(PLOTS)
+    plan, storm_s, kinds = None, STORM_S, [each for each in PLOTS if each not in ("apart", "kept")]
     if aim == "strands":
         first, storm_s = 3 * (seed // 2) % len(kinds), STRANDS_S
         plan = draw_strands(Random(f"{seed} faults"), storm_s, kinds[first:] + kinds[:first])
     with redirect_stderr(StringIO()):
-        return run_seed(seed, plan, storm_s, aim)
+        return run_seed(seed, plan, storm_s, aim, snapshots=False, objects=False)
 
 
 def verdict(error: BaseException) -> str | None:
@@ -209,6 +210,41 @@ def node_takes_from_the_fenced(monkeypatch: pytest.MonkeyPatch) -> None:
 def seal_without_a_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node asks nobody who seals for metadata's word."""
     monkeypatch.setattr(Handlers, "_check_capability", lambda *args: None)
+
+
+@planted("cluster", "18", rare=True)
+def anybody_orders_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node takes orders from whoever knows the cluster's secret, metadata or not."""
+    monkeypatch.setattr(Handlers, "_require_orderer", lambda *args: None)
+
+
+@planted("cluster", "21", rare=True)
+def holder_ends_with_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder whose lease cannot be renewed gives its volume up."""
+
+    async def ask(self: WriterAttachment) -> None:
+        try:
+            await self._renew(3.0)
+        except errors.MoorageError as error:
+            self._end(error)
+
+    monkeypatch.setattr(WriterAttachment, "_ask", ask)
+
+
+@planted("cluster", "21", rare=True)
+def leases_end_with_their_leader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a new leader of metadata all leases are over."""
+
+    def restart(self: LeaseTable, held: Any, now_ms: int) -> None:
+        self._leases = {volume: Lease(epoch, now_ms) for volume, epoch in held}
+
+    monkeypatch.setattr(LeaseTable, "restart", restart)
+
+
+@planted("cluster", "27", rare=True)
+def reads_wait_for_a_silent_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was asked for a block is waited for, however long it says nothing."""
+    monkeypatch.setattr(reads, "judge", lambda *args: "wait")
 
 
 @planted("cluster", "start token", rare=True)

@@ -57,6 +57,31 @@ def rechoose_same_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SimClient, "_observe", observe)
 
 
+@planted("log", "19")
+def acks_of_any_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a member acknowledged to a former attachment of the process counts for the present one."""
+    real = Recovery.ack
+
+    def ack(self: Recovery, replica: int, epoch: int, *numbers: int) -> None:
+        *counts, _, flags = numbers
+        peer = self.peers.get(replica)
+        if peer is not None:
+            real(self, replica, self.epoch, *counts, peer.session, flags)
+
+    monkeypatch.setattr(Recovery, "ack", ack)
+
+
+@planted("log", "19")
+def acks_of_any_epoch_in_the_same_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, where sessions are told apart: each attachment counts them from one."""
+    real = Recovery.ack
+
+    def ack(self: Recovery, replica: int, epoch: int, *numbers: int) -> None:
+        real(self, replica, self.epoch, *numbers)
+
+    monkeypatch.setattr(Recovery, "ack", ack)
+
+
 @planted("log", "2", rare=True)
 def reuse_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that starts again goes on with the epoch and id of its first life."""

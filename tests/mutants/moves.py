@@ -22,7 +22,7 @@ from .cluster import verdict as verdict
 
 def run(seed: int) -> object:
     with redirect_stderr(StringIO()):
-        return run_seed(seed, aim="storm", moves=True)
+        return run_seed(seed, aim="storm", moves=True, snapshots=False, objects=False)
 
 
 @planted(
@@ -75,7 +75,7 @@ def the_old_one_is_dropped_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StateMachine, "_plan_replacement", plan)
 
 
-@planted("moves", "18", rare=True)
+@planted("moves", "drop", rare=True)
 def the_old_one_is_never_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that is no member any more stays on its device."""
     real = StateMachine._reconfigure
@@ -88,7 +88,7 @@ def the_old_one_is_never_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StateMachine, "_reconfigure", reconfigure)
 
 
-@planted("moves", "18", rare=True)
+@planted("moves", "drop", rare=True)
 def what_was_called_off_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A learner that is not needed any more stays on its device."""
     real = StateMachine._cancel_replacement

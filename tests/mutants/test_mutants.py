@@ -33,3 +33,10 @@ def test_planted_bug_is_caught(mutant: Mutant) -> None:
 @pytest.mark.parametrize("mutant", [each for each in ALL if each.rare], ids=lambda each: each.name)
 def test_rare_planted_bug_is_caught(mutant: Mutant) -> None:
     check(mutant, 1 << 30)
+
+
+def test_every_patch_has_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are looked for by ``make mutants`` only: what they replace is there."""
+    for mutant in ALL:
+        with monkeypatch.context() as patches:
+            mutant.plant(patches)

@@ -6,10 +6,10 @@ between.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,31 +23,18 @@ import pytest
 
 import moorage.sync
 from moorage.cli.local_cluster import die_with_parent
+from tests import processes
+from tests.fsck import check_clean_at
+from tests.prerequisites import PATH, no_mounts, no_programs, require
 
 TOOLS = ("losetup", "mkfs.ext4", "mkfs.xfs", "mount", "nsenter", "unshare")
-PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 TIMEOUT_S = 60.0
 PROGRAM = (sys.executable, "-m", "moorage.cli.main")
 
 
-def unusable() -> str:
-    """Why nothing can be mounted here, or nothing. A run of CI skips nothing."""
-    if os.environ.get("CI"):
-        return ""
-    if os.geteuid() != 0:
-        return "mounting needs root"
-    if missing := [device for device in ("/dev/fuse", "/dev/autofs") if not os.path.exists(device)]:
-        return f"{', '.join(missing)} not there"
-    if missing := [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]:
-        return f"{', '.join(missing)} not installed: `make setup` as root installs it"
-    return ""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if why := unusable():
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=why))
+@pytest.fixture(scope="session", autouse=True)
+def mountable() -> None:
+    require(no_mounts(("/dev/fuse", "/dev/loop-control", "/dev/autofs")) or no_programs(*TOOLS))
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
@@ -144,6 +131,7 @@ class Agent:
             "MOORAGE_REGISTRY": cluster.registry,
             "MOORAGE_SECRET_FILE": cluster.secret_file,
             "MOORAGE_STATE_DIR": str(self.state_dir),
+            "MOORAGE_MOUNT_ROOT": str(directory / "v"),
             "MOORAGE_HOST": name,
             "XDG_CONFIG_HOME": str(directory / "config"),
             "PATH": PATH,
@@ -184,8 +172,12 @@ class Agent:
         return done.stdout.strip()
 
     def start(self, *arguments: str) -> Service:
-        log = self.directory / f"{arguments[0]}{len(self.services)}.log"
-        service = Service([*self._inside, *PROGRAM, *arguments, "--json"], self.env, log)
+        return self.serve(*PROGRAM, *arguments, "--json")
+
+    def serve(self, *command: str, **variables: str) -> Service:
+        """``variables``: more of its environment."""
+        log = self.directory / f"service{len(self.services)}.log"
+        service = Service([*self._inside, *command], {**self.env, **variables}, log)
         self.services.append(service)
         return service
 
@@ -236,14 +228,13 @@ class Agent:
         (found,) = [record for record in records if record["target"] == target]
         return found
 
+    def check_clean(self, volume: str) -> None:
+        """`fsck -f` finds nothing to mend. It is unmounted."""
+        asyncio.run(check_clean_at(self.env, volume))
+
     def pids(self, volume: str) -> list[int]:
         """Keeper and daemon of a mount."""
-        found = self.record(volume)["id"]
-        return [
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/cmdline")
-            if str(self.state_dir / found).encode() in path.read_bytes()
-        ]
+        return processes.naming(str(self.state_dir / self.record(volume)["id"]))
 
     def close(self) -> None:
         for user in self._users:

@@ -102,6 +102,8 @@ def test_a_next_service_goes_on_with_what_is_in_use(agent: Agent, number: int) -
     user.kill()
     user.wait()
     until(lambda: agent.mounts() == {}, "unmounted when idle")
+    agent.check_clean(free)
+    agent.check_clean(held)
 
 
 @pytest.mark.slow
@@ -197,18 +199,22 @@ def test_a_volume_that_was_taken_away_is_let_go_and_mounted_anew(make_agent: Mak
     user.wait()
     until(lambda: not is_there(first, root / "taken"), "let go")
     assert first.sh(f"ls {root}/taken") == "lost+found"
+    service.end()
+    first.check_clean("taken")
 
 
 @pytest.mark.slow
 def test_a_mount_that_died_is_mounted_anew(agent: Agent) -> None:
     agent.cluster.create("dying")
-    _, root = start(agent, idle="2")
+    service, root = start(agent, idle="2")
     agent.sh(f"touch {root}/dying/file; sync -f {root}/dying")
     for pid in agent.pids("dying"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     until(lambda: not is_there(agent, root / "dying"), "let go")
     assert agent.sh(f"ls {root}/dying") == "file\nlost+found"
+    service.end()
+    agent.check_clean("dying")
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,17 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PATH, Agent, until, unusable
+from tests.prerequisites import no_programs, require
+from tests.processes import command_lines
+
+from .conftest import Agent, until
 from .test_table import answer_until, apply, set_table
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(
-        not unusable() and not os.environ.get("CI") and shutil.which("s3fs", path=PATH) is None,
-        reason="s3fs not installed: `make setup` as root installs it",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 def put(url: str, data: bytes = b"") -> None:
@@ -44,6 +39,7 @@ def get(url: str) -> bytes:
 @pytest.fixture
 def endpoint(tmp_path: Path) -> Iterator[str]:
     """An S3 server with an empty bucket "media"."""
+    require(no_programs("s3fs"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -78,10 +74,9 @@ def line(agent: Agent, endpoint: str, bucket: str = "media") -> str:
 
 def clients(agent: Agent) -> list[int]:
     """The s3fs of an agent."""
-    found = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
     return [
         pid
-        for pid, command in found.items()
+        for pid, command in command_lines().items()
         if command.partition(b"\0")[0].endswith(b"/s3fs") and str(agent.directory).encode() in command
     ]
 

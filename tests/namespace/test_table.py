@@ -119,6 +119,9 @@ def test_keep_follows_the_table_and_goes_on_after_a_kill(agent: Agent) -> None:
     answer_until(service, first, "unmounted")
     assert service.end() == 0
     assert agent.mounts().keys() == {"two"}
+    agent.moorage("umount", "two")
+    agent.check_clean("one")
+    agent.check_clean("two")
 
 
 @pytest.mark.slow
@@ -155,6 +158,9 @@ def test_a_volume_that_is_held_elsewhere_comes_when_its_holder_dies(make_agent: 
             os.kill(pid, signal.SIGKILL)
     answer_until(service, second.directory / "d", "mounted")
     assert second.sh(f"cat {second.directory / 'd'}/file") == "hello"
+    service.end()
+    second.moorage("umount", "moving")
+    second.check_clean("moving")
 
 
 STUB = """#!/bin/sh

@@ -4,44 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from .conftest import Agent, Cluster
+from moorage.client.uri import parse
+
+from ..uris import EXISTING, MADE, Effect, effect
+from .conftest import PROGRAM, Agent, Cluster
 from .test_table import MakeAgent, apply, far, set_table
 
 __all__ = ["far"]  # a fixture
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 _numbers = itertools.count()
-
-
-@dataclass(frozen=True)
-class Effect:
-    size: int
-    replicas: int
-    durability: str
-    fs: str
-    read_only: bool
-    io_timeout: float
-
-
-MIB = 1 << 20
-URIS = {
-    "size=64M&replicas=1": Effect(64 * MIB, 1, "sync", "ext4", False, 60),
-    "size=512MiB&fs=xfs&durability=writeback&io_timeout=7.5": Effect(
-        512 * MIB, 3, "writeback", "xfs", False, 7.5
-    ),
-    "size=67108864&replicas=1&groups=2&fs=ext4&mode=rw&io_timeout=0": Effect(
-        64 * MIB, 1, "sync", "ext4", False, 0
-    ),
-}
-EXISTING = {
-    "": Effect(64 * MIB, 1, "sync", "ext4", False, 60),
-    "?mode=ro": Effect(64 * MIB, 1, "sync", "ext4", True, 60),
-    "?size=1G&replicas=3&io_timeout=9": Effect(64 * MIB, 1, "sync", "ext4", False, 9),  # it is there as it is
-}
 
 
 def by_command(agent: Agent, uri: str, target: Path) -> Path:
@@ -76,30 +51,83 @@ def by_automount(agent: Agent, uri: str, target: Path) -> Path:
     return target / name
 
 
-WAYS = [by_command, by_python, by_table, by_table_options, by_automount]
+def by_dvdcli(agent: Agent, uri: str, target: Path) -> Path:
+    return dvdcli(agent, f"--volumename={uri}")
 
 
-def effect(agent: Agent, volume: str, at: Path) -> Effect:
-    info = agent.moorage("volume", "show", volume)
-    record = agent.record(volume)
-    kind, options = agent.sh(f"findmnt --noheadings --output FSTYPE,OPTIONS {at}").split()
-    read_only = "ro" in options.split(",")
-    assert record["read_only"] == read_only
-    return Effect(info["size"], info["replicas"], info["durability"], kind, read_only, record["io_timeout"])
+def by_dvdcli_options(agent: Agent, uri: str, target: Path) -> Path:
+    address = parse(uri)
+    options = (f"--volumeopts={key}={value}" for key, value in address.options.items())
+    return dvdcli(agent, "--volumedriver=moorage", f"--volumename={address.name}", *options)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("options", URIS)
+def dvdcli(agent: Agent, *arguments: str) -> Path:
+    done = agent.run(*PROGRAM, "dvdcli", "mount", *arguments)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def by_dvdi(agent: Agent, uri: str, target: Path) -> Path:
+    return dvdi(agent, DVDI_VOLUME_NAME=uri)
+
+
+def by_dvdi_options(agent: Agent, uri: str, target: Path) -> Path:
+    address = parse(uri)
+    options = ",".join(f"{key}={value}" for key, value in address.options.items())
+    return dvdi(agent, DVDI_VOLUME_NAME=address.name, DVDI_VOLUME_OPTS=options)
+
+
+def dvdi(agent: Agent, **variables: str) -> Path:
+    """Where a task that stays has its volume."""
+    task = 'echo "{\\"path\\": \\"$DVDI_VOLUME_PATH\\"}"; exec sleep infinity'
+    service = agent.serve(*PROGRAM, "dvdi", "run", "--", "sh", "-ec", task, **variables)
+    return Path(service.answer()["path"])
+
+
+PUBLISH = """
+import grpc
+from moorage.gateway.csi import csi_pb2 as pb
+capability = pb.VolumeCapability(access_mode={{"mode": "SINGLE_NODE_WRITER"}}, mount={{}})
+request = pb.NodePublishVolumeRequest(
+    volume_id={name!r}, target_path={target!r}, volume_capability=capability, volume_context={options!r}
+)
+with grpc.insecure_channel({endpoint!r}) as channel:
+    call = channel.unary_unary("/csi.v1.Node/NodePublishVolume", type(request).SerializeToString)
+    call(request, timeout=60)
+"""
+
+
+def by_csi(agent: Agent, uri: str, target: Path) -> Path:
+    """Which has ids and a context instead of URIs: the name, and the same options."""
+    endpoint, address = f"unix://{agent.directory}/csi.sock", parse(uri)
+    agent.start("csi", "--endpoint", endpoint).answer()
+    options = dict(address.options)
+    agent.python(PUBLISH.format(name=address.name, target=str(target), options=options, endpoint=endpoint))
+    return target
+
+
+URI = [by_command, by_python, by_table, by_automount, by_dvdcli, by_dvdi]
+BESIDE = [by_table_options, by_dvdcli_options, by_dvdi_options, by_csi]  # a name, and options beside it
+OF_OTHERS = [by_command, by_table, by_table_options, by_automount, by_dvdcli, by_dvdi]
+
+
+def found(agent: Agent, volume: str, at: Path) -> Effect:
+    mounted = agent.sh(f"findmnt --noheadings --output FSTYPE,OPTIONS {at}")
+    return effect(agent.moorage("volume", "show", volume), agent.record(volume), mounted)
+
+
+@pytest.mark.parametrize("way", URI + BESIDE)
+@pytest.mark.parametrize("options", MADE)
 def test_a_volume_is_made_and_mounted(agent: Agent, way: Callable[..., Path], options: str) -> None:
     volume, target = f"made{next(_numbers)}", agent.directory / "at"
     target.mkdir()
     at = way(agent, f"moorage:///{volume}?{options}", target)
-    assert effect(agent, volume, at) == URIS[options]
+    assert found(agent, volume, at) == MADE[options]
     groups = agent.moorage("volume", "show", volume)["groups"]
     assert len(groups) == (2 if "groups=2" in options else len(groups))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", URI + BESIDE)
 @pytest.mark.parametrize("options", EXISTING)
 def test_a_volume_that_is_there(agent: Agent, way: Callable[..., Path], options: str) -> None:
     volume, target = f"there{next(_numbers)}", agent.directory / "at"
@@ -108,12 +136,13 @@ def test_a_volume_that_is_there(agent: Agent, way: Callable[..., Path], options:
     agent.moorage("mount", volume, str(target))
     agent.moorage("umount", str(target))
     at = way(agent, f"moorage:///{volume}{options}", target)
-    assert effect(agent, volume, at) == EXISTING[options]
+    assert found(agent, volume, at) == EXISTING[options]
 
 
-@pytest.mark.parametrize("way", [by_command, by_table, by_table_options, by_automount])
+@pytest.mark.parametrize("way", OF_OTHERS)
 def test_the_cluster_that_it_names(far: Cluster, make_agent: MakeAgent, way: Callable[..., Path]) -> None:
-    """From Python one connects to it: a connection is to one cluster."""
+    """From Python one connects to it: a connection is to one cluster, and so are the drivers of Docker and
+    CSI."""
     agent, volume = make_agent("a1", far=far), f"twin{next(_numbers)}"
     target = agent.directory / "at"
     target.mkdir()
@@ -138,4 +167,10 @@ def test_what_no_uri_may_say_is_refused_in_the_same_words(agent: Agent, uri: str
             ("table", "set", str(file), "--version", str(version)),
         )
     }
+    for command in (("dvdcli", "mount", f"--volumename={uri}"), ("dvdi", "run", "true")):
+        agent.env["DVDI_VOLUME_NAME"] = uri
+        done = agent.run(*PROGRAM, *command)
+        assert done.returncode == 3 and not done.stdout
+        words = done.stderr.strip().removeprefix("moorage: ")
+        said.add(words.removeprefix("DVDI_VOLUME_NAME, DVDI_VOLUME_OPTS: "))
     assert len(said) == 1, said

@@ -24,6 +24,7 @@ def test_histories_keep_all_promises_and_a_seed_is_one_history(monkeypatch: pyte
     assert sum(outcome.blocks for outcome in outcomes) > 100
     assert not all(outcome.refused for outcome in outcomes)
     assert len({outcome.trace for outcome in outcomes}) == SEEDS
+    assert any(outcome.shown for outcome in outcomes), "some use snapshots"
     monkeypatch.setattr(os, "getpid", lambda: 4_000_000)
     monkeypatch.setattr(sys, "argv", ["a-program-of-another-name"])
     elsewhere = [bytearray(size) for size in range(20_000)]  # other addresses than before

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from moorage.simulation.history import SECTORS, History, NotLinearizable, Operation
+from moorage.simulation.history import History
+from moorage.simulation.operation import SECTORS, SMALLER, NotLinearizable, Operation
 
 BLOCK = SECTORS
 
@@ -241,16 +242,55 @@ def test_rejected(make: Callable[[Story], None], durability: str) -> None:
 
 def test_names() -> None:
     story = Story("sync")
-    story.add("show", 0, 0, found=False)
+    story.add("show", 0, 0, found=0)
     story.add("create", 0, 0, found=True)
-    story.add("show", 0, 0, found=True)
+    story.history.operations[-1].size = 8
+    story.add("show", 0, 0, found=8)
     story.add("delete", 0, 0, known=False)
-    story.add("show", 0, 0, found=True)
-    story.add("show", 0, 0, found=False)
+    story.add("show", 0, 0, found=8)
+    story.add("show", 0, 0, found=0)
     assert story.history.check() == 1
-    story.add("show", 0, 0, found=True)
+    story.add("show", 0, 0, found=8)
     with pytest.raises(NotLinearizable, match="volume v"):
         story.history.check()
+
+
+def sizes(*steps: tuple[str, int, Any]) -> Story:
+    """``steps``: kind, size that was asked for, what was found."""
+    story = Story("sync")
+    for kind, size, found in steps:
+        story.add(kind, 0, 0, found=found, known=found is not None)
+        story.history.operations[-1].size = size
+    return story
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("create", 8, True), ("resize", 9, True), ("show", 0, 9), ("resize", 9, True), ("show", 0, 9)],
+        [("create", 8, True), ("resize", 9, None), ("show", 0, 8), ("show", 0, 9)],
+        [("create", 8, True), ("resize", 9, True), ("resize", 8, SMALLER), ("delete", 0, True)],
+        [("resize", 9, False), ("create", 8, True), ("resize", 9, None), ("delete", 0, True), ("show", 0, 0)],
+    ],
+)
+def test_sizes(steps: list[tuple[str, int, Any]]) -> None:
+    assert sizes(*steps).history.check() == 1
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("create", 8, True), ("resize", 9, True), ("show", 0, 8)],
+        [("create", 8, True), ("resize", 9, None), ("show", 0, 9), ("show", 0, 8)],
+        [("create", 8, True), ("resize", 9, True), ("resize", 8, True)],
+        [("create", 8, True), ("resize", 8, SMALLER)],
+        [("create", 8, True), ("resize", 9, False)],
+        [("resize", 9, True)],
+    ],
+)
+def test_sizes_that_no_order_explains(steps: list[tuple[str, int, Any]]) -> None:
+    with pytest.raises(NotLinearizable, match="volume v"):
+        sizes(*steps).history.check()
 
 
 @pytest.mark.parametrize("epochs", [(1, 2, 2), (1, 3, 2)])

@@ -241,6 +241,24 @@ def test_rot_changes_what_was_synced_but_not_the_newest_commit(pair: Pair) -> No
     assert synced[:4096] != b"a" * 4096 and synced[4096:8192] == b"b" * 4096
 
 
+def test_a_sector_that_cannot_be_read_can_be_written(pair: Pair) -> None:
+    device = pair.world.device(SERVER)
+    file = device.open().create("00000001.seg", 64 << 10)
+    for at in (0, 4096):  # the newest commit is spared
+        file.pwritev([b"a" * 512], at)
+        file.fdatasync()
+    assert device.lose_sector(pair.loop.rng) and not device.damaged
+    found = bytearray(4096)
+    for _ in range(2):
+        with pytest.raises(OSError, match="error") as failed:
+            file.preadv([found], 0)
+        assert failed.value.errno == errno.EIO
+    file.preadv([found], 512)
+    file.pwritev([b"b" * 512], 0)
+    file.preadv([found], 0)
+    assert found[:512] == b"b" * 512
+
+
 def test_a_write_that_went_astray_is_missed_when_the_next_commit_is_written(pair: Pair) -> None:
     device = pair.world.device(SERVER)
     file = device.open().create("00000001.seg", 64 << 10)

@@ -10,10 +10,10 @@ from rich.console import Console
 from moorage.cli import options, output
 
 
-def shown(*cells: object) -> str:
+def shown(*cells: object, width: int = 200) -> str:
     out = io.StringIO()
     columns = [f"c{number}" for number in range(len(cells))]
-    Console(file=out, width=200).print(output.table("t", columns, [cells]))
+    Console(file=out, width=width).print(output.table("t", columns, [cells]))
     return out.getvalue()
 
 
@@ -22,6 +22,12 @@ def shown(*cells: object) -> str:
 )
 def test_a_table_shows_what_it_is_given(text: str) -> None:
     assert text in shown(text)
+
+
+def test_a_narrow_table_leaves_nothing_out() -> None:
+    path = "/srv/a/long/path/that/somebody/wants/to/copy"
+    lines = (line.split("│") for line in shown(path, "x" * 30, width=40).splitlines() if "│" in line)
+    assert "".join(cells[1].strip() for cells in lines) == path
 
 
 def test_a_table_shows_health_as_a_word_and_nothing_as_nothing() -> None:

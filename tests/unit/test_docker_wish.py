@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moorage.client.uri import Address
-from moorage.gateway.docker.dvdi import volumes_of
+from moorage.gateway.docker.dvdi import SUFFIXES, TaskVolume, volumes_of
 from moorage.gateway.docker.wish import parse_pairs, to_mount, wish
 from moorage.wire.errors import Invalid
 
@@ -74,6 +74,26 @@ def test_the_volumes_of_a_task() -> None:
     assert (second.address.name, second.container_path) == ("logs", "")
     assert second.variable == "DVDI_VOLUME_PATH9"
     assert volumes_of({"DVDI_VOLUME_DRIVER": "rexray", "DVDI_VOLUME_NAME": ""}) == []
+
+
+def test_all_volumes_that_a_task_may_have() -> None:
+    """Without a digit, and 1 to 9: in this order, whatever the order of the variables."""
+    environment = {}
+    for suffix in reversed(SUFFIXES):
+        environment |= {
+            f"DVDI_VOLUME_OPTS{suffix}": f"size=1G,iops=1{suffix}",
+            f"DVDI_VOLUME_CONTAINERPATH{suffix}": f"data{suffix}",
+            f"DVDI_VOLUME_DRIVER{suffix}": "moorage",
+            f"DVDI_VOLUME_NAME{suffix}": f"db{suffix}",
+        }
+    assert volumes_of(environment) == [
+        TaskVolume(
+            wish(f"db{suffix}", {"size": "1G", "iops": f"1{suffix}"}),
+            f"data{suffix}",
+            f"DVDI_VOLUME_PATH{suffix}",
+        )
+        for suffix in ("", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    ]
 
 
 @pytest.mark.parametrize(

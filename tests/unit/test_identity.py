@@ -121,6 +121,20 @@ def test_a_directory_is_of_one_cluster_name_and_service(
     claim(tmp_path / "d").release()  # the refusal has let go of the lock
 
 
+def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    """A new file system's own directory, and what a start that was cut short left, are nothing."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "identity.json.new").write_bytes(b"{")
+    letters = tmp_path / "letters.txt"
+    letters.write_text("not ours")
+    for _ in range(2):
+        with pytest.raises(Invalid, match=r"is not empty \(letters\.txt\)"):
+            identity.claim_directory(tmp_path, cluster="c", name="h1", kind="node")
+    letters.unlink()
+    (tmp_path / "superblock").write_bytes(b"a device's")
+    identity.claim_directory(tmp_path, cluster="c", name="h1", kind="node").release()
+
+
 def test_a_directory_that_cannot_be_is_a_matter_of_configuration(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Invalid, match="--data-dir"):

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from moorage.client import front, nodes
+from moorage.framework import master as mesos
+from moorage.framework import recordio
 from moorage.gateway.docker import plugin as docker
 from moorage.gateway.nbd import protocol as nbd
 from moorage.metadata import limits
@@ -19,7 +21,7 @@ from moorage.registry import mount_table, quota
 from moorage.registry import state as registry
 from moorage.service import http, kv
 from moorage.service.units import human
-from moorage.wire import frame, handshake
+from moorage.wire import discovery, frame, handshake
 from moorage.wire.limits import DEFAULT as WIRE
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
@@ -75,6 +77,11 @@ ROWS = {
         Limit("Silence of a peer that is pinged", f"{WIRE.silence_s:g} s", "the connection ends"),
         Limit("Calls at once on a connection", str(WIRE.calls), "`Overloaded`"),
         Limit(
+            "Addresses of the registry that an SRV name leads to",
+            str(discovery.CANDIDATES_MAX),
+            "the others are not tried",
+        ),
+        Limit(
             "Bytes queued for one peer", human(WIRE.write_queue_bytes), "`Overloaded`, the connection ends"
         ),
         Limit("Bytes of reads asked of one device", human(nodes.READING_MAX), "further reads wait"),
@@ -96,6 +103,10 @@ ROWS = {
             for call, seconds in docker.DEADLINES.items()
         ),
         Limit("Time for its other calls", f"{docker.LOCAL_DEADLINE:g} s", "an error"),
+        Limit(
+            "Event of a Mesos master", human(recordio.RECORD_SIZE_MAX), "`ProtocolError`, the connection ends"
+        ),
+        Limit("Answer of a Mesos master", human(mesos.ANSWER_SIZE_MAX), "`ProtocolError`"),
     ),
 }
 

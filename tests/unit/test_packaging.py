@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"bench", "cli", "client", "gateway", "metadata", "node", "quorum", "registry", "service"}
-ROOMS |= {"simulation", "wire"}
+ROOMS |= {"framework", "simulation", "wire"}
 
 
 def run(*command: str, cwd: Path) -> None:
@@ -63,11 +63,11 @@ def test_the_image_recipe_is_clean() -> None:
     run(str(Path(sys.executable).parent / "hadolint"), "Dockerfile", cwd=ROOT)
 
 
-def test_the_image_has_what_mounts_and_csi_need() -> None:
+def test_the_image_has_what_mounts_and_gateways_need() -> None:
     installed = set((ROOT / "Dockerfile").read_text().split())
     assert installed >= {"e2fsprogs", "fuse3", "mount", "s3fs", "util-linux", "xfsprogs"}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     locked = (ROOT / "requirements.lock").read_text().splitlines()
-    for wanted in extras["csi"]:
+    for wanted in (*extras["csi"], *extras["s3"]):
         name = wanted.partition(">=")[0]
         assert any(line.startswith(f"{name}==") for line in locked), f"{name}: run `make lock`"

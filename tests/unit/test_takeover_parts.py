@@ -31,7 +31,8 @@ def test_phases_add_up_and_a_stamp_that_is_early_takes_no_time() -> None:
 
 
 def test_document_has_each_phase_and_each_run() -> None:
-    value = document([made(4.0), made(5.0, lost=2)], False, True, in_time=True)
+    value = document([made(4.0), made(5.0, lost=2)], False, True, in_time=True, clean=True)
+    assert value["clean"] is True
     assert value["unplug"] is True and value["force"] is False
     assert value["phases"]["in all"] == {"p50_s": 4.0, "p99_s": 5.0}
     assert [run["lost"] for run in value["runs"]] == [0, 2]

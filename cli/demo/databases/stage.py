@@ -9,13 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moorage.cli.clients import run_program
-from moorage.cli.demo.databases.programs import as_user, program, run
 from moorage.cli.demo.databases.timeline import KernelLog, Timeline
-from moorage.cli.machine_mounts import MountTimes, boot_clock, granted, mount
+from moorage.cli.machine_mounts import MountTimes, boot_clock, granted, mount, unmount
 from moorage.cli.machines import MachineCluster
 from moorage.cli.report import Report
-from moorage.wire.errors import Unavailable
 
 LEASE_WAIT_S = 30
 
@@ -54,26 +51,6 @@ class Stage:
         return await mount(self.cluster, host, volume, str(self.path(volume)), "--wait", str(LEASE_WAIT_S))
 
     async def unmount(self, host: str, *volumes: str) -> None:
-        """And look whether the file system is whole: at a copy, which another program's NBD client makes."""
         for volume in volumes:
-            await self.cluster.command(host, "umount", volume)
-            socket, copy = self.cluster.directory / "nbd.sock", self.cluster.directory / f"{volume}.img"
-            serving = self.cluster.client("c1", "attach", volume, "--nbd", f"unix:{socket}", "--json")
-            async with serving:
-                await run_program("nbdcopy", f"nbd+unix:///{volume}?socket={socket}", str(copy))
-            await self._check(host, volume, copy)
-            await asyncio.to_thread(copy.unlink)
-
-    async def _check(self, host: str, volume: str, copy: Path) -> None:
-        """At a machine: e2fsck asks every loop device that it sees mounted what is in it, and one of somebody
-        else may not answer."""
-        command = as_user(self.cluster, host, "root", program("e2fsck"), "-f", "-n", str(copy))
-        try:
-            clean, said = True, _last_line(await run(*command))
-        except Unavailable as error:
-            clean, said = False, str(error)
-        self.report.promise(f"e2fsck finds the file system of {volume} clean", clean, said)
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1].partition(": ")[2]
+            clean, said = await unmount(self.cluster, host, volume)
+            self.report.promise(f"e2fsck finds the file system of {volume} clean", clean, said)

@@ -20,6 +20,7 @@ import pytest
 from moorage.service import raft_storage
 from moorage.service.raft_storage import Work
 
+from ...prerequisites import require
 from . import raft_workload as workload
 from . import trace
 from .raft_workload import Life, Model
@@ -68,7 +69,11 @@ class Lives:
     async def check(
         self, life: trace.Trace, rng: Random, *, torn: int, share: float, seconds: float
     ) -> tuple[trace.Image, Model]:
-        said, seen, deadline = [json.loads(line) for line in life.said], {}, time.monotonic() + seconds
+        said, seen, deadline = (
+            [json.loads(line) for line in life.said],
+            {},
+            time.monotonic() + trace.at_most(seconds),
+        )
         chosen: tuple[trace.Image, Model] | None = None
         for crash in life.crashes(rng, torn=torn, share=share):
             try:
@@ -103,7 +108,7 @@ class Lives:
             assert (instance, True) == (opened[0], life >= int(opened[1]))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(trace.at_most(300))
 @pytest.mark.parametrize(
     ("seed", "lives", "commits", "torn", "share"),
     [(1, 2, 20, 2, 0.04), pytest.param(2, 3, 100, 6, 0.04, marks=pytest.mark.slow)],
@@ -117,8 +122,7 @@ async def test_what_was_committed_survives_a_power_failure(
     torn: int,
     share: float,
 ) -> None:
-    if reason := trace.usable():
-        pytest.skip(reason)
+    require(trace.unusable())
     monkeypatch.setattr(raft_storage, "check_in_child", workload.check_here)
     rng, all_lives, model = Random(seed), Lives(tmp_path), None
     for number in range(lives):

@@ -34,6 +34,7 @@ from moorage.quorum.history import UNKNOWN, epoch_at
 from moorage.quorum.record import BLOCK_SIZE, Kind, Record
 from moorage.quorum.state import MemberState
 
+from ...prerequisites import require
 from . import store_workload as workload
 from . import trace
 from .store_workload import BLOCKS, CHUNKS, Plan, Step
@@ -300,8 +301,7 @@ async def _go_on(store: Store, plan: Plan) -> None:
 
 @pytest.fixture
 def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
-    if reason := trace.usable():
-        pytest.skip(reason)
+    require(trace.unusable())
     monkeypatch.setattr(store_module, "check_index", workload.check_here)
     return Lives(tmp_path)
 
@@ -335,7 +335,7 @@ class Lives:
         self, plan: Plan, life: trace.Trace, rng: Random, *, torn: int, seconds: float, share: float
     ) -> tuple[trace.Image, Plan]:
         """Look at crash states; returns one from the second half, and the plan to go on with it."""
-        expected, seen, deadline = Expected(plan, life.said), {}, time.monotonic() + seconds
+        expected, seen, deadline = Expected(plan, life.said), {}, time.monotonic() + trace.at_most(seconds)
         chosen: tuple[trace.Image, Plan] | None = None
         for crash in life.crashes(rng, torn=torn, share=share):
             key = crash.image.key
@@ -375,12 +375,13 @@ async def histories(lives: Lives, plan: Plan, count: int, *, torn: int, share: f
     print(f"{lives.looked} states were opened, {lives.judged} judged")  # noqa: T201
 
 
+@pytest.mark.timeout(trace.at_most(120))
 async def test_a_device_survives_power_failures(lives: Lives) -> None:
     await histories(lives, Plan(1, 120, 128 << 10, 32, 4), 3, torn=2, share=0.012, seconds=60)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(trace.at_most(300))
 @pytest.mark.parametrize(
     "plan",
     [Plan(1000, 300, 128 << 10, 32, 4), Plan(2000, 100, 1 << 20, 16, BLOCKS)],

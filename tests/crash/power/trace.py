@@ -33,7 +33,11 @@ from pathlib import Path
 from random import Random
 
 SECTOR = 512
-EXHAUSTIVE = 6  # pending changes up to which every subset is tried
+# For longer looks: pending changes up to which every subset is tried; what share of all states in place of a
+# test's own (1: all); how long a test may take in place of its own limits, in seconds.
+EXHAUSTIVE = int(os.environ.get("POWER_EXHAUSTIVE", "6"))
+SHARE = float(os.environ.get("POWER_SHARE", "0"))
+SECONDS = float(os.environ.get("POWER_SECONDS", "0"))
 CALLS = (
     "openat,open,creat,dup,dup2,dup3,close,lseek,write,writev,pwrite64,pwritev,pwritev2,fdatasync,fsync,msync,"
     "sync_file_range,syncfs,ftruncate,truncate,fallocate,rename,renameat,renameat2,link,linkat,symlink,unlink,"
@@ -43,7 +47,11 @@ REFUSED = ("truncate", "link", "linkat", "copy_file_range", "sendfile", "creat",
 NAMES = ("lock.mdb", "device.lock", "lock")  # flocks and maps of live processes: a start makes them anew
 
 
-def usable() -> str:
+def at_most(seconds: float) -> float:
+    return SECONDS or seconds
+
+
+def unusable() -> str:
     """Why strace cannot be used here, or nothing."""
     if shutil.which("strace") is None:
         return "strace is not installed: `make setup` as root installs it"
@@ -565,6 +573,7 @@ class Trace:
 
     def crashes(self, rng: Random, *, torn: int, share: float = 1.0) -> Iterator[Crash]:
         """States after each call that changes what a crash may leave; ``share`` of them, by chance. Once."""
+        share = SHARE or share
         machine, said = self._machine, 0
         for at, call in enumerate(self.calls):
             if machine.feed(call):

@@ -45,12 +45,18 @@ async def main(name: str, directory: str, *peers: str) -> None:
         await member.read_barrier()
         return dict(member.kv.scan(""))
 
+    async def status(context: CallContext, params: dict[str, Any]) -> Any:
+        return member.status()
+
     member.register(router)
     router.method("put", put)
     router.method("everything", everything)
-    await serve(addresses[name], hello=hello, secret=secret, endpoint=router)
+    router.method("status", status)
+    # Kept: a server that nothing refers to is collected one day, and listens no more.
+    server = await serve(addresses[name], hello=hello, secret=secret, endpoint=router)
     await member.start()
     await asyncio.Event().wait()
+    server.close()
 
 
 uvloop.run(main(*sys.argv[1:]))

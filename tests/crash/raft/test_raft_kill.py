@@ -28,6 +28,7 @@ class Processes:
         self.running: dict[str, asyncio.subprocess.Process] = {}
         self.acknowledged: dict[str, int] = {}
         self.unknown: set[str] = set()
+        self.writers: list[asyncio.Task[None]] = []
         self._count = 0
 
     async def start(self, *names: str) -> None:
@@ -81,9 +82,22 @@ class Processes:
 
     async def until_acknowledged(self, count: int) -> None:
         wanted = len(self.acknowledged) + count
-        async with asyncio.timeout(30):
-            while len(self.acknowledged) < wanted:
-                await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(60):  # a disk may hold a sync back for long
+                while len(self.acknowledged) < wanted:
+                    for writer in self.writers:
+                        if writer.done():
+                            writer.result()  # what it ended by
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            lines = [f"{name}: {await self.status(name)}" for name in self.running]
+            raise AssertionError("nothing is acknowledged any more\n" + "\n".join(lines)) from None
+
+    async def status(self, name: str) -> Any:
+        try:
+            return await self.call(name, "status", {})
+        except errors.MoorageError as error:
+            return error
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(25, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
@@ -91,7 +105,7 @@ async def test_kill_under_load(tmp_path: Path, rounds: int) -> None:
     rng = Random(rounds)
     group = Processes(tmp_path)
     await group.start(*NAMES)
-    writers = [asyncio.create_task(group.load(Random(n))) for n in range(4)]
+    writers = group.writers = [asyncio.create_task(group.load(Random(n))) for n in range(4)]
     try:
         await group.until_acknowledged(50)
         for _ in range(rounds):

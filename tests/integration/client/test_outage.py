@@ -37,7 +37,8 @@ async def until_whole(volume: moorage.Volume, seconds: float = 30) -> None:
         pytest.fail(f"members did not come back: {volume.describe()}")
 
 
-@pytest.mark.parametrize("durability", ["sync", pytest.param("writeback", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["sync", "writeback"])
 async def test_a_dead_host_and_a_silent_one(
     hosts: LocalCluster, durability: str, record_property: pytest.RecordProperty
 ) -> None:

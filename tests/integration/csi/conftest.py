@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from moorage.cli.local_cluster import LocalCluster
 
-from .support import Driver, own_mounts, unusable
+from ...prerequisites import no_mounts, require
+from .support import Driver, own_mounts
 
 MakeDriver = Callable[..., Awaitable[Driver]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here, reason = Path(__file__).parent, unusable()
-    for item in items:
-        if reason and here in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=reason))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def apart() -> Iterator[None]:
+    require(no_mounts())
     with own_mounts():
         yield
 

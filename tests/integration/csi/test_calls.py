@@ -90,7 +90,7 @@ def of_the_controller() -> list[Row]:
         ),
         create("INVALID_ARGUMENT", "4096 bytes", volume_capabilities=[capability(flags=("x" * 4097,))]),
         create("INVALID_ARGUMENT", "unknown keys color", parameters={"color": "red"}),
-        create("INVALID_ARGUMENT", "replicas 2", parameters={"replicas": "2"}),
+        create("INVALID_ARGUMENT", "replicas=2", parameters={"replicas": "2"}),
         create("INVALID_ARGUMENT", "whole number", parameters={"replicas": "many"}),
         create("INVALID_ARGUMENT", "groups=65", parameters={**ONE, "groups": "65"}),
         create("INVALID_ARGUMENT", "durability", parameters={**ONE, "durability": "never"}),
@@ -153,6 +153,7 @@ def of_the_controller() -> list[Row]:
         row("GetCapacity", "OK", "available_capacity", parameters=ONE),
         row("GetCapacity", "OK", "maximum_volume_size"),
         row("GetCapacity", "INVALID_ARGUMENT", "unknown keys", parameters={"color": "red"}),
+        row("GetCapacity", "INVALID_ARGUMENT", "replicas=0", parameters={"replicas": "0"}),
         # expand
         expand("INVALID_ARGUMENT", "volume_id", volume_id="", **size(MIB)),
         expand("INVALID_ARGUMENT", "capacity_range"),
@@ -213,7 +214,7 @@ def of_the_node(at: Path) -> list[Row]:
         publish("INVALID_ARGUMENT", "force='yes'", volume_context={"force": "yes"}),
         publish("INVALID_ARGUMENT", "owner='me'", volume_context={"owner": "me"}),
         publish("INVALID_ARGUMENT", "absolute", staging_target_path="relative"),
-        publish("INVALID_ARGUMENT", "replicas 2", volume_context={"size": "64M", "replicas": "2"}),
+        publish("INVALID_ARGUMENT", "replicas=2", volume_context={"size": "64M", "replicas": "2"}),
         publish("FAILED_PRECONDITION", "one writer", volume_capability=capability("MULTI_NODE_MULTI_WRITER")),
         publish("FAILED_PRECONDITION", "block", volume_capability=capability(block=True)),
         publish("FAILED_PRECONDITION", "'ntfs'", volume_capability=capability(fs="ntfs")),
@@ -304,7 +305,7 @@ def of_the_node(at: Path) -> list[Row]:
         unstage("OK"),
         unstage("OK"),
         row("DeleteVolume", "OK", volume_id="v1"),
-        publish("NOT_FOUND", "does not exist", volume_context={}),
+        publish("NOT_FOUND", "there is no volume", volume_context={}),
     ]
 
 

@@ -67,6 +67,7 @@ async def test_what_is_published_outlives_the_driver(make_driver: MakeDriver, tm
     with pytest.raises(OSError, match="Read-only"):
         (target / "g").touch()
     await unpublish(driver, "life", target)
+    await check_clean_at(driver.environment, "life")
 
 
 async def test_a_second_driver_of_a_node_is_refused(make_driver: MakeDriver, tmp_path: Path) -> None:
@@ -135,6 +136,7 @@ async def test_a_lost_mount_is_made_anew_where_it_is_published_again(
     await one.client.ok("NodePublishVolume", **publication("again", t1))
     assert (t1 / "f").read_text() == "two"
     await unpublish(one, "again", t1)
+    await check_clean_at(one.environment, "again")
 
 
 @pytest.mark.slow
@@ -248,3 +250,4 @@ async def test_a_driver_that_dies_at_any_moment(make_driver: MakeDriver, tmp_pat
         await driver.start()
         await unpublish(driver, "killed", target)
         assert driver.mounts() == []
+        await check_clean_at(driver.environment, "killed")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from moorage.client.repairer import Repairer
+from moorage.metadata import attachments as attachments_module
 from moorage.metadata import records
 from moorage.metadata import service as service_module
 from moorage.metadata.invariants import validate
@@ -231,6 +232,7 @@ class FakeReplicated:
     log: FakeLog  # set per test
 
     def __init__(self, *, name: str, machine: StateMachine, peers: Mapping[str, str], **_: Any) -> None:
+        self.group = "m1"
         self.name = name
         self.kv = KV()
         self.on_leader_change: list[Callable[[bool], None]] = []
@@ -454,3 +456,16 @@ async def cluster(new_cluster: Cluster, fake_log: FakeLog) -> Cluster:
 async def real_cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with running(Cluster(tmp_path, hosts=4, lease_ms=2000, create_timeout_s=5.0)) as made:
         yield made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The leader's monotonic clock for leases, moved by the test."""
+
+    class Clock:
+        ahead_ms = 0
+
+    made = Clock()
+    real = attachments_module._now_ms
+    monkeypatch.setattr(attachments_module, "_now_ms", lambda: real() + made.ahead_ms)
+    return made

@@ -18,19 +18,6 @@ GIB = 1 << 30
 SECRET = ClusterSecret("00112233445566ff", bytes(range(32)))
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The leader's monotonic clock for leases, moved by the test."""
-
-    class Clock:
-        ahead_ms = 0
-
-    made = Clock()
-    real = attachments_module._now_ms
-    monkeypatch.setattr(attachments_module, "_now_ms", lambda: real() + made.ahead_ms)
-    return made
-
-
 async def renew(cluster: Any, held: Any, writer: int) -> Any:
     return await cluster.call("renew", volume=held["volume"]["id"], epoch=held["epoch"], writer=writer)
 
@@ -332,8 +319,11 @@ async def test_the_newest_epoch_of_a_replica_is_told(cluster: Any) -> None:
             "group": 0,
         },
     }
+    assert told["gone"] == [], "12345 was never given"
     await cluster.call("delete_volume", name="db", force=True)
-    assert await cluster.call("current_epochs", replicas=replicas) == {"replicas": []}
+    last = max(other["id"], *others)  # the greatest id there is
+    asked = [*replicas, last + 1, 12345]
+    assert await cluster.call("current_epochs", replicas=asked) == {"replicas": [], "gone": sorted(replicas)}
     for wrong in (None, "1", [True], ["1"]):
         with pytest.raises(Invalid, match="list of replica ids"):
             await cluster.call("current_epochs", replicas=wrong)

@@ -16,6 +16,7 @@ from moorage.gateway.memory import MemoryDevice
 from moorage.gateway.mount import volume_file
 from moorage.gateway.mount.volume_file import Parking
 from moorage.gateway.nbd import NbdServer
+from moorage.gateway.nbd import protocol as nbd
 from moorage.gateway.nbd.client import NbdConnection
 
 SIZE = 8 << 20
@@ -63,6 +64,40 @@ async def test_errors_have_their_numbers(tmp_path: Path) -> None:
             NbdConnection(str(tmp_path / "none"), "db")
 
     await served(tmp_path / "s", work, MemoryDevice(SIZE, read_only=True))
+
+
+@pytest.mark.parametrize(
+    ("info", "error", "raised", "says"),
+    [
+        (
+            nbd.EXPORT_INFO.pack(nbd.INFO_EXPORT, SIZE, 0)[:11],
+            0,
+            ConnectionError,
+            "describes the export in 11",
+        ),
+        (nbd.EXPORT_INFO.pack(nbd.INFO_EXPORT, SIZE, 0), (1 << 32) - 1, OSError, "Invalid argument"),
+    ],
+)
+async def test_what_no_server_of_ours_says(
+    info: bytes, error: int, raised: type[Exception], says: str, tmp_path: Path
+) -> None:
+    said = nbd.GREETING.pack(nbd.INIT_MAGIC, nbd.OPTION_MAGIC, nbd.FLAG_FIXED_NEWSTYLE)
+    for reply, data in ((nbd.REP_INFO, info), (nbd.REP_ACK, b"")):
+        said += nbd.OPTION_REPLY.pack(nbd.OPTION_REPLY_MAGIC, nbd.OPT_GO, reply, len(data)) + data
+    said += nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_REPLY_MAGIC, error, 1)
+
+    def work() -> None:
+        with pytest.raises(raised, match=says), NbdConnection(str(tmp_path / "s"), "db") as connection:
+            connection.flush()
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        asking = asyncio.create_task(asyncio.to_thread(work))
+        accepted, _ = await asyncio.to_thread(listening.accept)
+        with accepted:
+            await asyncio.to_thread(accepted.sendall, said)
+            await asking
 
 
 async def test_requests_are_parked_while_there_is_no_server(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Node:
                 self.directory,
                 self.name,
                 SECRET,
-                [self.registry.address],
+                self.registry.address,
                 lambda: self.address,
                 capacity=CAPACITY,
                 heartbeat_ms=50,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import dns.asyncresolver
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import dns.rrset
 import pytest
 
@@ -103,6 +105,23 @@ async def members() -> AsyncIterator[list[Member]]:
 def client_of(members: list[Member], **options: Any) -> LeaderClient:
     addresses = options.pop("addresses", [member.address for member in members])
     return LeaderClient(addresses, service="registry", hello=CLIENT, secret=SECRET, **options)
+
+
+async def test_what_is_no_answer_is_asked_of_others(members: list[Member]) -> None:
+    """The one that said so may have done what was asked for."""
+    wrong = ["m1"]
+
+    def check(method: str, answer: Any) -> None:
+        if answer in wrong:
+            raise ProtocolError(f"{answer} is none", outcome="unknown")
+
+    client = client_of(members, check=check)
+    with pytest.raises(ProtocolError, match="m1 is none") as caught:
+        await client.call("add", {"n": 1}, timeout=5)
+    assert caught.value.outcome == "unknown" and members[1].added
+    wrong.clear()
+    assert await client.call("add", {"n": 2}, timeout=5) == "m1"
+    await client.close()
 
 
 # -- channel -------------------------------------------------------------------------------------------
@@ -365,8 +384,12 @@ async def test_what_may_have_been_done_stays_unknown_when_no_candidate_is_known_
 # -- discovery -----------------------------------------------------------------------------------------
 
 
+NOWHERE = "0 0 1 y."  # no server knows this host
+
+
 class Dns(asyncio.DatagramProtocol):
-    """A name server for one name."""
+    """A name server for one name, and for the hosts h1.x. (10.0.0.1), h2.x. and so on; of hN6.x. it has the
+    address fd00::N."""
 
     def __init__(self, records: list[str], rcode: int = 0) -> None:
         self.records, self.rcode = records, rcode
@@ -378,9 +401,18 @@ class Dns(asyncio.DatagramProtocol):
         query = dns.message.from_wire(data)
         answer = dns.message.make_response(query)
         answer.set_rcode(dns.rcode.Rcode(self.rcode))
-        if self.records:
-            answer.answer.append(dns.rrset.from_text(query.question[0].name, 5, "IN", "SRV", *self.records))
+        asked = query.question[0]
+        kind = dns.rdatatype.to_text(asked.rdtype)
+        found = self.records if kind == "SRV" else self.host(asked.name.to_text(), kind)
+        if found:
+            answer.answer.append(dns.rrset.from_text(asked.name, 5, "IN", kind, *found))
         self.transport.sendto(answer.to_wire(), source)
+
+    def host(self, name: str, kind: str) -> list[str]:
+        found = re.fullmatch(r"h(\d)(6?)\.x\.", name)
+        if found is None or (kind == "AAAA") != bool(found[2]):
+            return []
+        return [f"fd00::{found[1]}" if found[2] else f"10.0.0.{found[1]}"]
 
 
 async def ask(records: list[str], rcode: int = 0, name: str = "_registry._tcp.moorage.mesos") -> list[str]:
@@ -397,8 +429,8 @@ async def ask(records: list[str], rcode: int = 0, name: str = "_registry._tcp.mo
 
 
 async def test_srv_records_become_addresses_in_their_order() -> None:
-    found = await ask(["1 5 31003 h3.x.", "0 1 31001 h1.x.", "0 9 31002 h2.x.", "0 9 31002 h2.x."])
-    assert found == ["h2.x:31002", "h1.x:31001", "h3.x:31003"]
+    found = await ask(["1 5 31003 h36.x.", "0 1 31001 h1.x.", "0 9 31002 h2.x.", "0 9 31002 h2.x.", NOWHERE])
+    assert found == ["10.0.0.2:31002", "10.0.0.1:31001", "[fd00::3]:31003"]
 
 
 async def test_srv_names_that_lead_nowhere_are_said() -> None:
@@ -410,6 +442,8 @@ async def test_srv_names_that_lead_nowhere_are_said() -> None:
         await ask([], rcode=int(dns.rcode.SERVFAIL))
     with pytest.raises(Unavailable, match="not available"):
         await ask(["0 0 0 ."])
+    with pytest.raises(Unavailable, match="leads to y, of which no address is known"):
+        await ask([NOWHERE])
     with pytest.raises(Invalid, match="bad SRV name"):
         await ask([], name="a..b")
     with pytest.raises(Invalid):

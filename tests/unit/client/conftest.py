@@ -361,6 +361,8 @@ class MemoryCluster:
                 if params["writer"] != self.writer:
                     raise self.taken_over()
                 return {"size": self.size, "groups": self.groups()}
+            case "metadata.watch":
+                await asyncio.sleep(timeout)  # nothing comes
             case "metadata.resize_volume":
                 self.size = params["size"]
                 return {"size": self.size}

@@ -47,6 +47,7 @@ class Client:
             force=False,
             io_timeout=30.0,
             timeout=5.0,
+            open_snapshot=_no_clone,
             holder={},
             succession=None if read_only else Succession(self.writer, (), self.noted.append),
         )
@@ -389,3 +390,7 @@ def test_what_is_left_is_divided_by_the_log() -> None:
     assert [each[0] for each in again] == [Kind.ZERO, 0, Kind.ZERO]
     with pytest.raises(AttachmentLost, match="record 8 of epoch 5"):
         rest.divide(Log({7: True, 8: None, 9: None}))  # type: ignore[arg-type]
+
+
+async def _no_clone(name: str) -> Volume:
+    raise AssertionError(name)

@@ -50,6 +50,7 @@ class Client:
             force=False,
             io_timeout=io_timeout,
             timeout=timeout,
+            open_snapshot=_no_clone,
             holder={},
         )
 
@@ -815,3 +816,7 @@ async def test_the_outcome_of_what_was_sent_is_unknown_at_the_end(
     assert caught.value.outcome == "not_done"
     await volume.detach()
     await client.pool.close()
+
+
+async def _no_clone(name: str) -> Volume:
+    raise AssertionError(name)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from moorage.client import config
+from moorage.client.cluster import Cluster
 from moorage.client.uri import Address, parse, parse_size
 from moorage.wire.errors import Invalid
+from moorage.wire.secret import ClusterSecret
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,20 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     broken = configured(tmp_path, "broken", secret_file="/d")
     with pytest.raises(Invalid, match='has no "registry"'):
         config.load("broken", environment=broken)
-    (tmp_path / "moorage" / "clusters" / "broken.json").write_text("{")
-    with pytest.raises(Invalid, match="cannot read"):
-        config.load("broken", environment=broken)
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "moorage" / "clusters" / "broken.json").write_text(text)
+        with pytest.raises(Invalid, match="cannot read"):
+            config.load("broken", environment=broken)
+
+
+def test_the_name_of_the_cluster_that_one_is_connected_to_may_stand_in_a_uri() -> None:
+    secret = ClusterSecret("0123456789abcdef", b"k" * 32)
+    for given in (
+        config.ClusterConfig("srv:_registry._tcp.m.mesos", Path("/s")),
+        config.ClusterConfig("srv:_registry._tcp.m.mesos", Path("/s"), "_registry._tcp.m.mesos"),
+    ):
+        cluster = Cluster(given, secret)
+        for named in ("", "_registry._tcp.m.mesos", "srv:_registry._tcp.m.mesos"):
+            cluster.check_here(parse(f"moorage://{named}/db"))
+        with pytest.raises(Invalid, match="is not in"):
+            cluster.check_here(parse("moorage://_registry._tcp.other.mesos/db"))

@@ -120,3 +120,20 @@ def test_evening_out_that_is_paused() -> None:
             ("me has paused it, and devices are not filled alike", 5_000)
         ]
     assert not about_device("d1", facts_of())
+
+
+def test_snapshots_that_wait_and_a_rollback() -> None:
+    entries = [
+        {"id": 5, "name": "old", "state": "ready", "created_ms": 0},
+        {"id": 6, "name": "new", "state": "creating", "created_ms": 17_000},
+        {"id": 7, "name": "gone", "state": "deleting", "created_ms": 0},
+    ]
+    creating, deleting, back = about_volume(volume_of(snapshots=entries, rollback=5), facts_of())
+    assert (creating.what, creating.for_ms) == ("snapshot db@new is being created", 3_000)
+    assert creating.because.startswith("metadata's repairer") and "db@gone" in deleting.what
+    assert back.could == "`moorage snapshot rollback db@old` completes it"
+    assert back.doing == "nothing: who began it has ended"
+    holder = {"program": "fio", "pid": 7, "host": "h9", "recovers": False}
+    held = volume_of(snapshots=entries[:1], rollback=5, holder=holder, holder_alive=True)
+    (back,) = about_volume(held, facts_of())
+    assert back.doing == "fio (pid 7) on h9 is at it"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moorage.metadata.changes import Changes
 from moorage.metadata.tasks import runner as runner_module
 from moorage.metadata.tasks.runner import TaskRunner
 from moorage.wire.errors import DeadlineExceeded, NotLeader
@@ -22,7 +23,7 @@ class World:
         self.volume = group.create()["id"]
         group.apply("found", uid="u1")
         replicated = SimpleNamespace(kv=group.kv, leader=None, term=1, read_barrier=self._barrier)
-        self.runner = TaskRunner(SimpleNamespace(replicated=replicated, retry_s=0.01))  # type: ignore[arg-type]
+        self.runner = TaskRunner(SimpleNamespace(replicated=replicated, retry_s=0.01, changes=Changes()))  # type: ignore[arg-type]
         monkeypatch.setattr(runner_module, "create", self._create)
 
     async def _barrier(self) -> None:
@@ -76,7 +77,7 @@ async def test_next_leadership_does_not_wait_for_the_last_ones_tasks(world: Worl
 
 async def test_who_waits_hears_of_the_end_of_leadership(world: World) -> None:
     world.runner.lead()
-    waiting = asyncio.create_task(world.runner.wait_until(lambda: False, 5, "it"))
+    waiting = asyncio.create_task(world.runner.wait_until(1, lambda: False, 5, "it"))
     await world.turns()
     world.runner.follow()
     with pytest.raises(NotLeader):
@@ -87,5 +88,26 @@ async def test_who_waits_hears_of_the_end_of_leadership(world: World) -> None:
 async def test_who_waits_too_long_hears_that_it_goes_on(world: World) -> None:
     world.runner.lead()
     with pytest.raises(DeadlineExceeded, match=r"the creation takes longer than 0\.0 s; it goes on"):
-        await world.runner.wait_until(lambda: False, 0.01, "the creation")
+        await world.runner.wait_until(1, lambda: False, 0.01, "the creation")
+    await world.runner.stop()
+
+
+async def test_what_comes_while_a_task_is_at_its_end_is_looked_at(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    end = asyncio.Event()
+
+    async def replace(context: Any, volume: int) -> None:
+        begun.append(volume)
+        await end.wait()  # has looked already
+
+    monkeypatch.setattr(runner_module, "replace", replace)
+    world.runner.lead()
+    await world.turns()
+    for _ in range(2):
+        world.runner.start_volume(world.volume)
+    end.set()
+    await world.turns()
+    assert begun == [world.volume] * 2
     await world.runner.stop()

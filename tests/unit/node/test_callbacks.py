@@ -106,7 +106,7 @@ async def test_upkeep_that_ends_fails_the_device(tmp_path: Path, monkeypatch: py
 async def test_a_parked_read_that_fails_is_answered_fatal() -> None:
     nothing: Any = None
     sessions: Any = SimpleNamespace(members={})
-    handlers = Handlers(nothing, sessions, nothing, nothing, dict)
+    handlers = Handlers(nothing, sessions, nothing, nothing, nothing, dict)
     answers: list[Any] = []
     conn: Any = SimpleNamespace(closed=False, reply_error=lambda *what: answers.append(what))
     for error in (OSError(5, "bad sector"), lmdb.Error("index")):

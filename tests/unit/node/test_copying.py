@@ -34,20 +34,21 @@ async def test_a_discard_between_two_batches_hides_no_tombstone(monkeypatch: pyt
     monkeypatch.setattr(copying, "_RANGES_MAX", 3)
     ranges = [(10 * at, 10 * at + 1, at + 1) for at in range(6)]
     member = source(*ranges)
-    first = await copier()._batch(member, 0, START, 1 << 20)
+    first = await copier()._batch(member, 0, START, 1 << 20, False)
     assert covered(first) == ranges[:3] and first.cursor is not None
-    member.replica.table.tombstones.add(0, 21, 100)  # the ones that were sent become one
-    second = await copier()._batch(member, 0, first.cursor, 1 << 20)
+    # the ones that were sent become one
+    member.replica.table.tombstones.add(0, 21, 100, lambda lsn, following: False)
+    second = await copier()._batch(member, 0, first.cursor, 1 << 20, False)
     assert covered(second) == ranges[3:] and second.cursor == [1, 0]
 
 
 async def test_a_copy_goes_on_at_a_source_that_holds_other_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "_RANGES_MAX", 2)
-    first = await copier()._batch(source((0, 1, 5), (10, 11, 6), (20, 30, 7)), 0, START, 1 << 20)
+    first = await copier()._batch(source((0, 1, 5), (10, 11, 6), (20, 30, 7)), 0, START, 1 << 20, False)
     assert first.cursor is not None
-    other = source((0, 11, 6), (20, 25, 7), (25, 30, 7), (40, 41, 3))
-    second = await copier()._batch(other, 4, first.cursor, 1 << 20)
-    assert covered(second) == [(20, 25, 7), (25, 30, 7)] and second.cursor == [1, 0]
+    other = source((0, 11, 6), (20, 25, 7), (25, 30, 8), (40, 41, 3))
+    second = await copier()._batch(other, 4, first.cursor, 1 << 20, False)
+    assert covered(second) == [(20, 25, 7), (25, 30, 8)] and second.cursor == [1, 0]
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), TypeError("x"), struct.error("x"), Unavailable("x")])

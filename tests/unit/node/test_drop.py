@@ -27,7 +27,7 @@ class Rig:
         self.drops: list[Any] = []
         me: Any = self
         nothing: Any = None
-        self.handlers = Handlers(me, me, nothing, nothing, dict)
+        self.handlers = Handlers(me, me, nothing, nothing, nothing, dict)
 
     def find(self, identity: int) -> Any:
         if identity not in self.members:

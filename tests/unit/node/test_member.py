@@ -77,10 +77,10 @@ async def test_a_read_that_waits_for_a_sync_is_answered_when_its_member_ends(
     await member.seal(conn, 1, 1, 7, GrantedLease())
     nothing: Any = None
     sessions: Any = SimpleNamespace(members={1: member})
-    handlers = Handlers(store, sessions, nothing, nothing, dict)
+    handlers = Handlers(store, sessions, nothing, nothing, nothing, dict)
     assert member.core.append(7, 1, 1, 0, 0, 1, 0, [Record(1, 1, Kind.ZERO, 0, 0, 1)]) == OK
     member.drain()
-    handlers._read(member, conn, 5, (1, 1, 0, 0, 1, 0))
+    handlers._read(member, conn, 5, (1, 1, 0, 0, 1, 0, 0))
     assert not answers, "the record is committed, and not synced here yet"
     end(member)
     assert [type(each) for each in answers] == [told]

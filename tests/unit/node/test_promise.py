@@ -45,7 +45,7 @@ class Rig:
         nothing: Any = None
         self.sessions = Sessions(self.store, SimpleNamespace(begin=None, end=lambda _: None))  # type: ignore[arg-type]
         self.sessions.load()
-        self.handlers = Handlers(self.store, self.sessions, nothing, nothing, dict)
+        self.handlers = Handlers(self.store, self.sessions, nothing, nothing, nothing, dict)
         return report
 
     async def create(self, identity: int) -> Replica:
@@ -164,6 +164,20 @@ async def test_a_replica_that_was_dropped_meanwhile_stays_gone(rig: Rig) -> None
     rig.sessions.promise_again(INFO, 9, 99)
     with pytest.raises(NoReplica, match="has no replica"):
         rig.sessions.find(1)
+
+
+async def test_a_withheld_replica_that_metadata_has_taken_away_goes(rig: Rig) -> None:
+    """The note of its drop rots: it is here again, and no order to drop it comes a second time."""
+    order = {"metadata": "m1", "term": 1, "replica": 1, "volume": 1}
+    await rig.promise(1, 7)
+    await rig.damaged_note()
+    rig.handlers.drop_withheld(2)  # it is offered: nothing that it asked metadata about
+    rig.handlers.drop_withheld(1)
+    rig.handlers.drop_withheld(1)
+    assert not rig.sessions.withheld
+    await rig.handlers.drop_replica(ORDERER, order)  # one that was on its way all the same
+    await rig.reopen()
+    assert list(rig.store.replicas) == [2]
 
 
 async def test_a_replica_that_is_not_offered_is_shown_and_can_be_dropped_only(rig: Rig) -> None:

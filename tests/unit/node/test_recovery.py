@@ -158,6 +158,7 @@ def test_every_flipped_byte_of_the_last_group_commit_only_shortens_the_log() -> 
         back()
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_an_earlier_group_commit_is_reported() -> None:
     disk = MemoryDisk()
     name, offset, size = log_of_four(disk).frames[2]

@@ -11,6 +11,7 @@ from typing import Any
 import lmdb
 import pytest
 
+from moorage.node.exporter import StoreCollector
 from moorage.node.index import Table
 from moorage.node.memory_disk import MemoryDisk
 from moorage.node.replica import Replica, ReplicaInfo
@@ -660,3 +661,18 @@ async def test_a_bad_page_of_the_index_under_what_is_copied_or_moved_costs_its_r
     assert await logged is None
     assert replica.damaged and store.failed is None
     assert not store.replica(2).damaged
+
+
+async def test_how_long_records_took_is_counted(rig: Rig) -> None:
+    """Each of them, by what its replica had in one group commit."""
+    await rig.write(0, 0, block(1))
+    await rig.write(0, 32, block(1, 17))
+    metrics = rig.store.metrics
+    assert sum(metrics.appends.counts) == sum(metrics.large_appends.counts) == 1
+    assert 0 < metrics.appends.total_s < 60
+    assert "appends" not in metrics.as_dict()
+    collector = StoreCollector()
+    collector.store = rig.store
+    (family,) = [each for each in collector.collect() if each.name == "moorage_node_append_seconds"]
+    counts = {each.labels["size"]: each.value for each in family.samples if each.name.endswith("_count")}
+    assert counts == {"small": 1, "large": 1}

@@ -11,6 +11,7 @@ from moorage.quorum.record import (
     EPOCH_MAX,
     HEAD_SIZE,
     LSN_MAX,
+    SNAPSHOTS_MAX,
     Kind,
     block_sum,
     block_sums,
@@ -18,6 +19,7 @@ from moorage.quorum.record import (
     decode_head,
     encode_head,
     first_bad_block,
+    pack_lsns,
     problem,
 )
 from moorage.wire.errors import Corrupt
@@ -32,12 +34,15 @@ def test_heads_come_back() -> None:
         (3, 8, Kind.ZERO, 5, 0, 1024, b""),
         (3, 9, Kind.ZERO_CHUNKS, 1 << 40, 0, 1 << 20, b""),
         (4, 10, Kind.BARRIER, 0, 0, 0, b""),
+        (4, 11, Kind.SNAPSHOTS, 0, 0, 3, pack_lsns([2, 7, 11])),
+        (4, 12, Kind.SNAPSHOTS, 0, 0, 0, b""),
     ]
     packed = b"".join(encode_head(*head) for head in heads)
     records = decode_batch(packed, DATA)
     assert [(r.epoch, r.lsn, r.kind, r.chunk, r.block, r.count, r.sums) for r in records] == heads
     assert bytes(records[0].data) == DATA
-    assert len(packed) == 4 * HEAD_SIZE + len(sums)
+    assert records[4].snapshots == [2, 7, 11] and records[5].snapshots == []
+    assert len(packed) == 6 * HEAD_SIZE + len(sums) + 3 * 8
 
 
 def test_every_flipped_bit_is_noticed() -> None:
@@ -87,6 +92,8 @@ def test_batches_follow_one_another() -> None:
         (1, 1, Kind.ZERO_CHUNKS, CHUNKS_MAX - 4, 0, 5, 0),
         (1, 1, Kind.ZERO_CHUNKS, (1 << 64) - 1, 0, 1, 0),
         (1, 1, Kind.BARRIER, 0, 0, 1, 0),
+        (1, 1, Kind.SNAPSHOTS, 0, 0, SNAPSHOTS_MAX + 1, 0),
+        (1, 1, Kind.SNAPSHOTS, 0, 1, 1, 0),
         (1, 1, 0, 0, 0, 0, 0),
         (1, 1, 9, 0, 0, 0, 0),
     ],
@@ -100,6 +107,12 @@ def test_ends_of_the_ranges_are_records() -> None:
     assert not problem(1, 1, Kind.WRITE, 0, 0, BLOCKS_PER_CHUNK, BLOCKS_PER_CHUNK * BLOCK_SIZE)
     assert not problem(1, 1, Kind.ZERO, CHUNKS_MAX - 1, 0, 1, 0)
     assert not problem(1, 1, Kind.ZERO_CHUNKS, CHUNKS_MAX - 5, 0, 5, 0)
+
+
+@pytest.mark.parametrize("lsns", [[0], [4], [2, 2], [3, 1]])
+def test_lists_of_snapshots_rise_to_their_own_record(lsns: list[int]) -> None:
+    with pytest.raises(Corrupt, match="snapshots"):
+        decode_head(encode_head(1, 3, Kind.SNAPSHOTS, 0, 0, len(lsns), pack_lsns(lsns)))
 
 
 def test_bad_blocks_are_found() -> None:

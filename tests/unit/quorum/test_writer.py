@@ -313,6 +313,31 @@ def test_window_is_bounded() -> None:
     assert write(writer) > 0, "a silent one is not"
 
 
+def test_a_list_of_snapshots_waits_for_no_room() -> None:
+    writer = make()
+    assert writer.set_snapshots([], True, "early") == WAIT, "no log is chosen yet"
+    writer = serving(window_records=8)
+    while write(writer) > 0:
+        pass
+    lsn = writer.set_snapshots([3], True, "made")
+    assert lsn == writer.window.last and writer.window.entries[lsn].snapshots == [3, lsn]
+    assert write(writer) == WAIT
+    again = writer.set_snapshots([lsn, 3], False, "listed")
+    assert writer.window.entries[again].snapshots == [3, lsn]
+    assert again in send_all(writer)[1]
+    for replica in (1, 2):
+        ack(writer, replica, again)
+    assert writer.take_done()[-2:] == ["made", "listed"]
+
+
+def test_what_a_next_epoch_issues_again_has_no_lists_of_snapshots() -> None:
+    writer = serving()
+    first = write(writer, "a")
+    writer.set_snapshots([], True, "made")
+    last = write(writer, "b")
+    assert [(lsn, tag) for lsn, _, tag in writer.take_rest()] == [(first, "a"), (last, "b")]
+
+
 def test_space_is_granted_before_an_lsn_is() -> None:
     writer = make()
     for replica in (1, 2, 3):
