@@ -22,7 +22,7 @@ from moorage.framework.release import release_all
 from moorage.framework.rollout import Rollout
 from moorage.framework.scheduler import Scheduler, find_spec, look_at_agents
 from moorage.framework.spec import Spec, document_of, parse
-from moorage.framework.view import plan_of
+from moorage.framework.view import plan_of, waits_of
 from moorage.wire.errors import Invalid, NotFound, Unavailable
 from moorage.wire.secret import read_private
 
@@ -258,7 +258,7 @@ class _Changes:
         found: dict[str, Any] = {
             "wanted": len(wanted),
             "running": running,
-            "waits": {str(instance): why for instance, why in core.waits.items()},
+            "waits": waits_of(core),
             "problems": core.problems(),
             "registry": core.registry(),
             "rollout": _rollout(core.rollout),
@@ -279,7 +279,7 @@ class _Changes:
                 click.echo(f"            planned maintenance of {host}: {state}")
             if found["rollout"]:
                 click.echo(f"            new release: {found['rollout']}")
-            elif wanted and len(running) == len(wanted):
+            elif wanted and len(running) == len(wanted) and not found["waits"]:
                 click.echo(f"            for clients: MOORAGE_REGISTRY={','.join(found['registry'])}")
 
 

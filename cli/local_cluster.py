@@ -202,9 +202,13 @@ class LocalCluster:
         try:
             for host in self.hosts:
                 await host.launch()
-            await asyncio.gather(*(host.wait_ready() for host in self.hosts))
-        except BaseException:
+            async with asyncio.TaskGroup() as group:
+                for host in self.hosts:
+                    group.create_task(host.wait_ready())
+        except BaseException as error:
             await self.kill()
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
             raise
 
     async def kill(self) -> None:

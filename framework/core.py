@@ -100,6 +100,7 @@ class Core:
         self._is_new = is_new
         self._seen = False  # a reservation of the cluster
         self._raft: Mapping[str, Mapping[str, str]] | None = None
+        self._seen_at: frozenset[str] = frozenset()  # HOST:PORT of the services that the cluster sees
         self._chosen: dict[tuple[str, str], Mapping[str, str]] = {}
         self.rollout = Rollout(release_of(spec), spec.p99_budget)
         self.maintenance = Maintenance()
@@ -254,12 +255,15 @@ class Core:
         """How long ago; None if it never was."""
         return None if self._look[1] == float("-inf") else now - self._look[1]
 
-    def heard(self, raft: Mapping[str, Mapping[str, str]], leaving: Iterable[str]) -> None:
-        """From the cluster: the voters of each group (the registry, m1, ...), host to HOST:PORT; and the
-        hosts that an operator wants to be emptied."""
+    def heard(
+        self, raft: Mapping[str, Mapping[str, str]], leaving: Iterable[str], up: Iterable[str] = ()
+    ) -> None:
+        """From the cluster: the voters of each group (the registry, m1, ...), host to HOST:PORT; the hosts
+        that an operator wants to be emptied; and where its services and devices are that are up."""
         found = raft, frozenset(leaving)
         self.stale |= found != (self._raft, self._leaving)
         self._raft, self._leaving = found
+        self._seen_at = frozenset(up).union(*(voters.values() for voters in raft.values()))
 
     def lost_agent(self) -> None:
         self.stale = True
@@ -459,6 +463,15 @@ class Core:
         """Who takes over is not to try once more what was taken back."""
         if self.rollout.failed:
             self.spec = with_release(self.spec, self.rollout.wanted)
+
+    def unseen(self) -> list[Instance]:
+        """Those whose tasks run and that the cluster does not see, as of when it was heard last."""
+        running = {each.instance for each in self.tasks.values() if each.state == "TASK_RUNNING"}
+        return [
+            instance
+            for instance, (agent, binding) in sorted(self.plan.bindings.items())
+            if instance in running - self.plan.former and f"{agent.ip}:{binding.port}" not in self._seen_at
+        ]
 
     def replacements(self) -> list[tuple[Instance, str, str]]:
         """Members that run, and are to take the place of another one in their Raft group: each with its

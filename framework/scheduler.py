@@ -298,7 +298,8 @@ class Scheduler:
         begin, over = core.maintenance.wishes(view["hosts"], drains)
         # A host without a device is not in the registry: it has members only, which the core moves.
         leaving = {*drains, *(host for host in begin if host not in view["hosts"])}
-        core.heard(raft, leaving)
+        up = [row["address"] for row in view["devices"].values() if row["health"] == "up"]
+        core.heard(raft, leaving, [*up, *(row["address"] for row in view["services"])])
         refused = {}
         for host in over:
             await cluster.places.undrain("host", host, by=BY)

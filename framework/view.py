@@ -12,6 +12,7 @@ from moorage.framework.rollout import release_of
 from moorage.framework.spec import Spec
 
 RUNNING = "TASK_RUNNING"
+UNSEEN = "runs; the cluster does not see it yet"
 
 
 def plan_of(core: Core, spec: Spec, made: Plan) -> Json:
@@ -58,11 +59,16 @@ def _disk(binding: Binding) -> int:
     return int(value_of(binding.rows.get("disk", {})))
 
 
+def waits_of(core: Core) -> dict[str, str]:
+    """By instance: what each waits for that does not run, or that does while the cluster does not see it."""
+    return {str(each): why for each, why in (core.waits | dict.fromkeys(core.unseen(), UNSEEN)).items()}
+
+
 def waits_for(core: Core, is_subscribed: bool) -> list[str]:
     """Why not all runs that is to run."""
     if not is_subscribed:
         return ["not subscribed to a Mesos master"]
-    return [*(f"{instance}: {why}" for instance, why in core.waits.items()), *core.problems()]
+    return [*(f"{instance}: {why}" for instance, why in waits_of(core).items()), *core.problems()]
 
 
 def status_of(core: Core, is_subscribed: bool, framework_id: str, now: float) -> Json:
@@ -70,7 +76,7 @@ def status_of(core: Core, is_subscribed: bool, framework_id: str, now: float) ->
     said so when they were looked at last, ``looked_s`` seconds ago. ``instances``: of each what it does, and
     what it waits for; a ``former`` one is not to run, since another host has taken its place. ``declined``:
     by agent, why its offers were declined last. ``maintenance``: by host, how far it is emptied for it."""
-    tasks = core.alive()
+    tasks, waits = core.alive(), waits_of(core)
     bound = {
         instance: (agent, _disk(each), each.port) for instance, (agent, each) in core.plan.bindings.items()
     }
@@ -98,7 +104,7 @@ def status_of(core: Core, is_subscribed: bool, framework_id: str, now: float) ->
                 "port": port,
                 "task": tasks[instance].id if instance in tasks else "",
                 "state": tasks[instance].state if instance in tasks else "",
-                "waits": core.waits.get(instance, ""),
+                "waits": waits.get(str(instance), ""),
             }
             for instance, (agent, disk, port) in sorted({**wanted, **bound}.items())
         ],

@@ -192,7 +192,7 @@ async def test_mounted_disks_become_devices_and_none_that_holds_anything(
     foreign = Path(disk_root(cluster.agent("agent2").home, 1)) / "letters.txt"
     foreign.write_text("not ours")
     await ours.start()
-    line = await ours.until(lambda line: len(line["running"]) == 11 and line["waits"])
+    line = await ours.until(lambda line: (len(line["running"]), len(line["waits"])) == (11, 1))
     ((instance, why),) = line["waits"].items()
     assert instance.startswith("node.") and "exited with status 3" in why
     assert foreign.read_text() == "not ours"

@@ -69,7 +69,7 @@ async def running(shell: Shell, command: str) -> AsyncIterator[str]:
     said: list[str] = []
     try:
         async with asyncio.timeout(SECONDS):
-            while "9 of 9 tasks run" not in "".join(said[-2:-1]):
+            while "for clients: " not in "".join(said[-1:]):
                 line = (await process.stdout.readline()).decode()
                 assert line, "".join(said)
                 said.append(line)

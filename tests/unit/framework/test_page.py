@@ -12,7 +12,7 @@ from moorage.framework.page import render
 from moorage.framework.spec import parse
 from moorage.framework.view import plan_of, status_of
 
-from .test_core import DOCUMENT, run
+from .test_core import DOCUMENT, raft_of, run
 from .world import World, subscribe
 
 
@@ -22,7 +22,13 @@ def cluster(steps: int = 6) -> tuple[World, Core]:
         world.add(name)
     core = subscribe(world, parse(DOCUMENT))
     run(world, core, steps)
+    core.heard(raft_of(core), [], nodes(core))
     return world, core
+
+
+def nodes(core: Core) -> list[str]:
+    found = core.plan.bindings.items()
+    return [f"{agent.ip}:{each.port}" for instance, (agent, each) in found if instance.service == "node"]
 
 
 def status(core: Core, now: float = 10.0) -> Json:
@@ -40,6 +46,16 @@ def test_all_is_well_only_when_the_services_have_said_so() -> None:
     shown = render(status(core))
     assert "Not all is well" in shown and "<li>device ab of h2 is down</li>" in shown
     assert "not subscribed to a Mesos master" in render(status_of(core, False, "F-1", 10.0))
+
+
+def test_what_runs_is_waited_for_until_the_cluster_sees_it() -> None:
+    _, core = cluster()
+    core.heard(raft_of(core), [], nodes(core)[1:])
+    (instance,) = core.unseen()
+    assert instance.service == "node"
+    assert f"{instance}: runs; the cluster does not see it yet" in status(core)["why_not"]
+    core.heard({"registry": raft_of(core)["registry"]}, [], nodes(core))
+    assert {each.service for each in core.unseen()} == {"metadata"}
 
 
 def test_what_is_waited_for_and_declined_has_its_reason() -> None:
