@@ -186,11 +186,13 @@ class ObjectHandlers:
 
     async def lacking_blocks(self, context: CallContext, params: Params) -> Any:
         """``{replica, pieces: [[chunk, block, blocks]]}`` -> those of which it has not everything, or has
-        something that is bad. Raises Damaged when it may also have what was discarded."""
+        something that is bad. Raises Damaged when it may also have what was discarded; its ``damage`` is
+        another one after each damage, and in each life of the node."""
         self._check_device()
         replica = self._replica(params)
         if replica.damaged:
-            raise Damaged(f"replica {replica.info.replica} is damaged: {replica.damaged}")
+            why = f"replica {replica.info.replica} is damaged: {replica.damaged}"
+            raise Damaged(why, damage=self._damage(replica))
         bad = self._bad(replica)
         found = []
         looked_at = 0
@@ -201,6 +203,9 @@ class ObjectHandlers:
             if not self._has(replica, chunk, block, count, bad):
                 found.append([chunk, block, count])
         return {"lacking": found}
+
+    def _damage(self, replica: Replica) -> str:
+        return f"{self._hello.instance}.{replica.damages}"
 
     def _bad(self, replica: Replica) -> list[int]:
         """Addresses of blocks that were found to be."""
@@ -257,14 +262,18 @@ class ObjectHandlers:
         return min(unpack_lsns(self._store.reader.lsns(replica, chunk, block, count))) >= DISCARDED
 
     async def mended_blocks(self, context: CallContext, params: Params) -> Any:
-        """``{replica}``: it was damaged, and may have lost blocks, or that some were discarded. All that it
-        lacked was fetched since, and all that it should not have was discarded."""
+        """``{replica, damage}``: it was damaged, and may have lost blocks, or that some were discarded. All
+        that it lacked was fetched since ``damage``, and all that it should not have was discarded. Stale when
+        there was more damage since then."""
         self._check_order(context, params)
         self._check_device()
         replica = self._replica(params)
         if replica.damaged:
+            if params.get("damage") != self._damage(replica):
+                raise Stale(f"replica {replica.info.replica} was damaged again: look through it anew")
             log.warning("replica %d is mended; it was damaged: %s", replica.info.replica, replica.damaged)
             await self._durable(lambda done: self._store.mend(replica, done))
+            self._sessions.mended(replica)
         return {}
 
     async def fetch_blocks(self, context: CallContext, params: Params) -> Any:

@@ -51,6 +51,7 @@ class Replica:
     __slots__ = (
         "apply_target",
         "barriers",
+        "damages",
         "found",
         "handle",
         "info",
@@ -80,6 +81,7 @@ class Replica:
         self.noted = state  # the last note handed over
         self.barriers = 0  # entries under way that replace records or the state
         self.found = ""  # damage found in this life: only a fresh table ends it
+        self.damages = 0  # how often some was found in this life
         self.on_persisted: Callable[[int], None] = _nobody  # told the ticket, once per group commit
 
     def settle(self) -> None:
@@ -94,6 +96,7 @@ class Replica:
 
     def damage(self, what: str) -> None:
         """It lost acknowledged data: it counts towards no majority from now on."""
+        self.damages += 1
         self.found = self.found or what
         self.state.damaged = self.state.damaged or what
 

@@ -60,6 +60,10 @@ class Sessions:
     def created(self, replica: Replica) -> None:
         self._enter(replica.info.replica, MemberShell(self.store, replica, created=True))
 
+    def mended(self, replica: Replica) -> None:
+        """It is as well as any that is found at a start."""
+        self._enter(replica.info.replica, MemberShell(self.store, replica, created=False))
+
     def _enter(self, identity: int, member: MemberShell) -> None:
         member.on_pull = self._copier.begin
         member.core.set_bad(bool(self.store.scrubber.check(member.replica).bad))

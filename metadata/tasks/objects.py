@@ -35,6 +35,7 @@ from moorage.wire.errors import (
     Damaged,
     MoorageError,
     NotLeader,
+    Stale,
     StaleConfiguration,
     Unavailable,
 )
@@ -77,6 +78,7 @@ class ObjectKeeper:
         self._verify_at: dict[int, tuple[int, int]] = {}
         self._verify_next: dict[int, float] = {}
         self._lack_at: dict[int, str] = {}  # by replica: where the last look at what it lacks has ended
+        self._damage: dict[int, str] = {}  # by replica that is looked through: which damage that is of
         self._silent: dict[str, float] = {}  # by device: until when it is not asked
         self._waiting = False  # something is to be discarded in a later generation
         self._generation_at = 0.0
@@ -138,8 +140,9 @@ class ObjectKeeper:
         for notes in [*by_bucket, self._verify_at, self._verify_next]:
             for identity in notes.keys() - buckets:
                 del notes[identity]
-        for replica in self._lack_at.keys() - replicas:
-            del self._lack_at[replica]
+        for by_replica in (self._lack_at, self._damage):
+            for replica in by_replica.keys() - replicas:
+                del by_replica[replica]
 
     def _bucket(self, identity: int) -> Bucket | None:
         """As it is now, while it is there to stay."""
@@ -281,30 +284,42 @@ class ObjectKeeper:
             self._damage_next[identity] = now + REGIONS_S
         for group in bucket["groups"] if bucket is not None else ():
             for member in group["members"]:
-                if is_due and await self._is_damaged(member):
-                    about = {"bucket": identity, "group": group["group"], "replica": member["replica"]}
-                    await self._context.propose({"do": "rebuild", **about})
-                if kv.get(layout.built_key(identity, member["replica"])) is not None:
+                replica = member["replica"]
+                is_begun = kv.get(layout.built_key(identity, replica)) is not None
+                if is_due or (is_begun and replica not in self._damage):
+                    await self._look_for_damage(identity, group["group"], member)
+                if replica in self._damage and kv.get(layout.built_key(identity, replica)) is not None:
                     await self._rebuild(identity, group["group"], member)
 
-    async def _is_damaged(self, member: dict[str, Any]) -> bool:
+    async def _look_for_damage(self, identity: int, number: int, member: dict[str, Any]) -> None:
+        """What is found for the first time is looked through from the start."""
+        replica = member["replica"]
         try:
             await self._ask(member, "node.lacking_blocks", {"pieces": []}, ORDER_S)
         except Damaged as error:
-            log.warning("%s: %s", member["host"], error)
-            return True
+            if (damage := str(error.details.get("damage", ""))) != self._damage.get(replica):
+                log.warning("%s: %s", member["host"], error)
+                about = {"bucket": identity, "group": number, "replica": replica}
+                await self._context.propose({"do": "rebuild", **about})
+                self._damage[replica] = damage
         except MoorageError:
             pass  # it is away: healing sees to that
-        return False
+        else:
+            self._damage[replica] = ""
 
     async def _rebuild(self, identity: int, number: int, member: dict[str, Any]) -> None:
         """Have it fetch what it lost, and discard what it may have again. What it has well stays."""
         try:
             await self._copy_all(identity, number, member)
             await self._discard_again(identity, number, member)
-            await self._ask(member, "node.mended_blocks", {}, ORDER_S)
+            damage = self._damage[member["replica"]]
+            await self._ask(member, "node.mended_blocks", {"damage": damage}, ORDER_S)
         except NotLeader:
             raise
+        except Stale as error:
+            log.warning("bucket %x: device %s: %s", identity, member["device"], error)
+            del self._damage[member["replica"]]  # which it is, is asked anew
+            return
         except MoorageError as error:
             log.info("bucket %x: device %s: %s", identity, member["device"], error)
             return

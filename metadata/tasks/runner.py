@@ -130,7 +130,9 @@ class TaskRunner:
             changes = records.wishes(volume) or records.snapshots_under_way(volume)
             if volume["state"] != records.READY or volume["id"] in dropping or changes:
                 self.start_volume(volume["id"])
-        await asyncio.gather(self.healer.run(), self.objects.run())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.healer.run())
+            group.create_task(self.objects.run())
 
     async def _replace(self, volume_id: int) -> None:
         volume = records.volume_by_id(self._context.replicated.kv, volume_id)

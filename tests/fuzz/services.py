@@ -547,7 +547,7 @@ _NODE_CALLS: list[tuple[str, dict[str, Any]]] = [
     ("node.read_blocks", {"replica": 3, "chunk": 0, "block": 0, "blocks": 1}),
     ("node.lacking_blocks", {"replica": 3, "pieces": [[0, 0, 1], [0, 1000, 100]]}),
     ("node.discard_blocks", {"replica": 3, "pieces": [[0, 7, 2]], "regions": [[64, 64]], **_ORDER}),
-    ("node.mended_blocks", {"replica": 3, **_ORDER}),
+    ("node.mended_blocks", {"replica": 3, "damage": "", **_ORDER}),
     ("node.fetch_blocks", {"replica": 3, "sources": [_SOURCE], "pieces": [[0, 9, 1]], **_ORDER}),
 ]
 NODE_SEEDS = [frame.pack([method, params]) for method, params in _NODE_CALLS]

@@ -14,7 +14,7 @@ from moorage.metadata.objects.layout import REGION_CHUNKS, Extent
 from moorage.metadata.objects.writers import Writers
 from moorage.metadata.tasks import objects as keeping
 from moorage.metadata.tasks.objects import ObjectKeeper
-from moorage.wire.errors import CannotConnect, MoorageError, NoReplica, NotLeader
+from moorage.wire.errors import CannotConnect, Damaged, MoorageError, NoReplica, NotLeader, Stale
 
 from .conftest import AppliedGroup
 from .photos import W1, Photos
@@ -33,6 +33,7 @@ class Devices:
         self.before: Callable[[str, str], None] = lambda device, method: None
         self.unreadable: set[int] = set()
         self.created: list[tuple[str, int]] = []
+        self.damage: dict[int, str] = {}  # by replica
 
     def write(self, replicas: list[int], extent: list[int]) -> None:
         for replica in replicas:
@@ -64,6 +65,13 @@ class Devices:
                 for chunk, chunks in params.get("regions", ()):
                     gone |= set(range(chunk * 1024, (chunk + chunks) * 1024))
                 have -= gone
+                return {}
+            case "node.lacking_blocks" if replica in self.damage:
+                raise Damaged(f"{device}: {self.damage[replica]}", damage=self.damage[replica])
+            case "node.mended_blocks":
+                if self.damage.get(replica, "") != params["damage"]:
+                    raise Stale("it was damaged again")
+                self.damage.pop(replica, None)
                 return {}
             case "node.lacking_blocks":
                 return {"lacking": [piece for piece in params["pieces"] if not _addresses(piece) <= have]}
@@ -127,6 +135,11 @@ class Kept:
         holders = [each for each in self.photos.members(extent[0]) if each not in lost]
         self.devices.write(holders, extent)
         self.photos.put(key, extent, stored=[holders])
+
+    async def look(self) -> None:
+        """A round in which members are asked whether they are damaged."""
+        self.keeper._damage_next[self.photos.id] = 0.0
+        await self.round(0)
 
     async def build(self) -> None:
         bucket = self.photos.record
@@ -462,6 +475,65 @@ async def test_the_only_copy_is_not_replaced_by_none(kept: Kept) -> None:
     kept.keeper._silent.clear()
     await kept.build()
     assert c not in kept.photos.members()
+
+
+# -- members that are damaged --------------------------------------------------------------------------------
+
+
+async def test_a_damaged_member_gets_what_it_lost_and_is_mended(kept: Kept) -> None:
+    kept.photos.open()
+    kept.put("a", [0, 0, 0, 3])
+    victim = kept.photos.members()[1]
+    kept.devices.blocks[victim] = {0}
+    kept.devices.damage[victim] = "1"
+    await kept.look()
+    assert kept.devices.blocks[victim] == {0, 1, 2} and not kept.devices.damage
+    assert kept.proposed.count("rebuild") == kept.proposed.count("rebuilt") == 1
+    await kept.look()
+    assert kept.proposed.count("rebuild") == 1
+
+
+async def test_damage_while_a_member_is_looked_through_has_it_looked_through_anew(kept: Kept) -> None:
+    kept.photos.open()
+    kept.put("a", [0, 0, 0, 3])
+    victim = kept.photos.members()[1]
+    kept.devices.damage[victim] = "1"
+
+    def damage(_device: str, method: str) -> None:
+        if method == "node.mended_blocks" and kept.devices.damage[victim] == "1":
+            kept.devices.blocks[victim] = set()
+            kept.devices.damage[victim] = "2"
+
+    kept.devices.before = damage
+    await kept.look()
+    assert kept.devices.damage and "rebuilt" not in kept.proposed
+    await kept.round()
+    assert kept.devices.blocks[victim] == {0, 1, 2} and not kept.devices.damage
+    assert kept.proposed.count("rebuild") == 2 and kept.proposed.count("rebuilt") == 1
+
+
+async def test_a_new_leader_looks_a_damaged_member_through_from_the_start(kept: Kept) -> None:
+    """It does not know of which damage the former one's look was."""
+    kept.photos.open()
+    kept.put("a", [0, 0, 0, 3])
+    victim = kept.photos.members()[1]
+    end = 1 << 40
+    about = {"bucket": kept.photos.id, "group": 0, "replica": victim}
+    kept.group.apply("rebuild", **about)
+    kept.group.apply("built", **about, address=end)
+    kept.devices.blocks[victim] = set()
+    kept.devices.damage[victim] = "2"
+    await kept.round()
+    assert kept.devices.blocks[victim] == {0, 1, 2} and not kept.devices.damage
+
+
+async def test_a_member_that_was_mended_under_a_former_leader_is_noted_to_be(kept: Kept) -> None:
+    kept.photos.open()
+    kept.put("a", [0, 0, 0, 3])
+    about = {"bucket": kept.photos.id, "group": 0, "replica": kept.photos.members()[1]}
+    kept.group.apply("rebuild", **about)
+    await kept.round()
+    assert kept.proposed.count("rebuilt") == 1 and "rebuild" not in kept.proposed
 
 
 async def test_leadership_that_ends_ends_the_rounds(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

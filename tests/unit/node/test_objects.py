@@ -24,6 +24,7 @@ from moorage.wire.errors import (
     Behind,
     CannotConnect,
     Corrupt,
+    Damaged,
     DeadlineExceeded,
     Denied,
     Invalid,
@@ -112,6 +113,9 @@ class Rig:
         found: list[list[int]] = answer["lacking"]
         return found
 
+    async def mended(self, damage: str) -> None:
+        assert await self.handlers.mended_blocks(self.context, {"replica": BUCKET, "damage": damage}) == {}
+
     async def discard(self, *pieces: list[int], regions: Any = ()) -> None:
         params = {"replica": BUCKET, "pieces": list(pieces), "regions": regions}
         assert await self.handlers.discard_blocks(self.context, params) == {}
@@ -144,6 +148,46 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     await rig.create(VOLUME, "sync")
     yield rig
     await rig.store.close(checkpoint=False)
+
+
+# -- damaged -----------------------------------------------------------------------------------------------
+
+
+async def damage_of(rig: Rig) -> str:
+    with pytest.raises(Damaged) as raised:
+        await rig.lacking()
+    return str(raised.value.details["damage"])
+
+
+def whole(rig: Rig) -> bool:
+    return rig.sessions.find(BUCKET).core.whole
+
+
+async def test_what_is_damaged_is_mended_of_that_damage(rig: Rig) -> None:
+    rig.store.fold.damage(rig.store.replica(BUCKET), "a page is gone")
+    damage = await damage_of(rig)
+    assert not whole(rig)
+    await rig.mended(damage)
+    assert await rig.lacking() == [] and whole(rig)
+    await rig.reopen(checkpoint=False)
+    assert await rig.lacking() == [] and whole(rig)
+    await rig.mended("")  # asked again
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_damage_that_comes_while_it_is_looked_through_is_not_forgotten(rig: Rig, again: bool) -> None:
+    """Nor what another life of the node finds."""
+    rig.store.fold.damage(rig.store.replica(BUCKET), "a page is gone")
+    await rig.store.checkpoint()  # which says so
+    looked = await damage_of(rig)
+    if again:
+        rig.store.fold.damage(rig.store.replica(BUCKET), "another page is gone")
+    else:
+        await rig.reopen(checkpoint=True)
+    with pytest.raises(Stale, match="damaged again"):
+        await rig.mended(looked)
+    await rig.mended(await damage_of(rig))
+    assert await rig.lacking() == []
 
 
 # -- written once ------------------------------------------------------------------------------------------
