@@ -41,7 +41,7 @@ PLACES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (objects_tasks, ("BLOCKS_PER_CHUNK",)),
     (node_objects, ("BLOCKS_PER_CHUNK", "BLOCKS_AT_ONCE")),
     (space, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS", "RUN_BLOCKS_MAX")),
-    (writing, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS", "PIECE_BYTES", "RUN_BLOCKS_MAX", "REGION_BLOCKS")),
+    (writing, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS", "PIECE_BYTES", "RUN_BLOCKS_MAX")),
     (reading, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS")),
 )
 
@@ -61,7 +61,6 @@ def chunk_patches(size: int) -> list[tuple[Any, str, Any]]:
         "PAGES_PER_CHUNK": pages,
         "CURSOR_MAX": CHUNKS_MAX * pages,
         "LOOK_BYTES": 64 * size,
-        "REGION_BLOCKS": layout.REGION_CHUNKS * blocks,
         "PIECE_BLOCKS": (piece := min(256, blocks)),
         "PIECE_BYTES": piece * BLOCK_SIZE,
         "BLOCKS_AT_ONCE": piece,

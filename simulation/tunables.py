@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from moorage.client import front, session
-from moorage.client.objects import space, writing
+from moorage.client.objects import space
 from moorage.metadata import attachments, balance
 from moorage.metadata.objects import calls as object_calls
 from moorage.metadata.objects import layout
@@ -42,7 +42,6 @@ def _object_patches(blocks: int) -> list[tuple[Any, str, Any]]:
     chunks = 16 if blocks < 1024 else 4
     return [
         *((module, "REGION_CHUNKS", chunks) for module in (layout, object_state, object_calls, object_tasks)),
-        (writing, "REGION_BLOCKS", chunks * blocks),
         (object_tasks, "REGIONS_S", 1.0),
         (object_tasks, "VERIFY_S", 4.0),
         (object_tasks, "ROUND_S", 0.5),

@@ -6,6 +6,7 @@ with one host down, every object would wait."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from moorage.wire.errors import CannotConnect, MoorageError
 
 CONNECT_S = 1.0
 SLOW_FOR_S = 2.0
+IDLE_S = (
+    600.0  # after that a device may have left the cluster, and its link is given up when another one comes
+)
 
 
 class _Use:
@@ -27,6 +31,7 @@ class _Use:
         self.link = link
         self.up = asyncio.Event()
         self.given_up = False
+        self.used_at = 0.0
 
     def link_up(self, conn: Connection) -> None:
         self.up.set()
@@ -46,6 +51,7 @@ class Devices:
     def __init__(self, pool: NodePool) -> None:
         self._pool = pool
         self._uses: dict[str, _Use] = {}
+        self._numbers = itertools.count()
         self._slow: dict[str, float] = {}  # devices that others were faster than: until when
         self.hedges = HedgeBudget()  # of all that is read
 
@@ -56,10 +62,13 @@ class Devices:
     def _use(self, place: dict[str, Any]) -> _Use:
         device = place["device"]
         link = self._pool.link(device, place["host"], place["address"])
+        now = asyncio.get_running_loop().time()
         use = self._uses.get(device)
         if use is None or use.link is not link:
-            use = self._uses[device] = _Use(len(self._uses), link)
+            self._leave({device, *(each for each, old in self._uses.items() if now - old.used_at > IDLE_S)})
+            use = self._uses[device] = _Use(next(self._numbers), link)
             self._pool.join(use, link)
+        use.used_at = now
         return use
 
     def note_slow(self, device: str) -> None:
@@ -92,6 +101,8 @@ class Devices:
         return await conn.call(method, {"replica": place["replica"], **params}, payload, timeout=timeout)
 
     def close(self) -> None:
-        uses, self._uses = self._uses, {}
-        for use in uses.values():
+        self._leave(set(self._uses))
+
+    def _leave(self, devices: set[str]) -> None:
+        for use in [self._uses.pop(device) for device in devices & self._uses.keys()]:
             self._pool.leave(use, use.link)

@@ -21,7 +21,6 @@ from moorage.quorum.record import BLOCK_SIZE, BLOCKS_PER_CHUNK, Buffer, block_su
 from moorage.wire.errors import Invalid, MoorageError, NoQuorum, NoSpace, Unavailable
 
 PIECE_BYTES = PIECE_BLOCKS * BLOCK_SIZE
-REGION_BLOCKS = 64 * BLOCKS_PER_CHUNK  # as metadata gives them
 WINDOW = 4  # pieces of an object that are under way to a majority
 LATE_PIECES = 8  # that wait for the others: what a slow member holds in memory, beside that
 PIECE_S = 10.0
@@ -49,9 +48,11 @@ class Written:
 
 @dataclass(slots=True)
 class _Sent:
-    """One piece. ``late``: calls to members that have not answered yet, with their replicas."""
+    """One piece. ``region``: its first address. ``late``: calls to members that have not answered yet, with
+    their replicas."""
 
     group: int
+    region: int
     address: int
     blocks: int
     holders: set[int] = field(default_factory=set)
@@ -176,7 +177,7 @@ class ObjectWriter:
 
     async def _send_to(self, run: Run, data: bytes, sums: bytes) -> _Sent:
         group = run.region.group
-        sent = _Sent(group["group"], run.address, run.blocks)
+        sent = _Sent(group["group"], run.region.first, run.address, run.blocks)
         params = {
             "chunk": run.address // BLOCKS_PER_CHUNK,
             "block": run.address % BLOCKS_PER_CHUNK,
@@ -228,18 +229,18 @@ class _Extents:
     def __init__(self) -> None:
         self.extents: list[list[int]] = []
         self.holders: list[list[int]] = []
-        self._end = (-1, -1)
+        self._end = (-1, -1, -1)  # group, region, address
 
     def add(self, sent: _Sent) -> None:
         has = sorted(sent.holders)
-        begins = (sent.group, sent.address)
-        if begins == self._end and sent.address % REGION_BLOCKS and self.holders[-1] == has:
+        begins = (sent.group, sent.region, sent.address)
+        if begins == self._end and self.holders[-1] == has:
             self.extents[-1][3] += sent.blocks
         else:
             chunk, block = divmod(sent.address, BLOCKS_PER_CHUNK)
             self.extents.append([sent.group, chunk, block, sent.blocks])
             self.holders.append(has)
-        self._end = (sent.group, sent.address + sent.blocks)
+        self._end = (sent.group, sent.region, sent.address + sent.blocks)
 
 
 async def _pieces(body: Body) -> AsyncIterator[tuple[Buffer, bool]]:
