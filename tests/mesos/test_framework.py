@@ -418,8 +418,12 @@ async def test_others_ask_where_data_lives(mesos: MakeMesos, framework: MakeFram
         shown = await get("/v1/framework.status")
         assert {each["state"] for each in shown["instances"]} == {"TASK_RUNNING"} and shown["problems"] == []
         assert len(shown["instances"]) == TASKS and not shown["rollout"]["under_way"]
-        async with session.get("/readyz") as answer:
-            assert (await answer.json())["ready"] is True
+
+        async def ready() -> bool:
+            async with session.get("/readyz") as answer:
+                return bool((await answer.json())["ready"])
+
+        await settled(ready)  # as of its last look at the cluster
         for call in ("rollout", "apply"):
             for headers, status in (({}, 401), (token, 400)):
                 async with session.post(f"/v1/framework.{call}", headers=headers) as answer:

@@ -272,10 +272,11 @@ async def test_a_writer_that_ends_twice_as_long_renews(monkeypatch: pytest.Monke
 
 def test_extents_are_joined_where_the_same_have_what_lies_together() -> None:
     found = writing._Extents()
-    for address, holders in ((0, {1, 2}), (256, {2, 1}), (512, {1, 3}), (768, {1, 3}), (64 * 1024, {1, 3})):
-        found.add(writing._Sent(0, address, 256, holders))
-    found.add(writing._Sent(1, 64 * 1024 + 256, 7, {1, 3}))
-    assert found.extents == [[0, 0, 0, 512], [0, 0, 512, 512], [0, 64, 0, 256], [1, 64, 256, 7]]
+    for address, holders in ((0, {1, 2}), (256, {2, 1}), (512, {1, 3}), (768, {1, 3})):
+        found.add(writing._Sent(0, 0, address, 256, holders))
+    found.add(writing._Sent(0, 1024, 1024, 256, {1, 3}))  # of the region that follows
+    found.add(writing._Sent(1, 1024, 1024 + 256, 7, {1, 3}))
+    assert found.extents == [[0, 0, 0, 512], [0, 0, 512, 512], [0, 1, 0, 256], [1, 1, 256, 7]]
     assert found.holders == [[1, 2], [1, 3], [1, 3], [1, 3]]
 
 
