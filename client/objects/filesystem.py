@@ -15,7 +15,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 import moorage.sync
 from moorage.client.objects.bucket import Condition, ObjectInfo
 from moorage.client.objects.sync import Bucket
-from moorage.wire.errors import Busy, NotFound
+from moorage.wire.errors import Busy, NotFound, PreconditionFailed
 
 PART_BYTES = 8 << 20
 
@@ -221,12 +221,19 @@ class ObjectFile(AbstractBufferedFile):  # type: ignore[misc]
         pass  # a small one is put at once
 
     def _upload_chunk(self, final: bool = False) -> bool:
-        data = self.buffer.getvalue()
         if final and not self.autocommit:
             return False
+        try:
+            self._write_out(self.buffer.getvalue(), final)
+        except PreconditionFailed as error:
+            self.discard()
+            raise FileExistsError(self.path) from error
+        return True
+
+    def _write_out(self, data: bytes, final: bool) -> None:
         if final and not self._upload:
             self._bucket.put(self._key, data, condition=self._condition())
-            return True
+            return
         if not self._upload:
             self._upload = self._bucket.create_upload(self._key)
         if data:
@@ -238,7 +245,6 @@ class ObjectFile(AbstractBufferedFile):  # type: ignore[misc]
             self._bucket.complete_upload(
                 self._upload, self._key, self._parts, etag=etag, condition=self._condition()
             )
-        return True
 
     def _condition(self) -> Condition | None:
         return Condition(absent=True) if self.mode == "xb" else None
@@ -251,6 +257,7 @@ class ObjectFile(AbstractBufferedFile):  # type: ignore[misc]
     def discard(self) -> None:
         if self._upload:
             self._bucket.abort_upload(self._upload)
+            self._upload = ""
 
 
 def _file(bucket: str, info: ObjectInfo) -> dict[str, Any]:

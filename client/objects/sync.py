@@ -102,6 +102,9 @@ class Bucket:
             self._bucket.complete_upload(upload, key, parts, etag=etag, condition=condition)
         )
 
+    def list_uploads(self, prefix: str = "") -> list[dict[str, Any]]:
+        return self._loop.run(self._bucket.list_uploads(prefix))
+
     def abort_upload(self, upload: str) -> None:
         self._loop.run(self._bucket.abort_upload(upload))
 
