@@ -36,6 +36,7 @@ VOLUMES_PER_GROUP_MAX: Final = 10_000
 SNAPSHOTS_MAX: Final = 500
 SNAPSHOTS_AT_ONCE_MAX: Final = 64
 REQUESTS_KEPT: Final = 16_384
+ANSWERS_KEPT: Final = 65_536  # at a thousand commands a second: for longer than any client tries
 REQUEST_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 REQUEST_SIZE_MAX: Final = 64
 IOPS_MAX: Final = 10_000_000
@@ -114,6 +115,11 @@ TABLE: Final = (
     Limit("Objects deleted in one call", f"{KEYS_AT_ONCE}", "`LimitExceeded`"),
     Limit("Request id of a retried command", f"`{REQUEST_PATTERN}`", "`Invalid`"),
     Limit("Finished requests remembered", f"the last {REQUESTS_KEPT}", "an older retry is a new request"),
+    Limit(
+        "Deletions of objects, and changes of what is noted, that are remembered",
+        f"in the last {ANSWERS_KEPT} commands of the metadata group",
+        "an older retry is a new command",
+    ),
     Limit("Text that describes a holder (host, program)", f"{HOLDER_TEXT_MAX} bytes", "`Invalid`"),
 )
 

@@ -172,7 +172,7 @@ class Bucket:
 
     async def set_attributes(self, info: ObjectInfo, attributes: dict[str, Any]) -> ObjectInfo:
         """Note something else of an object; PreconditionFailed when it is another one by now."""
-        params = {"key": info.key, "id": info.id, "attributes": attributes}
+        params = {"key": info.key, "id": info.id, "attributes": attributes, "request": secrets.token_hex(16)}
         return ObjectInfo.from_wire(await self._propose("metadata.set_attributes", params))
 
     async def head(self, key: str) -> ObjectInfo:
@@ -220,7 +220,8 @@ class Bucket:
         deleted: list[bool] = []
         while len(deleted) < len(keys):
             some = _first(keys[len(deleted) :])
-            found = await self._call("metadata.delete_objects", {"keys": some, **params}, timeout=CALL_S)
+            once = {"keys": some, "request": secrets.token_hex(16), **params}
+            found = await self._propose("metadata.delete_objects", once)
             deleted += found["deleted"]
         return deleted
 
@@ -315,7 +316,8 @@ class Bucket:
     async def set_document(self, name: str, text: str | None) -> None:
         """Keep a text (64 KiB) about the bucket, which :meth:`show` has in ``documents``; None takes it
         away."""
-        await self._propose("metadata.set_document", {"document": name, "text": text})
+        params = {"document": name, "text": text, "request": secrets.token_hex(16)}
+        await self._propose("metadata.set_document", params)
 
     async def close(self) -> None:
         if self._space is not None:

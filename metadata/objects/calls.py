@@ -22,7 +22,7 @@ from moorage.metadata.objects.writers import Writers
 from moorage.metadata.params import check_known, number_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
 from moorage.service.replicated import Replicated
-from moorage.wire.errors import Invalid, LimitExceeded, NotFound
+from moorage.wire.errors import Invalid, LimitExceeded, NotFound, PreconditionFailed
 from moorage.wire.rpc import CallContext
 
 Params = dict[str, Any]
@@ -84,14 +84,16 @@ class ObjectCalls:
 
     async def set_document(self, context: CallContext | None, params: Params) -> Reply:
         """``text``: None takes it away."""
-        check_known(params, "name", "document", "text")
+        check_known(params, "name", "document", "text", "request")
         text = params.get("text")
         about = {
             "document": limits.check_document(params.get("document")),
             "text": None if text is None else limits.check_text(text),
         }
         bucket = await self._bucket(context, params)
-        await self._replicated.propose({"do": "set_document", "bucket": bucket["id"], **about})
+        await self._replicated.propose(
+            {"do": "set_document", "bucket": bucket["id"], **about, **_request(params)}
+        )
         return {}
 
     # -- writing -------------------------------------------------------------------------------------------
@@ -151,15 +153,19 @@ class ObjectCalls:
 
     async def set_attributes(self, context: CallContext | None, params: Params) -> Reply:
         """Of the object with this ``id``."""
-        check_known(params, "name", "key", "id", "attributes")
+        check_known(params, "name", "key", "id", "attributes", "request")
         key = limits.check_key(params.get("key"))
         about = {"key": key, "id": _text(params, "id", 64), "attributes": _check_attributes(params)}
         bucket = await self._bucket(context, params)
-        command = {"do": "set_attributes", "bucket": bucket["id"], **about}
-        return _shown(key, await self._replicated.propose(command))
+        command = {"do": "set_attributes", "bucket": bucket["id"], **about, **_request(params)}
+        await self._replicated.propose(command)
+        found = layout.find_object(self._replicated.kv, bucket["id"], key)
+        if found is None or found["id"] != about["id"]:
+            raise PreconditionFailed(f"object {key!r} was replaced, or deleted, meanwhile")
+        return _shown(key, found)
 
     async def delete_objects(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "keys", "condition")
+        check_known(params, "name", "keys", "condition", "request")
         keys, condition = params.get("keys"), _check_condition(params)
         if not isinstance(keys, list | tuple) or not keys:
             raise Invalid("keys: use a list of keys")
@@ -172,7 +178,9 @@ class ObjectCalls:
         while len(deleted) < len(checked):
             # (a condition is judged of all of them at once)
             some = checked if condition else self._few(bucket["id"], checked[len(deleted) :])
-            deleted += await self._replicated.propose({**about, "keys": some})
+            # Sent again, each part is answered as before, whatever would be taken for a part by now.
+            part = _request(params, f".{len(deleted)}")
+            deleted += await self._replicated.propose({**about, "keys": some, **part})
         return {"deleted": deleted}
 
     def _few(self, bucket: int, keys: list[str]) -> list[str]:
@@ -427,6 +435,13 @@ def _identity(params: Params) -> str:
     if not found:
         raise Invalid("id: use a random text, another one for each object")
     return found
+
+
+def _request(params: Params, part: str = "") -> Params:
+    """By which a command that may come again is known, if its sender says so."""
+    if "request" not in params:
+        return {}
+    return {"request": limits.check_request(limits.check_request(params["request"]) + part)}
 
 
 def _is_pair(value: Any) -> bool:

@@ -20,10 +20,12 @@ key                                    value
 ``upload/BUCKET/UPLOAD``               ``{key, attributes, created_ms}``: an upload in parts
 ``part/BUCKET/UPLOAD/NUMBER``          a part of it, with the fields of an object
 ``usage/BUCKET``                       ``[objects, bytes]``
+``answer/BUCKET/REQUEST``              ``{do, answer}``: of a command that may come again: see ``answers.py``
+``answer-order/BUCKET/INDEX``          its REQUEST, by its index in the log
 ``document/BUCKET/NAME``               text that gateways keep about it: its policy, and so on
 ====================================== ==================================================================
 
-BUCKET and REPLICA are 16 hex digits, GROUP 4, CHUNK 12, BLOCK 3, NUMBER 5 decimal ones.
+BUCKET, REPLICA and INDEX are 16 hex digits, GROUP 4, CHUNK 12, BLOCK 3, NUMBER 5 decimal ones.
 
 A key of an object may be longer than one of the store: of those that are, all with the same first bytes are
 in one record, ``{rest of the key: object}``."""
@@ -134,6 +136,15 @@ def built_key(bucket: int, replica: int) -> str:
     return f"built/{bucket:016x}/{replica:016x}"
 
 
+def answer_key(bucket: int, request: str) -> str:
+    return f"answer/{bucket:016x}/{request}"
+
+
+def answer_order_key(bucket: int, index: int | None) -> str:
+    """None: what those of all indices begin with."""
+    return f"answer-order/{bucket:016x}/" + (f"{index:016x}" if index is not None else "")
+
+
 def usage_key(bucket: int) -> str:
     return f"usage/{bucket:016x}"
 
@@ -151,6 +162,8 @@ def all_keys(kv: KV, bucket: int) -> Iterator[str]:
         "next-region",
         "built",
         "document",
+        "answer",
+        "answer-order",
     ):
         for key, _ in kv.scan(f"{kind}/{bucket:016x}/"):
             yield key

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from moorage.metadata import limits, records
 from moorage.metadata.objects import layout
+from moorage.metadata.objects.answers import once
 from moorage.metadata.objects.layout import CLOSED, OPEN, REGION_CHUNKS, SWEPT, Extent
 from moorage.quorum.majority import is_majority
 from moorage.quorum.record import CHUNKS_MAX
@@ -57,13 +58,13 @@ class Objects:
             "region_swept": self._region_swept,
             "forget_region": self._forget_region,
             "put_object": self._put_object,
-            "delete_objects": self._delete_objects,
+            "delete_objects": once(self._delete_objects),
             "create_upload": self._create_upload,
             "put_part": self._put_part,
             "complete_upload": self._complete_upload,
             "abort_upload": self._abort_upload,
-            "set_document": self._set_document,
-            "set_attributes": self._set_attributes,
+            "set_document": once(self._set_document),
+            "set_attributes": once(self._set_attributes),
             "next_generation": self._next_generation,
             "discarded": self._discarded,
             "repaired": self._repaired,
@@ -197,7 +198,7 @@ class Objects:
             for replica in replicas_of(_group(bucket, extent.group)):
                 kv.delete(layout.lack_key(bucket["id"], replica, extent))
 
-    def _set_attributes(self, kv: KV, command: Command, index: int) -> Object:
+    def _set_attributes(self, kv: KV, command: Command, index: int) -> None:
         """``{bucket, key, id, attributes}``: of the object with this id, if it is still there."""
         bucket = existing_bucket(kv, command["bucket"])
         there = layout.find_object(kv, bucket["id"], limits.check_key(command["key"]))
@@ -208,7 +209,6 @@ class Objects:
         _check_long_keys(kv, bucket, command["key"], there)
         there["attributes"] = command["attributes"]
         layout.put_object(kv, bucket["id"], command["key"], there)
-        return there
 
     def _set_document(self, kv: KV, command: Command, index: int) -> None:
         """``{bucket, document, text}``; None: it goes."""

@@ -345,7 +345,12 @@ METADATA_CALLS: dict[str, dict[str, Any]] = {
     "metadata.set_document": {"name": "photos", "document": "policy", "text": "{}"},
     "metadata.set_attributes": {"name": "photos", "key": "a/b", "id": "o1", "attributes": {"a": 1}},
     "metadata.get_object": {"name": "photos", "key": "a/b"},
-    "metadata.delete_objects": {"name": "photos", "keys": ["a", "k"], "condition": {"not_etags": ["x"]}},
+    "metadata.delete_objects": {
+        "name": "photos",
+        "keys": ["a", "k"],
+        "condition": {"not_etags": ["x"]},
+        "request": "r",
+    },
     "metadata.list_objects": {"name": "photos", "prefix": "a", "delimiter": "/", "after": "a", "limit": 3},
     "metadata.create_upload": {"name": "photos", "key": "k", "upload": "u2", "attributes": {}},
     "metadata.put_part": {"name": "photos", "upload": "u1", "number": 2, **_WRITTEN, **_WHERE}

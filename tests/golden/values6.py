@@ -75,7 +75,7 @@ METADATA_LATER: list[dict[str, Any]] = [
     {"do": "rebuild", "bucket": v.V1, "group": 0, "replica": R1},
     {"do": "rebuild", "bucket": v.V1, "group": 0, "replica": R2},
     {"do": "rebuilt", "bucket": v.V1, "group": 0, "replica": R2},
-    {"do": "delete_objects", "bucket": v.V1, "keys": ["b", "none"], "condition": {}},
+    {"do": "delete_objects", "bucket": v.V1, "keys": ["b", "none"], "condition": {}, "request": "r1"},
     {
         "do": "complete_upload",
         "bucket": v.V1,

@@ -84,6 +84,12 @@ def a_condition_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- who sees to the bytes -----------------------------------------------------------------------------------
 
 
+@planted("objects", "retries", rare=True)
+def a_delete_that_comes_again_deletes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was put since a delete of unknown outcome goes with its second coming."""
+    monkeypatch.setattr(state, "once", lambda do: do)
+
+
 @planted("objects", "17c", rare=True)
 def who_is_away_keeps_what_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metadata forgets what is to be discarded though a member was not told."""

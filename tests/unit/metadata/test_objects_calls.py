@@ -238,6 +238,50 @@ async def test_the_largest_object_can_be_shown(rig: Rig, monkeypatch: pytest.Mon
     assert len((await rig.call("list_objects"))["objects"]) == 1
 
 
+async def test_a_delete_that_is_sent_again_takes_nothing_that_came_since(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when what is a part of it would be another one by then."""
+    monkeypatch.setattr(calls, "FREED_AT_ONCE", 4)
+    rig.photos.open()
+    keys = [f"k{number}" for number in range(5)]
+    for number, key in enumerate(keys):
+        await rig.put(key, [0, 0, number, 1])
+    first = await rig.call("delete_objects", keys=keys, request="r")
+    assert first == {"deleted": [True] * 5} and len(rig.proposed) > 2
+    await rig.put("k1", [0, 0, 9, 1])
+    for _ in range(2):
+        assert await rig.call("delete_objects", keys=keys, request="r") == first
+    assert rig.photos.get("k1") is not None
+    assert (await rig.call("delete_objects", keys=keys, request="s"))["deleted"].count(True) == 1
+    for bad in (3, "", "x" * 64):
+        with pytest.raises(Invalid, match="request id"):
+            await rig.call("delete_objects", keys=keys, request=bad)
+
+
+async def test_attributes_that_are_sent_again_change_nothing_that_came_since(rig: Rig) -> None:
+    rig.photos.open()
+    await rig.put("a", [0, 0, 0, 1])
+    made = rig.photos.get("a")
+    assert made is not None
+    about = {"key": "a", "id": made["id"]}
+    assert (await rig.call("set_attributes", **about, attributes={"n": 1}, request="r"))["attributes"] == {
+        "n": 1
+    }
+    await rig.call("set_attributes", **about, attributes={"n": 2}, request="s")
+    again = await rig.call("set_attributes", **about, attributes={"n": 1}, request="r")
+    assert again["attributes"] == {"n": 2}
+    await rig.call("delete_objects", keys=["a"])
+    with pytest.raises(PreconditionFailed):
+        await rig.call("set_attributes", **about, attributes={"n": 1}, request="r")
+    await rig.call("set_document", document="cors", text="1", request="t")
+    await rig.call("set_document", document="cors", text=None, request="u")
+    await rig.call("set_document", document="cors", text="1", request="t")
+    assert layout.documents(rig.group.kv, rig.photos.id) == {}
+    with pytest.raises(Invalid, match="was used for set_document"):
+        await rig.call("set_attributes", **about, attributes={}, request="t")
+
+
 async def test_a_damaged_device_hears_that_its_replica_is_of_a_bucket(rig: Rig) -> None:
     """It is offered again when that is what it knows of it."""
     answer = await rig.attachments.current_epochs(None, {"replicas": rig.photos.members()})

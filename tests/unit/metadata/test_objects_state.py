@@ -208,10 +208,46 @@ def test_empty_objects_and_long_keys(photos: Photos, monkeypatch: pytest.MonkeyP
     photos.put(long[1])
 
 
+def test_a_delete_that_is_sent_again_takes_nothing_that_was_put_since(photos: Photos) -> None:
+    photos.open()
+    photos.put("a", [0, 0, 0, 1])
+    assert photos.delete("a", "b", request="r") == [True, False]
+    photos.put("a", [0, 0, 1, 1])
+    photos.put("b", [0, 0, 2, 1])
+    assert photos.delete("a", "b", request="r") == [True, False]
+    assert photos.get("a") and photos.get("b")
+    with pytest.raises(PreconditionFailed):
+        photos.delete("a", condition={"absent": True}, request="s")
+    assert photos.delete("a", condition={}, request="s") == [True], "what was refused is judged anew"
+
+
+def test_answers_are_kept_for_the_last_commands_of_the_log(
+    photos: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ANSWERS_KEPT", 10)
+    photos.open()
+    for number in range(20):
+        photos.delete("a", request=f"r{number}")
+
+    def kept() -> list[str]:
+        rows = [key.split("/")[-1] for key, _ in photos.group.kv.scan("answer/")]
+        assert sorted(rows) == sorted(value for _, value in photos.group.kv.scan("answer-order/"))
+        return rows
+
+    assert kept() == sorted(f"r{number}" for number in range(10, 20))
+    for _ in range(20):
+        photos.open()
+    photos.delete("a", request="last")
+    assert len(kept()) == 9
+    for number in range(8):
+        photos.delete("a", request=f"s{number}")
+    assert kept() == sorted(["last", *(f"s{number}" for number in range(8))])
+
+
 def test_attributes_are_those_of_one_object(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
     made = photos.put("k" * 401)
-    changed = photos.do("set_attributes", key="k" * 401, id=made["id"], attributes={"a": 1})
-    assert photos.get("k" * 401) == changed == {**made, "attributes": {"a": 1}}
+    photos.do("set_attributes", key="k" * 401, id=made["id"], attributes={"a": 1})
+    assert photos.get("k" * 401) == {**made, "attributes": {"a": 1}}
     with pytest.raises(PreconditionFailed):
         photos.do("set_attributes", key="k" * 401, id="another", attributes={})
     with pytest.raises(NotFound):
