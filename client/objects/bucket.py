@@ -214,15 +214,23 @@ class Bucket:
 
     async def delete(self, *keys: str, condition: Condition | None = None) -> list[bool]:
         """Up to 1000 objects: of each, whether it was there."""
-        params: dict[str, Any] = {}
-        if condition is not None:
-            params["condition"] = condition.to_wire()
+        return await self._delete(keys, None, condition)
+
+    async def delete_these(self, objects: Sequence[ObjectInfo]) -> list[bool]:
+        """Of each, whether it was there: one in whose place another one was put meanwhile stays."""
+        return await self._delete([each.key for each in objects], [each.id for each in objects], None)
+
+    async def _delete(
+        self, keys: Sequence[str], ids: Sequence[str] | None, condition: Condition | None
+    ) -> list[bool]:
         deleted: list[bool] = []
-        while len(deleted) < len(keys):
-            some = _first(keys[len(deleted) :])
-            once = {"keys": some, "request": secrets.token_hex(16), **params}
-            found = await self._propose("metadata.delete_objects", once)
-            deleted += found["deleted"]
+        while (at := len(deleted)) < len(keys):
+            params: dict[str, Any] = {"keys": _first(keys[at:]), "request": secrets.token_hex(16)}
+            if condition is not None:
+                params["condition"] = condition.to_wire()
+            if ids is not None:
+                params["ids"] = ids[at : at + len(params["keys"])]
+            deleted += (await self._propose("metadata.delete_objects", params))["deleted"]
         return deleted
 
     # -- many ----------------------------------------------------------------------------------------------

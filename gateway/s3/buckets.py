@@ -6,15 +6,16 @@ client would believe in it.
 
 from __future__ import annotations
 
-from moorage.gateway.s3 import acl, cors, documents, names, policy_document, results
+from moorage.gateway.s3 import acl, cors, documents, lifecycle, names, policy_document, results
 from moorage.gateway.s3.answer import Answer, nothing, xml
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.errors import S3Error
-from moorage.gateway.s3.records import ACL, CORS, POLICY, TAGGING
+from moorage.gateway.s3.records import ACL, CORS, LIFECYCLE, POLICY, TAGGING
 from moorage.wire.errors import Busy, Invalid, MoorageError, NameTaken, NotEnoughHosts, NotFound
 
 _DELETES = {
     "DeleteBucketCors": CORS,
+    "DeleteBucketLifecycle": LIFECYCLE,
     "DeleteBucketPolicy": POLICY,
     "DeleteBucketTagging": TAGGING,
 }
@@ -108,6 +109,18 @@ async def get_cors(call: Call) -> Answer:
     return xml((await _kept(call, CORS, "NoSuchCORSConfiguration")).encode())
 
 
+async def put_lifecycle(call: Call) -> Answer:
+    body = await call.document(lifecycle.SIZE_MAX)
+    await call.allow()
+    await _keep(call, LIFECYCLE, lifecycle.render(lifecycle.parse(body)).decode())
+    call.place.rules_changed()
+    return Answer()
+
+
+async def get_lifecycle(call: Call) -> Answer:
+    return xml((await _kept(call, LIFECYCLE, "NoSuchLifecycleConfiguration")).encode())
+
+
 async def put_tagging(call: Call) -> Answer:
     tags = documents.tagging(await call.document(documents.SMALL_MAX), names.BUCKET_TAGS_MAX)
     await call.allow()
@@ -173,15 +186,6 @@ async def put_versioning(call: Call) -> Answer:
     if documents.versioning(await call.document(documents.SMALL_MAX)) == "Enabled":
         raise S3Error("NotImplemented", "Versions of objects are not implemented here.")
     raise S3Error("NotImplemented", "Versions of objects are not implemented here: there is none to suspend.")
-
-
-async def no_lifecycle(call: Call) -> Answer:
-    await call.allow()
-    if call.operation == "GetBucketLifecycleConfiguration":
-        raise S3Error("NoSuchLifecycleConfiguration", BucketName=call.name)
-    if call.operation == "DeleteBucketLifecycle":
-        return nothing()
-    raise S3Error("NotImplemented", "Lifecycle rules are not implemented here: nothing would act on them.")
 
 
 async def no_lock(call: Call) -> Answer:

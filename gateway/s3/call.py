@@ -5,7 +5,7 @@ Owns the permission checks. Every operation on a bucket goes through :meth:`Call
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from moorage.client.cluster import Cluster
@@ -31,14 +31,15 @@ _UPLOADS_KEPT = 1000
 
 @dataclass
 class Place:
-    """What all requests share. ``uploads``: of those that parts come for, by bucket and upload: the key, and
-    the properties, which never change."""
+    """What all requests share. ``rules_changed``: is told of new lifecycle rules. ``uploads``: of those that
+    parts come for, by bucket and upload: the key, and the properties, which never change."""
 
     cluster: Cluster
     credentials: Credentials
     records: Records
     region: str
     replicas: int
+    rules_changed: Callable[[], None] = lambda: None
     uploads: dict[tuple[int, str], tuple[str, Properties]] = field(default_factory=dict)
 
     def keep_upload(self, at: tuple[int, str], found: tuple[str, Properties]) -> None:

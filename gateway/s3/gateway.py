@@ -46,9 +46,6 @@ _LOCKS: Final = (
     *("GetObjectLockConfiguration", "PutObjectLockConfiguration", "GetObjectRetention"),
     *("PutObjectRetention", "GetObjectLegalHold", "PutObjectLegalHold"),
 )
-_LIFECYCLE: Final = (
-    *("GetBucketLifecycleConfiguration", "PutBucketLifecycleConfiguration", "DeleteBucketLifecycle"),
-)
 
 OPERATIONS: Final[dict[str, Operation]] = {
     "ListBuckets": listings.list_buckets,
@@ -86,6 +83,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GetBucketCors": buckets.get_cors,
     "PutBucketCors": buckets.put_cors,
     "DeleteBucketCors": buckets.delete_document,
+    "GetBucketLifecycleConfiguration": buckets.get_lifecycle,
+    "PutBucketLifecycleConfiguration": buckets.put_lifecycle,
+    "DeleteBucketLifecycle": buckets.delete_document,
     "GetBucketTagging": buckets.get_tagging,
     "PutBucketTagging": buckets.put_tagging,
     "DeleteBucketTagging": buckets.delete_document,
@@ -96,7 +96,6 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "Preflight": buckets.preflight,
     **dict.fromkeys(_UNSET, buckets.unset),
     **dict.fromkeys(_LOCKS, buckets.no_lock),
-    **dict.fromkeys(_LIFECYCLE, buckets.no_lifecycle),
 }
 
 

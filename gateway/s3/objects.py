@@ -8,7 +8,19 @@ from dataclasses import replace
 
 from moorage.client.objects.bucket import Bucket, Condition, ObjectInfo
 from moorage.client.objects.reading import ObjectReader
-from moorage.gateway.s3 import acl, conditions, documents, names, properties, ranges, results, routing, times
+from moorage.gateway.s3 import (
+    acl,
+    conditions,
+    documents,
+    expiry,
+    lifecycle,
+    names,
+    properties,
+    ranges,
+    results,
+    routing,
+    times,
+)
 from moorage.gateway.s3.answer import Answer, nothing, xml
 from moorage.gateway.s3.body import Digests
 from moorage.gateway.s3.call import Call
@@ -18,6 +30,7 @@ from moorage.gateway.s3.errors import S3Error, error_of
 from moorage.gateway.s3.payload import Payload
 from moorage.gateway.s3.properties import Properties
 from moorage.gateway.s3.ranges import Range
+from moorage.gateway.s3.records import Record
 from moorage.gateway.s3.results import Deleted
 from moorage.wire.errors import MoorageError, NotFound, PreconditionFailed
 
@@ -31,7 +44,8 @@ async def put_object(call: Call) -> Answer:
     await check_early(bucket, call.key, asked)
     payload = Payload(call)
     info = await put(call, bucket, call.key, payload, found, asked)
-    return Answer(headers={"ETag": f'"{info.etag}"', **checksum_told(payload.digests)})
+    told = {**checksum_told(payload.digests), **expiry_told(await call.record(), info)}
+    return Answer(headers={"ETag": f'"{info.etag}"', **told})
 
 
 async def wanted_properties(call: Call) -> Properties:
@@ -152,16 +166,16 @@ async def get_object(call: Call) -> Answer:
         info, reader = await bucket.open(call.key)
     except NotFound:
         raise await call.missing(await call.record(), call.key) from None
-    return _told(call, info, reader)
+    return _told(call, await call.record(), info, reader)
 
 
 async def head_object(call: Call) -> Answer:
     await call.allow()
     properties.check_supported(call.request)
-    return _told(call, await call.head(), None)
+    return _told(call, await call.record(), await call.head(), None)
 
 
-def _told(call: Call, info: ObjectInfo, reader: ObjectReader | None) -> Answer:
+def _told(call: Call, record: Record, info: ObjectInfo, reader: ObjectReader | None) -> Answer:
     found = properties.of_attributes(info.attributes)
     headers = {
         "ETag": f'"{info.etag}"',
@@ -175,6 +189,7 @@ def _told(call: Call, info: ObjectInfo, reader: ObjectReader | None) -> Answer:
             return Answer(error.status, headers)
         raise
     headers |= found.told() | routing.response_headers(call.request, anonymous=call.principal is None)
+    headers |= expiry_told(record, info)
     part, parts = _range(call, info)
     if parts:
         headers["x-amz-mp-parts-count"] = str(parts)
@@ -188,6 +203,11 @@ def _told(call: Call, info: ObjectInfo, reader: ObjectReader | None) -> Answer:
         chosen = reader if part is None else reader.range(part.first, part.length)
         answer.stream = aiter(chosen)
     return answer
+
+
+def expiry_told(record: Record, info: ObjectInfo) -> dict[str, str]:
+    text = lifecycle.expiration_header(record.lifecycle, expiry.found(info), info.modified_ms)
+    return {} if text is None else {"x-amz-expiration": text}
 
 
 def _range(call: Call, info: ObjectInfo) -> tuple[Range | None, int]:

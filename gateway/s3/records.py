@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from moorage.client.cluster import Cluster
 from moorage.client.objects.bucket import Bucket
-from moorage.gateway.s3 import acl, cors, policy, policy_document
+from moorage.gateway.s3 import acl, cors, lifecycle, policy, policy_document
 from moorage.gateway.s3.acl import Acl, Grant, Permission
 from moorage.gateway.s3.errors import S3Error
 from moorage.wire.errors import Invalid, NotFound
@@ -21,7 +21,8 @@ from moorage.wire.errors import Invalid, NotFound
 FRESH_S: Final = 1.0
 BUCKETS_MAX: Final = 10_000
 
-POLICY, ACL, CORS, TAGGING = "policy", "acl", "cors", "tagging"  # names of documents
+# Names of documents.
+POLICY, ACL, CORS, TAGGING, LIFECYCLE = "policy", "acl", "cors", "tagging", "lifecycle"
 
 
 @dataclass
@@ -63,6 +64,11 @@ class Record:
     def cors(self) -> list[cors.Rule]:
         text = self.document(CORS)
         return [] if text is None else cors.parse(text.encode())
+
+    @cached_property
+    def lifecycle(self) -> list[lifecycle.Rule]:
+        text = self.document(LIFECYCLE)
+        return [] if text is None else lifecycle.parse(text.encode())
 
 
 class Records:

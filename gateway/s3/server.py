@@ -23,6 +23,7 @@ from moorage.gateway.s3.answer import XML, Answer
 from moorage.gateway.s3.call import Place
 from moorage.gateway.s3.credentials import Credentials
 from moorage.gateway.s3.errors import S3Error, render
+from moorage.gateway.s3.expiry import Expiry
 from moorage.gateway.s3.gateway import Gateway
 from moorage.gateway.s3.records import Records
 from moorage.gateway.s3.request import Request
@@ -72,13 +73,16 @@ class S3Server:
         metrics: CollectorRegistry | None = None,
     ) -> None:
         credentials = Credentials(cluster.keys.find, time.monotonic)
-        place = Place(cluster, credentials, Records(cluster, time.monotonic), region, replicas)
+        self._expiry = Expiry(cluster)
+        records = Records(cluster, time.monotonic)
+        place = Place(cluster, credentials, records, region, replicas, self._expiry.rules_changed)
         self._gateway = Gateway(place, domains, lambda: int(time.time() * 1000))
         self._tls = tls
         self._metrics = Metrics(metrics or CollectorRegistry())
         self._busy: set[asyncio.BaseProtocol] = set()  # connections with a request that is being answered
         self._runner: web.ServerRunner | None = None
         self._listener: asyncio.Server | None = None
+        self._expiring: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the bound port. Raises CannotBind."""
@@ -101,6 +105,8 @@ class S3Server:
             await self.stop()
             why = error.strerror or error
             raise CannotBind(f"cannot listen for S3 on {host} port {port}: {why}") from None
+        self._expiring = asyncio.create_task(self._expiry.run(), name="lifecycle rules")
+        self._expiring.add_done_callback(_log_end)
         return int(self._listener.sockets[0].getsockname()[1])
 
     def _accept(self) -> asyncio.Protocol:
@@ -122,6 +128,9 @@ class S3Server:
 
     async def stop(self) -> None:
         """Requests that are being answered have :data:`STOP_S` to end."""
+        if self._expiring is not None:
+            self._expiring.cancel()
+            await asyncio.gather(self._expiring, return_exceptions=True)
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -190,6 +199,11 @@ class S3Server:
         finally:
             if isinstance(stream, AsyncGenerator):
                 await stream.aclose()
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("lifecycle rules are not acted on here any more", exc_info=error)
 
 
 class _Incoming:

@@ -80,6 +80,7 @@ class ObjectCalls:
         objects, size = self._replicated.kv.get(layout.usage_key(bucket["id"])) or (0, 0)
         about = {"objects": objects, "bytes": size, "groups": self._attachments.groups(bucket)}
         about["documents"] = layout.documents(self._replicated.kv, bucket["id"])
+        about["now_ms"] = wall_ms()  # by the clock that objects are put by
         return {**self._attachments.public(bucket), **about}
 
     async def set_document(self, context: CallContext | None, params: Params) -> Reply:
@@ -165,13 +166,16 @@ class ObjectCalls:
         return _shown(key, found)
 
     async def delete_objects(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "keys", "condition", "request")
+        check_known(params, "name", "keys", "ids", "condition", "request")
         keys, condition = params.get("keys"), _check_condition(params)
         if not isinstance(keys, list | tuple) or not keys:
             raise Invalid("keys: use a list of keys")
         if len(keys) > limits.KEYS_AT_ONCE:
             raise LimitExceeded(f"{len(keys)} keys in one call: {limits.KEYS_AT_ONCE} at most")
         checked = [limits.check_key(key) for key in keys]
+        ids = params.get("ids", [None] * len(keys))
+        if not isinstance(ids, list | tuple) or len(ids) != len(keys):
+            raise Invalid("ids: use a list of the ids of objects, one for each key")
         bucket = await self._bucket(context, params)
         about = {"do": "delete_objects", "bucket": bucket["id"], "condition": condition}
         deleted: list[bool] = []
@@ -180,6 +184,8 @@ class ObjectCalls:
             some = checked if condition else self._few(bucket["id"], checked[len(deleted) :])
             # Sent again, each part is answered as before, whatever would be taken for a part by now.
             part = _request(params, f".{len(deleted)}")
+            if "ids" in params:
+                part["ids"] = list(ids[len(deleted) : len(deleted) + len(some)])
             deleted += await self._replicated.propose({**about, "keys": some, **part})
         return {"deleted": deleted}
 

@@ -20,7 +20,7 @@ what is free is no extent; what a member lacks, or who is about to be one, is an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Final
 
 from moorage.metadata import limits, records
@@ -175,11 +175,15 @@ class Objects:
             kv.put(layout.lack_key(bucket["id"], replica, extent), extent.blocks)
 
     def _delete_objects(self, kv: KV, command: Command, index: int) -> list[bool]:
-        """``{bucket, keys, condition}`` -> of each, whether it was there."""
+        """``{bucket, keys, condition}`` -> of each, whether it was there. ``ids``: of each key; one that is
+        another object by now is not there."""
         bucket = existing_bucket(kv, command["bucket"])
+        ids = command.get("ids") or repeat(None)
         found = []
-        for key in command["keys"]:
+        for key, wanted in zip(command["keys"], ids, strict=False):
             there = layout.find_object(kv, bucket["id"], limits.check_key(key))
+            if there is not None and wanted not in (None, there["id"]):
+                there = None
             if command.get("condition"):
                 check_condition(there, command["condition"], key)
             if there is not None:

@@ -36,6 +36,7 @@ from moorage.gateway.s3.server import CONNECTIONS_MAX
 from .s3_gateway import S3Gateway, client
 
 MIB = 1 << 20
+YESTERDAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
 
 
 def content(seed: int, size: int) -> bytes:
@@ -371,11 +372,6 @@ def test_configurations(served: Served) -> None:
     assert "Status" not in s3.get_bucket_versioning(Bucket=name)
     enabled = {"Status": "Enabled"}
     assert code_of(s3.put_bucket_versioning, Bucket=name, VersioningConfiguration=enabled) == "NotImplemented"
-    lifecycle = {
-        "Rules": [{"ID": "r", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}}]
-    }
-    refused = code_of(s3.put_bucket_lifecycle_configuration, Bucket=name, LifecycleConfiguration=lifecycle)
-    assert refused == "NotImplemented"
     for call, code in (
         (s3.get_bucket_lifecycle_configuration, "NoSuchLifecycleConfiguration"),
         (s3.get_object_lock_configuration, "ObjectLockConfigurationNotFoundError"),
@@ -385,6 +381,33 @@ def test_configurations(served: Served) -> None:
     ):
         assert code_of(call, Bucket=name) == code
     assert code_of(s3.create_bucket, Bucket="locked", ObjectLockEnabledForBucket=True) == "NotImplemented"
+
+
+def test_objects_expire(served: Served) -> None:
+    s3, name = served.s3, served.bucket()
+    for key in ("tmp/a", "tmp/b", "kept"):
+        s3.put_object(Bucket=name, Key=key, Body=key.encode())
+    rules = [
+        {"ID": "now", "Status": "Enabled", "Filter": {"Prefix": "tmp/"}, "Expiration": {"Date": YESTERDAY}},
+        {"ID": "later", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 3}},
+    ]
+    s3.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration={"Rules": rules})
+    assert s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"] == rules
+    assert 'rule-id="later"' in s3.head_object(Bucket=name, Key="kept")["Expiration"]
+    assert 'rule-id="later"' in s3.put_object(Bucket=name, Key="new", Body=b"")["Expiration"]
+    for key in ("tmp/a", "tmp/b"):
+        s3.get_waiter("object_not_exists").wait(
+            Bucket=name, Key=key, WaiterConfig={"Delay": 1, "MaxAttempts": 30}
+        )
+    assert [each["Key"] for each in s3.list_objects_v2(Bucket=name)["Contents"]] == ["kept", "new"]
+    s3.delete_bucket_lifecycle(Bucket=name)
+    assert code_of(s3.get_bucket_lifecycle_configuration, Bucket=name) == "NoSuchLifecycleConfiguration"
+    assert "Expiration" not in s3.head_object(Bucket=name, Key="kept")
+    moved = {**rules[0], "Transitions": [{"Days": 1, "StorageClass": "GLACIER"}]}
+    refused = code_of(
+        s3.put_bucket_lifecycle_configuration, Bucket=name, LifecycleConfiguration={"Rules": [moved]}
+    )
+    assert refused == "NotImplemented"
 
 
 def test_signatures_that_are_wrong(served: Served) -> None:

@@ -348,6 +348,7 @@ METADATA_CALLS: dict[str, dict[str, Any]] = {
     "metadata.delete_objects": {
         "name": "photos",
         "keys": ["a", "k"],
+        "ids": ["o", "p"],
         "condition": {"not_etags": ["x"]},
         "request": "r",
     },

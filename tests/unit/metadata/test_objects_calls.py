@@ -259,6 +259,21 @@ async def test_a_delete_that_is_sent_again_takes_nothing_that_came_since(
             await rig.call("delete_objects", keys=keys, request=bad)
 
 
+async def test_objects_are_deleted_as_they_were_seen_in_parts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "FREED_AT_ONCE", 4)
+    rig.photos.open()
+    keys = [f"k{number}" for number in range(5)]
+    ids = [(await rig.put(key, [0, 0, number, 1]))["id"] for number, key in enumerate(keys)]
+    await rig.put("k3", [0, 0, 9, 1])
+    found = (await rig.call("delete_objects", keys=keys, ids=ids))["deleted"]
+    assert found == [True, True, True, False, True] and len(rig.proposed) > 2
+    for bad in (3, ids[:2]):
+        with pytest.raises(Invalid, match="ids"):
+            await rig.call("delete_objects", keys=keys, ids=bad)
+
+
 async def test_attributes_that_are_sent_again_change_nothing_that_came_since(rig: Rig) -> None:
     rig.photos.open()
     await rig.put("a", [0, 0, 0, 1])

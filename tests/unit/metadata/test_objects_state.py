@@ -221,6 +221,14 @@ def test_a_delete_that_is_sent_again_takes_nothing_that_was_put_since(photos: Ph
     assert photos.delete("a", condition={}, request="s") == [True], "what was refused is judged anew"
 
 
+def test_objects_are_deleted_as_they_were_seen(photos: Photos) -> None:
+    photos.open()
+    ids = [photos.put(key, [0, 0, number, 1])["id"] for number, key in enumerate("abc")]
+    photos.put("b", [0, 0, 3, 1])
+    assert photos.delete("a", "b", "c", "d", ids=[*ids, "o9"]) == [True, False, True, False]
+    assert photos.get("b") and not photos.get("a") and not photos.get("c")
+
+
 def test_answers_are_kept_for_the_last_commands_of_the_log(
     photos: Photos, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,116 @@
+"""Who acts on lifecycle rules: deletes what is due, once a day for each bucket, and when its rules change.
+
+Owns the rounds, and the document :data:`DONE` of a bucket, which says what was done last: of several gateways
+one does it, as a rule; when two do, each finds less to do. Must never delete an object that was put since it
+was looked at, nor go by a clock of its own: an object's age is by metadata's, which it was put by."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import xxhash
+
+from moorage.client.cluster import Cluster
+from moorage.client.objects.bucket import Bucket, ObjectInfo
+from moorage.gateway.s3 import lifecycle, properties
+from moorage.gateway.s3.errors import S3Error
+from moorage.gateway.s3.lifecycle import Found, Rule
+from moorage.gateway.s3.records import LIFECYCLE
+from moorage.gateway.s3.times import DAY_MS
+from moorage.wire.errors import MoorageError, NotFound
+
+log = logging.getLogger(__name__)
+
+DONE: Final = "lifecycle-done"
+LOOK_S: Final = 1800.0  # between looks at all buckets; what is due is due from a midnight on
+
+
+class Expiry:
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._changed = asyncio.Event()
+
+    def rules_changed(self) -> None:
+        """Of some bucket: they are acted on now."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            self._changed.clear()
+            try:
+                for row in await self._cluster.buckets.list():
+                    await self._see_to(row["name"])
+            except MoorageError as error:
+                log.warning("lifecycle rules wait: %s", error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._changed.wait()
+
+    async def _see_to(self, name: str) -> None:
+        try:
+            async with await self._cluster.bucket(name) as bucket:
+                await see_to(bucket)
+        except (MoorageError, S3Error) as error:  # it is deleted, or out of reach: the others have their turn
+            log.warning("lifecycle rules of bucket %s: %s", name, error)
+
+
+async def see_to(bucket: Bucket) -> None:
+    """Do what its rules ask for by now, unless that was done today."""
+    shown = await bucket.show()
+    text, now_ms = shown["documents"].get(LIFECYCLE), shown.get("now_ms")
+    if text is None or now_ms is None:  # without rules; or its metadata is of a version that has no clock
+        return
+    done = f"{now_ms // DAY_MS} {xxhash.xxh3_64_hexdigest(text.encode())}"
+    if shown["documents"].get(DONE) == done:
+        return
+    rules = lifecycle.parse(text.encode())
+    objects = sum([await _expire(bucket, rules, prefix, now_ms) for prefix in prefixes(rules)])
+    uploads = await _abort(bucket, rules, now_ms)
+    if objects or uploads:
+        log.info("bucket %s: %d objects have expired, and %d uploads", bucket.name, objects, uploads)
+    await bucket.set_document(DONE, done)
+
+
+def prefixes(rules: Sequence[Rule]) -> list[str]:
+    """Of objects that may expire: each is below one of these."""
+    wanted = {rule.prefix for rule in rules if rule.enabled and (rule.days or rule.date_ms is not None)}
+    return sorted(each for each in wanted if not any(each != one and each.startswith(one) for one in wanted))
+
+
+async def _expire(bucket: Bucket, rules: Sequence[Rule], prefix: str, now_ms: int) -> int:
+    count, start = 0, b""
+    while True:
+        page = await bucket.page(prefix, start=start)
+        due = [each for each in page.objects if _is_due(rules, each, now_ms)]
+        if due:
+            count += sum(await bucket.delete_these(due))
+        if not (start := page.next):
+            return count
+
+
+def _is_due(rules: Sequence[Rule], info: ObjectInfo, now_ms: int) -> bool:
+    return lifecycle.current_due(rules, found(info), info.modified_ms, now_ms)
+
+
+def found(info: ObjectInfo) -> Found:
+    """As rules look at it."""
+    return Found(info.key, info.size, properties.of_attributes(info.attributes).tags)
+
+
+async def _abort(bucket: Bucket, rules: Sequence[Rule], now_ms: int) -> int:
+    if not any(rule.enabled and rule.abort_days for rule in rules):
+        return 0
+    due: list[dict[str, Any]] = [
+        each
+        for each in await bucket.list_uploads()
+        if lifecycle.upload_due(rules, each["key"], each["created_ms"], now_ms)
+    ]
+    for upload in due:
+        with contextlib.suppress(NotFound):  # it was completed meanwhile, or aborted
+            await bucket.abort_upload(upload["upload"])
+    return len(due)
