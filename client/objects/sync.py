@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -73,6 +73,9 @@ class Bucket:
 
     def copy(self, source: str, key: str, *, bucket: Bucket | None = None) -> ObjectInfo:
         return self._loop.run(self._bucket.copy(source, key, bucket=bucket._bucket if bucket else None))
+
+    def delete_these(self, objects: Sequence[ObjectInfo]) -> list[bool]:
+        return self._loop.run(self._bucket.delete_these(objects))
 
     def delete(self, *keys: str, condition: Condition | None = None) -> list[bool]:
         return self._loop.run(self._bucket.delete(*keys, condition=condition))
