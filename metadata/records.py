@@ -95,7 +95,7 @@ def volume_by_name(kv: KV, name: str, kind: str = VOLUME) -> dict[str, Any]:
     if found is None:
         raise unknown_volume(kv, name)
     if (is_one := kind_of(found)) != kind:
-        raise Invalid(f"{name!r} is a {is_one}, not a {kind}: `moorage {is_one} --help` says what it can do")
+        raise Invalid(f"{name!r} is a {is_one}, not a {kind}: `moorage {is_one} show {name}` shows it")
     return found
 
 
