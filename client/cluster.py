@@ -42,7 +42,7 @@ from moorage.client.redundancy import Redundancy, measure
 from moorage.client.snapshots import Progress, Snapshots
 from moorage.client.succession import Succession
 from moorage.client.volume import Volume
-from moorage.client.why import Facts, Finding, about_device, about_host, about_volume
+from moorage.client.why import Facts, Finding, about_bucket, about_device, about_host, about_volume
 from moorage.wire.errors import Invalid, MoorageError, NameTaken, NotFound, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
@@ -568,7 +568,17 @@ class Cluster:
         if name in view["hosts"]:
             on_it = [device for device, row in view["devices"].items() if row["host"] == name]
             return about_host(name, Facts(view, await self.places.moves(on_it), now_ms=now_ms))
-        volume = await self.show(name)
+        name = self._volume_name(name)
+        try:
+            volume = await self.show(name)
+        except NotFound:
+            raise
+        except Invalid:  # it is a bucket
+            found = await self.bucket_copies(name)
+            copies = {copy.replica: copy for copy in found.redundancy.copies}
+            return about_bucket(
+                name, found.groups, Facts(view, await self.places.moves(), copies, now_ms=now_ms)
+            )
         copies = {copy.replica: copy for copy in (await self.redundancy(volume)).copies}
         devices = sorted({group["wish"]["device"] for group in volume.groups if group["wish"]})
         answers = await asyncio.gather(*(self._learners(device, volume.id) for device in devices))
