@@ -41,7 +41,7 @@ OBJECT = {
 }
 DRAIN = {"by": str}
 HEALTH = {"health": str, "reason": str, "since_ms": int, "drain?": DRAIN}
-BLOCKED = {"name": str, "group": int, "device": str, "text": str}
+BLOCKED = {"name": str, "kind?": str, "group": int, "device": str, "text": str}
 MOVE = {"volume": str, "group": int, "from": MEMBER, "to": MEMBER}
 MOVES = {
     **{"left": {str: int}, "moves": [MOVE], "blocked": [BLOCKED], "moves_count": int, "blocked_count": int},

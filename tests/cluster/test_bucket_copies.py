@@ -45,6 +45,9 @@ async def test_a_bucket_says_what_it_lacks_and_why(
     assert "survives 1 more host loss now without waiting" in await run("bucket", "show", "photos")
     assert "photos is as it should be" in await run("why", "photos")
 
+    code, _, err = await moorage_command("host", "drain", "h2", env=environment)
+    assert code != 0 and "bucket 'photos' group 0: needs a host besides" in err
+
     await local.host("h2").kill()
     for number in range(OBJECTS):
         await bucket.put(f"k{number}", b"y" * 5000)
