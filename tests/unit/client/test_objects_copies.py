@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from moorage.client.objects import copies
+from moorage.client.objects.buckets import Buckets
 from moorage.client.objects.copies import BucketCopies, measure_bucket
 from moorage.client.redundancy import GOOD, LACKS_MAX, UNTOLD
 from moorage.metadata.objects import calls
-from moorage.wire.errors import Unavailable
+from moorage.wire.errors import NotFound, Unavailable
 
 IDENTITY = 7
 
@@ -108,3 +109,18 @@ async def test_nobody_waits_for_one_that_is_down_or_lacks_much() -> None:
 
 def test_metadata_counts_as_far_as_is_known_here() -> None:
     assert calls.LACKS_MAX == LACKS_MAX
+
+
+async def test_metadata_that_is_older_is_asked_where_the_copies_are() -> None:
+    groups = (await Asked({n: [{}] for n in (1, 2, 3)}, {}).show())["groups"]
+
+    async def call(name: str, method: str, params: dict[str, Any], timeout: float) -> Any:
+        if method != "metadata.show_bucket":
+            raise NotFound(f"m1 does not serve the method {method!r}")
+        return {"id": IDENTITY, "groups": groups, "objects": 0}
+
+    unused: Any = None
+    buckets = Buckets(unused, call, unused, unused, "")
+    found = await measure_bucket(lambda: buckets.lacks("photos"), Asked({}, {}).ask)
+    assert {copy.state for copy in found.redundancy.copies} == {UNTOLD}
+    assert found.redundancy.survives < 0, "what nobody vouches for does not count"

@@ -172,7 +172,7 @@ def test_a_copy_of_a_bucket_on_a_host_that_is_down() -> None:
 def test_a_copy_of_a_bucket_that_lacks_something() -> None:
     (found,) = about_bucket("photos", groups_of(h2={"lacks": 3}), facts_of(states={2: "lacks 3 extents"}))
     assert found.because == "lacks 3 extents: put while it did not answer, or found to be missing"
-    assert found.doing == "3 extents are copied to h2"
+    assert found.doing == "copying 3 extents to h2"
     away = facts_of({"d1": DOWN, "d3": DOWN}, {2: "lacks 3 extents"})
     *others, lost = about_bucket("photos", groups_of(h2={"lacks": 3}), away)
     assert others[1].doing == "waits for h1 and h3: what it lacks is there only"
@@ -197,7 +197,7 @@ def test_a_copy_of_a_bucket_that_was_damaged() -> None:
     bad = facts_of(states={2: "has 3 bad blocks"})
     bad = Facts(bad.view, bad.moves, {**bad.copies, 2: replace(bad.copies[2], bad_blocks=3)})
     (found,) = about_bucket("photos", groups_of(), bad)
-    assert found.because == "has 3 bad blocks" and "every 6 hours" in found.doing
+    assert found.because == "has 3 bad blocks" and "gets what is bad from the others" in found.doing
 
 
 def test_a_copy_of_a_bucket_that_is_replaced() -> None:
