@@ -278,11 +278,9 @@ def _mending(group: Mapping[str, Any], member: Mapping[str, Any], facts: Facts) 
     if member.get("built") is not None:
         return f"it is looked through, and gets what it lost from the others: {member['built']} % done"
     if lacks:
-        return f"{extents(lacks)} are copied to {member['host']}"
+        return f"copying {extents(lacks)} to {member['host']}"
     if copy.bad_blocks:
-        return (
-            "they are copied from the others when it is asked next for all that it should have: every 6 hours"
-        )
+        return "it is asked for all that it should have, and gets what is bad from the others"
     return "it is looked at within half a minute, and what it lost is copied from the others"
 
 

@@ -7,9 +7,12 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 import moorage
 from moorage.cli.local_cluster import LocalCluster
 from moorage.framework.health import what_is_wrong
+from tests.cluster.test_scrub import NEEDLE, rot
 
 OBJECTS = 5
 
@@ -75,3 +78,31 @@ async def test_a_bucket_says_what_it_lacks_and_why(
         return await cluster.why("photos") == [] and await what_is_wrong(cluster) == {}
 
     await until(is_well, "nothing is wrong any more")
+
+
+@pytest.mark.slow
+async def test_what_rots_does_not_count_and_is_fetched_again(
+    local: LocalCluster, cluster: moorage.Cluster, until: Callable[..., Awaitable[Any]]
+) -> None:
+    """Within a minute, not only when members are asked for all they should have, hours later."""
+    bucket = await cluster.buckets.create("photos")
+    await bucket.put("k", NEEDLE.ljust(1 << 20, b"."))
+
+    async def states() -> set[str]:
+        return {copy.state for copy in (await cluster.bucket_copies("photos")).redundancy.copies}
+
+    async def is_whole() -> bool:
+        return await states() == {"good"}
+
+    await until(is_whole, "all have it")
+    rot(local.hosts[0])
+    (device,) = await cluster.places.devices("host", local.hosts[0].name)
+    await cluster.scrub(device)
+    seen: set[str] = set()
+
+    async def is_found_and_whole_again() -> bool:
+        seen.update(await states())
+        return "has 1 bad blocks" in seen and await is_whole()
+
+    await until(is_found_and_whole_again, "what rots is found, and fetched", timeout=60)
+    assert await cluster.why("photos") == []
