@@ -269,6 +269,9 @@ def _mending(group: Mapping[str, Any], member: Mapping[str, Any], facts: Facts) 
     """What metadata's leader does for a copy that does not count."""
     copy, lacks = facts.copies[member["replica"]], member.get("lacks")
     others = [each for each in group["members"] if each["replica"] != member["replica"]]
+    row = facts.view["devices"].get(member["device"])
+    if row is not None and row["health"] in ("refused", "failed"):
+        return "its successor is ordered within some seconds"
     if not _answers(member, facts):
         return f"waits for {member['host']}" + (f", which gets {extents(lacks)} then" if lacks else "")
     if copy.state == UNTOLD:

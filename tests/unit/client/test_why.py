@@ -165,6 +165,9 @@ def test_a_copy_of_a_bucket_on_a_host_that_is_down() -> None:
     suspect = facts_of({"d2": {**DOWN, "health": "suspect"}}, {2: "its device is suspect"})
     (found,) = about_bucket("photos", groups_of(h2={"lacks": 1000}), suspect)
     assert found.doing == "waits for h2, which gets 1000 extents or more then"
+    lost = facts_of({"d2": {**DOWN, "health": "failed"}}, {2: "its device is failed"})
+    (found,) = about_bucket("photos", groups_of(), lost)
+    assert found.doing == "its successor is ordered within some seconds" and "placed anew" in found.could
     (found,) = about_bucket("photos", groups_of(), facts_of(states={2: "does not answer: for 3 s"}))
     assert (found.because, found.doing) == ("does not answer: for 3 s", "waits for h2")
 
