@@ -6,6 +6,7 @@ import click
 
 from moorage.cli import output
 from moorage.cli.options import cluster_command
+from moorage.cli.redundancy import bucket_copies_table, redundancy_text
 from moorage.client.cluster import Cluster
 
 
@@ -47,17 +48,16 @@ async def list_buckets(cluster: Cluster, as_json: bool) -> None:
 @click.argument("name")
 @cluster_command
 async def show(cluster: Cluster, as_json: bool, name: str) -> None:
-    """How many objects are in it, and where their replicas are."""
-    found = await (await cluster.bucket(name)).show()
+    """Show how many objects are in a bucket, where its replicas are, what each of them lacks, and how many
+    more host losses it survives now. `moorage why NAME` says what is done about it."""
+    found, copies = await (await cluster.bucket(name)).show(), await cluster.bucket_copies(name)
     if as_json:
-        output.emit_json(found)
+        output.emit_json({**found, "groups": copies.groups, "redundancy": copies.redundancy.to_json()})
         return
     click.echo(f"bucket {name}: {found['objects']} objects, {output.size(found['bytes'])}")
-    rows = [
-        (group["group"], ", ".join(member["host"] for member in group["members"]))
-        for group in found["groups"]
-    ]
-    output.console().print(output.table("Groups", ("group", "hosts"), rows))
+    for line in redundancy_text(copies.redundancy):
+        click.echo(line)
+    output.console().print(bucket_copies_table(copies.groups, copies.redundancy))
 
 
 @bucket.command()

@@ -9,9 +9,9 @@ import click
 import moorage
 from moorage.cli import output
 from moorage.cli.options import SIZE, cluster_command, cluster_of, connection_options, run_or_exit
+from moorage.cli.redundancy import copies_table, redundancy_text
 from moorage.cli.transfer import Stopwatch, shape_options, transfer_bar
 from moorage.client.cluster import Cluster
-from moorage.client.redundancy import Redundancy
 from moorage.client.transfer import Shape
 from moorage.wire.errors import Invalid, NotFound
 
@@ -150,21 +150,7 @@ async def show(cluster: Cluster, as_json: bool, name: str) -> None:
         click.echo(f"{count} snapshot{'s' * (count > 1)}: `moorage snapshot list {name}`")
     for line in redundancy_text(redundancy):
         click.echo(line)
-    versions = {group["group"]: group["version"] for group in one["groups"]}
-    rows = [
-        (
-            copy.group,
-            versions[copy.group],
-            copy.replica,
-            copy.host,
-            copy.device,
-            copy.state,
-            f"{output.since(copy.verified_ms)} ago" if copy.verified_ms else "never",
-        )
-        for copy in redundancy.copies
-    ]
-    columns = ("group", "version", "replica", "host", "device", "copy", "checked")
-    output.console().print(output.table("Replicas", columns, rows))
+    output.console().print(copies_table(found.groups, redundancy))
 
 
 @volume.command()
@@ -245,22 +231,3 @@ def holder_text(holder: dict[str, Any] | None) -> str:
     if not holder:
         return "nobody"
     return f"{holder.get('program', '?')} (pid {holder.get('pid', '?')} on {holder.get('host', '?')})"
-
-
-def redundancy_text(redundancy: Redundancy) -> list[str]:
-    """What it survives, and how old the knowledge is that this rests on."""
-    k, no_loss = redundancy.survives, redundancy.loses_nothing
-    if k >= 0:
-        lines = [f"survives {_losses(k)} now without waiting, {_losses(no_loss)} without losing data"]
-    else:
-        worst = "a group lacks a majority of good copies"
-        lines = [f"survives no more host loss now: {worst}; {_losses(no_loss)} without losing data"]
-    oldest = output.since(redundancy.verified_ms)
-    checked = f"oldest check {oldest} ago" if redundancy.verified_ms else "no copy was ever checked"
-    if redundancy.verified_ms and redundancy.never_verified:
-        checked += f"; {redundancy.never_verified} copies were never checked"
-    return [*lines, checked]
-
-
-def _losses(count: int) -> str:
-    return f"{count or 'no'} more host loss{'es' if count > 1 else ''}"

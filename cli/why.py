@@ -21,11 +21,11 @@ POLL_S = 1.0
 
 
 @click.command()
-@click.argument("name", metavar="VOLUME|HOST|DEVICE")
+@click.argument("name", metavar="VOLUME|BUCKET|HOST|DEVICE")
 @cluster_command
 async def why(cluster: Cluster, as_json: bool, name: str) -> None:
-    """Say what is not as it should be with a volume, host or device: since when, because of what, what is
-    being done, and what you could do."""
+    """Say what is not as it should be with a volume, bucket, host or device: since when, because of what,
+    what is being done, and what you could do."""
     found = await cluster.why(name)
     events, _ = await cluster.events(after=-1000, about=name)
     if as_json:
@@ -69,7 +69,7 @@ def events(
     as_json: bool,
 ) -> None:
     """Show what has happened: devices that came and went, replicas that moved, takeovers; about NAME (a
-    volume, host or device), or all. The registry keeps the last 2048."""
+    volume, bucket, host or device), or all. The registry keeps the last 2048."""
 
     async def run() -> None:
         async with await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected:

@@ -18,6 +18,8 @@ MEMBER = {"replica": int, "device": str, "host": str}
 PLACED = MEMBER | {"address": str}
 GROUP = {"group": int, "version": int, "members": [MEMBER], "wish?": MEMBER | {"replaces": int}}
 PLACED_GROUP = GROUP | {"members": [PLACED], "wish?": PLACED | {"replaces": int}}
+NOTED = PLACED | {"lacks": int, "built?": int}  # of a bucket
+NOTED_GROUP = GROUP | {"members": [NOTED], "wish?": NOTED | {"replaces": int, "built": int}}
 HOLDER = {"host": str, "pid": int, "program": str, "recovers": bool}
 CEILINGS = {"iops?": int, "bw?": int}
 SNAPSHOT = {
@@ -39,7 +41,7 @@ OBJECT = {
 }
 DRAIN = {"by": str}
 HEALTH = {"health": str, "reason": str, "since_ms": int, "drain?": DRAIN}
-BLOCKED = {"name": str, "group": int, "device": str, "text": str}
+BLOCKED = {"name": str, "kind?": str, "group": int, "device": str, "text": str}
 MOVE = {"volume": str, "group": int, "from": MEMBER, "to": MEMBER}
 MOVES = {
     **{"left": {str: int}, "moves": [MOVE], "blocked": [BLOCKED], "moves_count": int, "blocked_count": int},
@@ -96,6 +98,7 @@ ANSWERS: dict[str, Shape] = {
     "metadata.delete_snapshot": {"left": bool},
     "metadata.reconfigure": GROUP,
     "metadata.show_bucket": VOLUME | {"id": int, "groups": [PLACED_GROUP], "objects": int, "bytes": int},
+    "metadata.show_lacks": {"id": int, "groups": [NOTED_GROUP]},
     "metadata.list_buckets": {"volumes": [VOLUME | {"name": str}], "next?": str},
     "metadata.open_region": {"chunk": int, "chunks": int, "of": int, "group": PLACED_GROUP},
     "metadata.put_object": OBJECT,

@@ -35,13 +35,14 @@ from moorage.client.mount_table import check as check_mount_table
 from moorage.client.nodes import NodePool
 from moorage.client.objects.bucket import Bucket
 from moorage.client.objects.buckets import Buckets
+from moorage.client.objects.copies import BucketCopies, measure_bucket
 from moorage.client.places import Places
 from moorage.client.quota import Quota
 from moorage.client.redundancy import Redundancy, measure
 from moorage.client.snapshots import Progress, Snapshots
 from moorage.client.succession import Succession
 from moorage.client.volume import Volume
-from moorage.client.why import Facts, Finding, about_device, about_host, about_volume
+from moorage.client.why import Facts, Finding, about_bucket, about_device, about_host, about_volume
 from moorage.wire.errors import Invalid, MoorageError, NameTaken, NotFound, Unavailable
 from moorage.wire.handshake import Hello
 from moorage.wire.leader import LeaderClient
@@ -559,15 +560,25 @@ class Cluster:
         return Places(self._ask_registry, self._call_groups, self._by)
 
     async def why(self, name: str) -> list[Finding]:
-        """What is not as it should be with a volume, host or device, since when, and what is done about it.
-        NotFound when there is nothing of that name."""
+        """What is not as it should be with a volume, bucket, host or device, since when, and what is done
+        about it. NotFound when there is nothing of that name."""
         view, now_ms = await self._view(), time.time_ns() // 1_000_000
         if name in view["devices"]:
             return about_device(name, Facts(view, await self.places.moves([name]), now_ms=now_ms))
         if name in view["hosts"]:
             on_it = [device for device, row in view["devices"].items() if row["host"] == name]
             return about_host(name, Facts(view, await self.places.moves(on_it), now_ms=now_ms))
-        volume = await self.show(name)
+        name = self._volume_name(name)
+        try:
+            volume = await self.show(name)
+        except NotFound:
+            raise
+        except Invalid:  # it is a bucket
+            found = await self.bucket_copies(name)
+            copies = {copy.replica: copy for copy in found.redundancy.copies}
+            return about_bucket(
+                name, found.groups, Facts(view, await self.places.moves(), copies, now_ms=now_ms)
+            )
         copies = {copy.replica: copy for copy in (await self.redundancy(volume)).copies}
         devices = sorted({group["wish"]["device"] for group in volume.groups if group["wish"]})
         answers = await asyncio.gather(*(self._learners(device, volume.id) for device in devices))
@@ -651,6 +662,21 @@ class Cluster:
         return await measure(
             volume.groups, lambda device: self.list_replicas(device, volume=volume.id, timeout=timeout)
         )
+
+    async def bucket_copies(self, name: str, *, timeout: float = REDUNDANCY_S) -> BucketCopies:
+        """Where the replicas of a bucket are, what each lacks, and how many more host losses it survives now.
+        A device that is not up, or does not answer within ``timeout`` seconds, does not count. NotFound, and
+        Invalid for a volume."""
+        devices = (await self._view())["devices"]
+
+        async def ask(bucket: int, device: str) -> list[dict[str, Any]] | str:
+            if device not in devices:
+                return "its device is not in the registry"
+            if (row := devices[device])["health"] != "up":
+                return f"its device is {row['health']}: {row['reason']}"
+            return await self.list_replicas(device, volume=bucket, timeout=timeout)
+
+        return await measure_bucket(lambda: self.buckets.lacks(name), ask)
 
     async def scrub(
         self, device: str, replicas: list[int] | None = None, *, timeout: float = CALL_TIMEOUT
@@ -754,9 +780,9 @@ class Cluster:
         try:
             found = await self._registry.call("registry.locate", {"name": name}, timeout=CALL_TIMEOUT)
         except NotFound:
-            raise NotFound(
-                f"there is no volume or bucket {name!r}: `moorage volume list` shows all volumes", name=name
-            ) from None
+            what = f"there is no volume or bucket {name!r}"
+            text = f"{what}: `moorage volume list` and `moorage bucket list` show all"
+            raise NotFound(text, name=name) from None
         self._owner[name] = found["group"]
         return str(found["group"])
 

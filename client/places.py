@@ -16,14 +16,14 @@ Kind = Literal["host", "device"]
 AskRegistry = Callable[[str, dict[str, Any]], Awaitable[Any]]
 AskGroups = Callable[[str, dict[str, Any]], Awaitable[list[Any]]]
 
-NAMED_MAX = 3  # of the volumes that speak against something
+NAMED_MAX = 3  # of the volumes and buckets that speak against something
 
 
 @dataclass(frozen=True)
 class Moves:
     """``left``: replicas on each device that was asked about. ``moves``: changes under way, each ``{volume,
     group, from, to, why, since_ms, led_by}``. ``blocked``: replicas that should move and cannot for now,
-    each ``{name, group, host, device, text}``. The lists may be cut; the counts are of all.
+    each ``{name, kind, group, host, device, text}``. The lists may be cut; the counts are of all.
     ``repair_after_ms``: how long a device may be down before its replicas are placed anew. ``unevenness``:
     what is done, or is in the way, where devices are not filled alike; empty when they are."""
 
@@ -116,7 +116,8 @@ class Places:
             return
         count = sum(answer["blocked_count"] for answer in answers)
         named = "; ".join(
-            f"volume {each['name']!r} group {each['group']}: {each['text']}" for each in blocked[:NAMED_MAX]
+            f"{each.get('kind') or 'volume'} {each['name']!r} group {each['group']}: {each['text']}"
+            for each in blocked[:NAMED_MAX]
         )
         more = f"; and {count - NAMED_MAX} more" if count > NAMED_MAX else ""
         raise NotEnoughHosts(f"{what}: {named}{more}", blocked=blocked)

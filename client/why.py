@@ -1,5 +1,5 @@
-"""Why a volume, a host or a device is not as it should be: what is wrong, since when, because of what, what
-is being done about it, and what an operator could do.
+"""Why a volume, a bucket, a host or a device is not as it should be: what is wrong, since when, because of
+what, what is being done about it, and what an operator could do.
 
 A core: facts in (the registry's view, metadata's word, what copies are worth), findings out. Owns the
 sentences. Nothing is asked here; which copies count is `redundancy.py`'s to say.
@@ -7,12 +7,12 @@ sentences. Nothing is asked here; which copies count is `redundancy.py`'s to say
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moorage.client.places import Moves
-from moorage.client.redundancy import GOOD, Copy
+from moorage.client.redundancy import GOOD, UNTOLD, Copy, extents
 from moorage.quorum.majority import majority
 
 NEARLY_FULL_PER_CENT = 90
@@ -34,8 +34,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a volume: ``copies``, by replica id; ``learners``: rows of ``node.list_replicas`` of those that are
-    to become copies, as far as their devices answered; ``now_ms``: the time of day."""
+    """Of a volume or bucket: ``copies``, by replica id. Of a volume: ``learners``: rows of
+    ``node.list_replicas`` of those that are to become copies, as far as their devices answered. ``now_ms``:
+    the time of day."""
 
     view: Mapping[str, Any]
     moves: Moves
@@ -47,6 +48,11 @@ class Facts:
 def about_volume(volume: Mapping[str, Any], facts: Facts) -> list[Finding]:
     """``volume``: as ``metadata.show_volume`` answers."""
     return list(_volume(volume, facts))
+
+
+def about_bucket(name: str, groups: Iterable[Mapping[str, Any]], facts: Facts) -> list[Finding]:
+    """``groups``: as ``metadata.show_lacks`` answers."""
+    return [finding for group in groups for finding in _group_of_bucket(name, group, facts)]
 
 
 def about_device(device: str, facts: Facts) -> list[Finding]:
@@ -116,16 +122,10 @@ def _snapshots(name: str, volume: Mapping[str, Any], facts: Facts) -> Iterator[F
 
 def _group(name: str, group: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     members = group["members"]
-    lacking = [(each, *found) for each in members if (found := _lacks(each, facts))]
-    for member, because, for_ms, could in lacking:
-        yield Finding(
-            f"volume {name} group {group['group']}: the copy on {member['host']} does not count",
-            because,
-            _doing(name, group, member, facts),
-            could,
-            for_ms,
-        )
-    good = len(members) - len(lacking)
+    yield from _copies(
+        "volume", name, group, facts, lambda _: "whoever leads the volume brings it up to date"
+    )
+    good = sum(_lacks(each, facts) is None for each in members)
     if good < majority(len(members)):
         yield Finding(
             f"volume {name} group {group['group']} has no majority: reads and writes of its part wait",
@@ -133,13 +133,34 @@ def _group(name: str, group: Mapping[str, Any], facts: Facts) -> Iterator[Findin
             "they go on by themselves when enough are back",
             "bring back what is named above; what has not been copied is there only",
         )
-    wish = group["wish"]
+
+
+def _copies(
+    kind: str,
+    name: str,
+    group: Mapping[str, Any],
+    facts: Facts,
+    mending: Callable[[Mapping[str, Any]], str],
+) -> Iterator[Finding]:
+    """Those that do not count, or one that is on its way. ``mending(member)``: what is done for one that
+    stays a member."""
+    members, wish = group["members"], group["wish"]
+    lacking = [(each, *found) for each in members if (found := _lacks(each, facts))]
+    for member, because, for_ms, could in lacking:
+        yield Finding(
+            f"{kind} {name} group {group['group']}: the copy on {member['host']} does not count",
+            because,
+            _doing(name, group, member, facts) or mending(member),
+            could,
+            for_ms,
+        )
     if wish is not None and not lacking:
         yield Finding(
-            f"volume {name} group {group['group']}: a copy is on its way to {wish['host']}",
+            f"{kind} {name} group {group['group']}: a copy is on its way to {wish['host']}",
             wish.get("why", ""),
             _doing(name, group, next(e for e in members if e["replica"] == wish["replaces"]), facts),
             "nothing",
+            max(0, facts.now_ms - wish["since_ms"]) if wish.get("since_ms") else None,
         )
 
 
@@ -161,6 +182,10 @@ def _lacks(member: Mapping[str, Any], facts: Facts) -> tuple[str, int | None, st
     state = facts.copies[member["replica"]].state
     if state == GOOD:
         return None
+    if state == UNTOLD:
+        return state, None, "upgrade the hosts of its metadata group"
+    if member.get("lacks") and state.startswith("lacks"):
+        state += ": put while it did not answer, or found to be missing"
     return state, None, f"nothing, unless it stays so: then look at the log of {host}"
 
 
@@ -183,13 +208,20 @@ def _doing(name: str, group: Mapping[str, Any], member: Mapping[str, Any], facts
     row = facts.view["devices"].get(member["device"])
     if row is not None and row["health"] == "down":
         left_s = max(0, facts.moves.repair_after_ms - row["since_ms"]) // 1000
-        return f"it is placed anew in {left_s} s, unless it is back before"
-    return "whoever leads the volume brings it up to date"
+        then = f"; it gets {extents(lacks)} then" if (lacks := member.get("lacks")) else ""
+        return f"it is placed anew in {left_s} s, unless it is back before{then}"
+    return ""
 
 
 def _how_far(group: Mapping[str, Any], wish: Mapping[str, Any], facts: Facts) -> str:
     """By what the new copy holds against what the fullest of the others does; the rate is that since it was
     wished for."""
+    if "built" in wish:  # of a bucket
+        if wish["built"] == 100:
+            return (
+                f" ({extents(wish['lacks'])} that came meanwhile are left)" if wish["lacks"] else " (whole)"
+            )
+        return f" ({wish['built']} % copied{_time_left(wish, wish['built'], 100, facts)})"
     told = facts.learners.get(wish["replica"])
     if told is None:
         return ""
@@ -199,13 +231,60 @@ def _how_far(group: Mapping[str, Any], wish: Mapping[str, Any], facts: Facts) ->
     done = told.get("bytes", 0)
     if not total:
         return " (being copied)"
-    took_ms = facts.now_ms - wish.get("since_ms", 0)
-    left = (
-        f", about {took_ms * (total - done) // done // 1000} s more"
-        if 0 < done < total and took_ms > 0
-        else ""
-    )
+    left = _time_left(wish, done, total, facts)
     return f" ({min(100, done * 100 // total)} % of {total >> 20} MiB copied{left})"
+
+
+def _time_left(wish: Mapping[str, Any], done: int, total: int, facts: Facts) -> str:
+    took_ms = facts.now_ms - wish.get("since_ms", 0)
+    if not 0 < done < total or took_ms <= 0:
+        return ""
+    return f", about {took_ms * (total - done) // done // 1000} s more"
+
+
+# -- buckets --------------------------------------------------------------------------------------------
+
+
+def _group_of_bucket(name: str, group: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    members, needed = group["members"], majority(len(group["members"]))
+    yield from _copies("bucket", name, group, facts, lambda member: _mending(group, member, facts))
+    there = sum(_answers(each, facts) for each in members)
+    if there < needed:
+        yield Finding(
+            f"bucket {name} group {group['group']} has no majority: nothing is put there",
+            f"{there} of {len(members)} copies are there, {needed} are needed",
+            "what is put goes to other groups, if the bucket has any; this one goes on when enough are back",
+            "bring back what is named above; objects that have not been copied are there only",
+        )
+
+
+def _answers(member: Mapping[str, Any], facts: Facts) -> bool:
+    """Whether it takes what is put, and gives what it has: also one that lacks something does."""
+    row = facts.view["devices"].get(member["device"])
+    is_up = row is not None and row["health"] == "up"
+    return is_up and not facts.copies[member["replica"]].state.startswith("does not answer")
+
+
+def _mending(group: Mapping[str, Any], member: Mapping[str, Any], facts: Facts) -> str:
+    """What metadata's leader does for a copy that does not count."""
+    copy, lacks = facts.copies[member["replica"]], member.get("lacks")
+    others = [each for each in group["members"] if each["replica"] != member["replica"]]
+    row = facts.view["devices"].get(member["device"])
+    if row is not None and row["health"] in ("refused", "failed"):
+        return "its successor is ordered within some seconds"
+    if not _answers(member, facts):
+        return f"waits for {member['host']}" + (f", which gets {extents(lacks)} then" if lacks else "")
+    if copy.state == UNTOLD:
+        return "unknown until that one is upgraded"
+    if others and not any(_answers(each, facts) for each in others):
+        return f"waits for {' and '.join(each['host'] for each in others)}: what it lacks is there only"
+    if member.get("built") is not None:
+        return f"it is looked through, and gets what it lost from the others: {member['built']} % done"
+    if lacks:
+        return f"copying {extents(lacks)} to {member['host']}"
+    if copy.bad_blocks:
+        return "it is asked for all that it should have, and gets what is bad from the others"
+    return "it is looked at within half a minute, and what it lost is copied from the others"
 
 
 def _unevenness(facts: Facts) -> Iterator[Finding]:

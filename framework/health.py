@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moorage.client.cluster import Cluster
-from moorage.client.redundancy import GOOD
+from moorage.client.redundancy import GOOD, UNTOLD, Copy
 from moorage.framework.latency import Appends
-from moorage.wire.errors import MoorageError
+from moorage.wire.errors import MoorageError, NotFound
 
 
 async def what_is_wrong(cluster: Cluster) -> dict[str, str]:
-    """By host: a device that is not up, a member that does not vote or answer, a copy of a volume that does
-    not count. Nothing when the cluster could bear to lose as many hosts as ever."""
+    """By host: a device that is not up, a member that does not vote or answer, a copy of a volume or bucket
+    that does not count. Nothing when the cluster could bear to lose as many hosts as ever."""
     found: dict[str, str] = {}
     for device, row in (await cluster.status())["devices"].items():
         if row["health"] != "up":
@@ -24,7 +26,21 @@ async def what_is_wrong(cluster: Cluster) -> dict[str, str]:
         for copy in (await cluster.redundancy(volume)).copies:
             if copy.state != GOOD:
                 found.setdefault(copy.host, f"volume {volume.name} on {copy.host}: {copy.state}")
+    for row in await cluster.buckets.list():
+        for copy in await _copies_of(cluster, row):
+            # What is to go round may be the release whose metadata says that: it must not wait for itself.
+            if copy.state not in (GOOD, UNTOLD):
+                found.setdefault(copy.host, f"bucket {row['name']} on {copy.host}: {copy.state}")
     return found
+
+
+async def _copies_of(cluster: Cluster, bucket: dict[str, Any]) -> tuple[Copy, ...]:
+    if bucket["state"] != "ready":
+        return ()
+    try:
+        return (await cluster.bucket_copies(bucket["name"])).redundancy.copies
+    except NotFound:  # it was deleted meanwhile
+        return ()
 
 
 async def appends_of(cluster: Cluster) -> dict[str, Appends]:

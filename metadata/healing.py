@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from moorage.metadata import placement
 from moorage.metadata.placement import Choice, Cluster
+from moorage.metadata.records import kind_of
 from moorage.quorum.majority import is_majority
 from moorage.wire.errors import MoorageError
 
@@ -53,12 +54,24 @@ _MISSING: Final = Leaving(MISSING, "has lost it")  # it may come to the same dev
 
 
 @dataclass(frozen=True)
-class Move:
-    """Replace ``old`` of a group, on host ``off``, by a new replica ``where``; ``text``: why, for people."""
+class _OfGroup:
+    """``kind`` of what has that name: volume or bucket."""
 
     volume: int
     name: str
+    kind: str
     group: int
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        return f"{self.kind} {self.name} group {self.group}"
+
+
+@dataclass(frozen=True)
+class Move(_OfGroup):
+    """Replace ``old`` of a group, on host ``off``, by a new replica ``where``; ``text``: why, for people."""
+
     version: int
     old: int
     off: str
@@ -68,23 +81,17 @@ class Move:
 
 
 @dataclass(frozen=True)
-class CallOff:
+class CallOff(_OfGroup):
     """The learner is not needed any more."""
 
-    volume: int
-    name: str
-    group: int
     replica: int
     text: str
 
 
 @dataclass(frozen=True)
-class Blocked:
+class Blocked(_OfGroup):
     """A replica that should go, and cannot for now."""
 
-    volume: int
-    name: str
-    group: int
     device: str
     host: str
     text: str
@@ -159,7 +166,9 @@ def decide(
         if wish is not None:
             if (text := _needless(view, group, wish, going, flapping)) is not None:
                 made.called_off.append(
-                    CallOff(volume["id"], volume["name"], group["group"], wish["replica"], text)
+                    CallOff(
+                        volume["id"], volume["name"], kind_of(volume), group["group"], wish["replica"], text
+                    )
                 )
             elif wish.get("why") != BALANCE:  # that must not keep anything at risk waiting
                 under_way.append(wish["device"])
@@ -365,6 +374,7 @@ def move_of(
     return Move(
         volume=volume["id"],
         name=volume["name"],
+        kind=kind_of(volume),
         group=group["group"],
         version=group["version"],
         old=member["replica"],
@@ -378,4 +388,5 @@ def move_of(
 def _blocked(
     volume: Mapping[str, Any], group: Mapping[str, Any], member: Mapping[str, Any], text: str
 ) -> Blocked:
-    return Blocked(volume["id"], volume["name"], group["group"], member["device"], member["host"], text)
+    kind, number = kind_of(volume), group["group"]
+    return Blocked(volume["id"], volume["name"], kind, number, member["device"], member["host"], text)

@@ -23,7 +23,7 @@ VOLUME, REPLICA, SET and INDEX are 16 hex digits, so that a scan goes in numeric
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -95,7 +95,7 @@ def volume_by_name(kv: KV, name: str, kind: str = VOLUME) -> dict[str, Any]:
     if found is None:
         raise unknown_volume(kv, name)
     if (is_one := kind_of(found)) != kind:
-        raise Invalid(f"{name!r} is a {is_one}, not a {kind}: `moorage {is_one} --help` says what it can do")
+        raise Invalid(f"{name!r} is a {is_one}, not a {kind}: `moorage {is_one} show {name}` shows it")
     return found
 
 
@@ -104,7 +104,7 @@ def durability_of(volume: dict[str, Any]) -> str:
     return "objects" if kind_of(volume) == BUCKET else str(volume["durability"])
 
 
-def kind_of(volume: dict[str, Any]) -> str:
+def kind_of(volume: Mapping[str, Any]) -> str:
     return str(volume.get("kind", VOLUME))
 
 

@@ -186,8 +186,9 @@ class ObjectHandlers:
 
     async def lacking_blocks(self, context: CallContext, params: Params) -> Any:
         """``{replica, pieces: [[chunk, block, blocks]]}`` -> those of which it has not everything, or has
-        something that is bad. Raises Damaged when it may also have what was discarded; its ``damage`` is
-        another one after each damage, and in each life of the node."""
+        something that is bad; and how many blocks are known to be ``bad``, of these or others. Raises Damaged
+        when it may also have what was discarded; its ``damage`` is another one after each damage, and in each
+        life of the node."""
         self._check_device()
         replica = self._replica(params)
         if replica.damaged:
@@ -202,7 +203,7 @@ class ObjectHandlers:
                 looked_at = 0
             if not self._has(replica, chunk, block, count, bad):
                 found.append([chunk, block, count])
-        return {"lacking": found}
+        return {"lacking": found, "bad": len(bad)}
 
     def _damage(self, replica: Replica) -> str:
         return f"{self._hello.instance}.{replica.damages}"

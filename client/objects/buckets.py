@@ -11,8 +11,9 @@ from typing import Any
 
 from moorage.client import uri
 from moorage.client.nodes import NodePool
-from moorage.client.objects.bucket import Bucket
+from moorage.client.objects.bucket import CALL_S, Bucket
 from moorage.client.objects.devices import Devices
+from moorage.wire.errors import NotFound
 
 CREATE_S = 30.0
 
@@ -75,6 +76,15 @@ class Buckets:
             if not nexts:
                 return sorted({row["name"]: row for row in found}.values(), key=lambda row: str(row["name"]))
             after = {"after": min(nexts)}
+
+    async def lacks(self, name: str) -> dict[str, Any]:
+        """``{id, groups}``: what replicas are noted to lack, see :class:`BucketCopies`; the cluster's
+        ``bucket_copies`` has that together with what their devices say."""
+        try:
+            found: dict[str, Any] = await self._call(name, "metadata.show_lacks", {}, timeout=CALL_S)
+        except NotFound:  # the bucket; or the call, when its metadata is older
+            found = await self._call(name, "metadata.show_bucket", {}, timeout=CALL_S)
+        return found
 
     async def delete(self, name: str) -> None:
         """Busy while there are objects in it; uploads that were begun go with it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Any, Final
 
 import msgpack
@@ -21,6 +22,7 @@ from moorage.metadata.objects.state import existing_bucket, existing_upload
 from moorage.metadata.objects.writers import Writers
 from moorage.metadata.params import check_known, number_of, remaining_s
 from moorage.metadata.tasks.context import wall_ms
+from moorage.quorum.record import BLOCKS_PER_CHUNK
 from moorage.service.replicated import Replicated
 from moorage.wire.errors import Invalid, LimitExceeded, NotFound, PreconditionFailed
 from moorage.wire.rpc import CallContext
@@ -35,6 +37,7 @@ AT_ONCE: Final = 50  # entries of a page, before others are served
 REPLY_BYTES: Final = 512 << 10  # of entries: a page ends there, and what is one more fits into a frame too
 FREED_AT_ONCE: Final = 2000  # extents, in one command
 KEY_BYTES_AT_ONCE: Final = 128 << 10  # as well
+LACKS_MAX: Final = 1000  # of a replica that are counted: what is more says no more, and would cost the leader
 
 
 class ObjectCalls:
@@ -50,6 +53,7 @@ class ObjectCalls:
         """By name, without ``metadata.``."""
         return {
             "show_bucket": self.show_bucket,
+            "show_lacks": self.show_lacks,
             "open_region": self.open_region,
             "renew_regions": self.renew_regions,
             "close_regions": self.close_regions,
@@ -82,6 +86,29 @@ class ObjectCalls:
         about["documents"] = layout.documents(self._replicated.kv, bucket["id"])
         about["now_ms"] = wall_ms()  # by the clock that objects are put by
         return {**self._attachments.public(bucket), **about}
+
+    async def show_lacks(self, context: CallContext | None, params: Params) -> Reply:
+        """Its groups; members, and those that are to become one, with ``lacks``: extents that they are noted
+        to lack, ``LACKS_MAX`` at most, and ``built``: how many per cent of its group were looked at for one
+        that is to become a member, or was damaged. (Beside ``show_bucket``, which is asked much more often.)
+        """
+        check_known(params, "name")
+        bucket = await self._bucket(context, params)
+        groups = self._attachments.groups(bucket)
+        for group in groups:
+            for place in (*group["members"], *([group["wish"]] if group["wish"] else [])):
+                place.update(self._noted(bucket["id"], group, place["replica"]))
+                await asyncio.sleep(0)
+        return {"id": bucket["id"], "groups": groups}
+
+    def _noted(self, bucket: int, group: Params, replica: int) -> Reply:
+        kv, number = self._replicated.kv, group["group"]
+        lacks = sum(1 for _ in islice(layout.lacks(kv, bucket, number, replica), LACKS_MAX))
+        address = kv.get(layout.built_key(bucket, replica))
+        if address is None and (not group["wish"] or replica != group["wish"]["replica"]):
+            return {"lacks": lacks}
+        end = self._given(bucket, number) * BLOCKS_PER_CHUNK
+        return {"lacks": lacks, "built": min(100, (address or 0) * 100 // end) if end else 100}
 
     async def set_document(self, context: CallContext | None, params: Params) -> Reply:
         """``text``: None takes it away."""

@@ -117,7 +117,7 @@ class Healer:
         known = {(each.volume, each.group, each.device) for each in self.blocked if each.text != healing.TURN}
         for each in blocked:
             if each.text != healing.TURN and (each.volume, each.group, each.device) not in known:
-                where = f"volume {each.name} group {each.group}: its replica on {each.host}"
+                where = f"{each.what}: its replica on {each.host}"
                 text = f"{where} cannot move: {each.text}"
                 self._context.directory.tell("move blocked", [each.name, each.host, each.device], text)
 
@@ -226,7 +226,7 @@ class Healer:
         }
         if not await self._changed(command):
             return
-        where = f"volume {move.name} group {move.group}: a replica moves from {move.off} to {move.where.host}"
+        where = f"{move.what}: a replica moves from {move.off} to {move.where.host}"
         text = f"{where}: {move.text}"
         log.info("%s", text)
         self._context.directory.tell("move", [move.name, move.off, move.where.host], text)
@@ -240,7 +240,7 @@ class Healer:
         }
         if not await self._changed(command):
             return
-        text = f"volume {off.name} group {off.group}: a move is called off: {off.text}"
+        text = f"{off.what}: a move is called off: {off.text}"
         log.info("%s", text)
         self._context.directory.tell("move called off", [off.name], text)
 

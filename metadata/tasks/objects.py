@@ -79,6 +79,7 @@ class ObjectKeeper:
         self._verify_next: dict[int, float] = {}
         self._lack_at: dict[int, str] = {}  # by replica: where the last look at what it lacks has ended
         self._damage: dict[int, str] = {}  # by replica that is looked through: which damage that is of
+        self._bad: dict[int, int] = {}  # by replica: how many blocks it has said are bad
         self._silent: dict[str, float] = {}  # by device: until when it is not asked
         self._waiting = False  # something is to be discarded in a later generation
         self._generation_at = 0.0
@@ -140,7 +141,7 @@ class ObjectKeeper:
         for notes in [*by_bucket, self._verify_at, self._verify_next]:
             for identity in notes.keys() - buckets:
                 del notes[identity]
-        for by_replica in (self._lack_at, self._damage):
+        for by_replica in (self._lack_at, self._damage, self._bad):
             for replica in by_replica.keys() - replicas:
                 del by_replica[replica]
 
@@ -292,10 +293,11 @@ class ObjectKeeper:
                     await self._rebuild(identity, group["group"], member)
 
     async def _look_for_damage(self, identity: int, number: int, member: dict[str, Any]) -> None:
-        """What is found for the first time is looked through from the start."""
+        """What is found for the first time is looked through from the start. When there are other bad blocks
+        than before, all members are asked for what they should have, before it is time."""
         replica = member["replica"]
         try:
-            await self._ask(member, "node.lacking_blocks", {"pieces": []}, ORDER_S)
+            answer = await self._ask(member, "node.lacking_blocks", {"pieces": []}, ORDER_S)
         except Damaged as error:
             if (damage := str(error.details.get("damage", ""))) != self._damage.get(replica):
                 log.warning("%s: %s", member["host"], error)
@@ -306,6 +308,10 @@ class ObjectKeeper:
             pass  # it is away: healing sees to that
         else:
             self._damage[replica] = ""
+            bad = answer.get("bad", 0)  # an older node does not say
+            if bad and bad != self._bad.get(replica):
+                self._verify_next[identity] = 0.0
+            self._bad[replica] = bad
 
     async def _rebuild(self, identity: int, number: int, member: dict[str, Any]) -> None:
         """Have it fetch what it lost, and discard what it may have again. What it has well stays."""

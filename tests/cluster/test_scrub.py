@@ -18,7 +18,7 @@ Until = Callable[..., Awaitable[Any]]
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
-def _rot(host: LocalHost) -> None:
+def rot(host: LocalHost) -> None:
     """Wherever it is: also where it was before it was mended."""
     for path in sorted(host.data.rglob("*.seg")):
         data, at = path.read_bytes(), -1
@@ -56,7 +56,7 @@ async def test_scrub_finds_what_rots_and_the_holder_mends_it(
         await volume.write(0, content)
         await volume.flush()
         await until(is_full, "all copies are good")
-        _rot(local.hosts[0])
+        rot(local.hosts[0])
         code, _, err = await moorage_command("scrub", "rot", env=environment)
         assert code == 0, err
         await until(is_full, "what scrub has found was written again")
@@ -64,7 +64,7 @@ async def test_scrub_finds_what_rots_and_the_holder_mends_it(
     # Nobody is there to mend: it is known, also after a restart, and the copy does not count.
     victim = local.hosts[1]
     (member,) = [each for each in info.groups[0]["members"] if each["host"] == victim.name]
-    _rot(victim)
+    rot(victim)
     assert await cluster.scrub(member["device"]) == [member["replica"]]
 
     async def is_found() -> bool:

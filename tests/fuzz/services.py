@@ -332,6 +332,7 @@ METADATA_CALLS: dict[str, dict[str, Any]] = {
     "metadata.list_buckets": {"after": "", "limit": 2},
     "metadata.delete_bucket": {"name": "photos", "force": True, "request": "q6"},
     "metadata.show_bucket": {"name": "photos"},
+    "metadata.show_lacks": {"name": "photos"},
     "metadata.open_region": {"name": "photos", "writer": 77, "avoid": [1]},
     "metadata.renew_regions": {"name": "photos", "writer": 77},
     "metadata.close_regions": {"name": "photos", "regions": [[0, 64]]},

@@ -36,7 +36,7 @@ ASKED = [
     *("metadata.check_departure", "metadata.move_replica", "metadata.show_bucket", "metadata.list_buckets"),
     *("metadata.open_region", "metadata.put_object", "metadata.set_attributes", "metadata.get_object"),
     *("metadata.list_objects", "metadata.put_part", "metadata.show_upload", "metadata.list_uploads"),
-    *("metadata.complete_upload", "metadata.delete_objects"),
+    *("metadata.complete_upload", "metadata.delete_objects", "metadata.show_lacks"),
     *("registry.create_key", "registry.key", "registry.keys"),
 ]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moorage.cli.volume import redundancy_text
+from moorage.cli.redundancy import redundancy_text
 from moorage.client import redundancy
 from moorage.client.redundancy import GOOD, count, measure, newest
 from moorage.wire.errors import Unavailable

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from moorage.client.places import Moves
-from moorage.client.redundancy import GOOD, Copy
-from moorage.client.why import Facts, about_device, about_host, about_volume
+from moorage.client.redundancy import GOOD, UNTOLD, Copy
+from moorage.client.why import Facts, about_bucket, about_device, about_host, about_volume
 
 NO_MOVES = {
     "left": {},
@@ -137,3 +138,88 @@ def test_snapshots_that_wait_and_a_rollback() -> None:
     held = volume_of(snapshots=entries[:1], rollback=5, holder=holder, holder_alive=True)
     (back,) = about_volume(held, facts_of())
     assert back.doing == "fio (pid 7) on h9 is at it"
+
+
+# -- buckets --------------------------------------------------------------------------------------------
+
+
+def groups_of(wish: dict[str, Any] | None = None, **noted: dict[str, Any]) -> list[dict[str, Any]]:
+    members = [
+        {"replica": n, "device": f"d{n}", "host": f"h{n}", "lacks": 0, **noted.get(f"h{n}", {})}
+        for n in (1, 2, 3)
+    ]
+    return [{"group": 0, "version": 1, "members": members, "wish": wish}]
+
+
+def test_a_bucket_that_is_well() -> None:
+    assert about_bucket("photos", groups_of(), facts_of()) == []
+
+
+def test_a_copy_of_a_bucket_on_a_host_that_is_down() -> None:
+    down = facts_of({"d2": DOWN}, {2: "its device is down: silent for 130 s"})
+    (found,) = about_bucket("photos", groups_of(h2={"lacks": 12}), down)
+    assert found.what == "bucket photos group 0: the copy on h2 does not count"
+    assert "silent for 130 s" in found.because and found.for_ms == 120_000
+    assert found.doing == "it is placed anew in 480 s, unless it is back before; it gets 12 extents then"
+    assert "`moorage device evict d2`" in found.could
+    suspect = facts_of({"d2": {**DOWN, "health": "suspect"}}, {2: "its device is suspect"})
+    (found,) = about_bucket("photos", groups_of(h2={"lacks": 1000}), suspect)
+    assert found.doing == "waits for h2, which gets 1000 extents or more then"
+    lost = facts_of({"d2": {**DOWN, "health": "failed"}}, {2: "its device is failed"})
+    (found,) = about_bucket("photos", groups_of(), lost)
+    assert found.doing == "its successor is ordered within some seconds" and "placed anew" in found.could
+    (found,) = about_bucket("photos", groups_of(), facts_of(states={2: "does not answer: for 3 s"}))
+    assert (found.because, found.doing) == ("does not answer: for 3 s", "waits for h2")
+
+
+def test_a_copy_of_a_bucket_that_lacks_something() -> None:
+    (found,) = about_bucket("photos", groups_of(h2={"lacks": 3}), facts_of(states={2: "lacks 3 extents"}))
+    assert found.because == "lacks 3 extents: put while it did not answer, or found to be missing"
+    assert found.doing == "copying 3 extents to h2"
+    away = facts_of({"d1": DOWN, "d3": DOWN}, {2: "lacks 3 extents"})
+    *others, lost = about_bucket("photos", groups_of(h2={"lacks": 3}), away)
+    assert others[1].doing == "waits for h1 and h3: what it lacks is there only"
+    assert lost.what == "bucket photos group 0 has no majority: nothing is put there"
+    assert lost.because == "1 of 3 copies are there, 2 are needed"
+
+
+def test_copies_that_lack_something_take_what_is_put() -> None:
+    noted = {f"h{n}": {"lacks": 1} for n in (1, 2, 3)}
+    found = about_bucket(
+        "photos", groups_of(**noted), facts_of(states=dict.fromkeys((1, 2, 3), "lacks 1 extent"))
+    )
+    assert len(found) == 3 and not any("majority" in each.what for each in found)
+
+
+def test_a_copy_of_a_bucket_that_was_damaged() -> None:
+    damaged = facts_of(states={2: "damaged: a page"})
+    (found,) = about_bucket("photos", groups_of(), damaged)
+    assert found.because == "damaged: a page" and "within half a minute" in found.doing
+    (found,) = about_bucket("photos", groups_of(h2={"lacks": 2, "built": 40}), damaged)
+    assert found.doing == "it is looked through, and gets what it lost from the others: 40 % done"
+    bad = facts_of(states={2: "has 3 bad blocks"})
+    bad = Facts(bad.view, bad.moves, {**bad.copies, 2: replace(bad.copies[2], bad_blocks=3)})
+    (found,) = about_bucket("photos", groups_of(), bad)
+    assert found.because == "has 3 bad blocks" and "gets what is bad from the others" in found.doing
+
+
+def test_a_copy_of_a_bucket_that_is_replaced() -> None:
+    wish = {"replica": 4, "device": "d4", "host": "h4", "replaces": 2, "why": "drain", "since_ms": 10_000}
+    (found,) = about_bucket("photos", groups_of({**wish, "lacks": 0, "built": 25}), facts_of())
+    assert found.what == "bucket photos group 0: a copy is on its way to h4" and found.because == "drain"
+    assert found.doing == "its successor is made on h4 (25 % copied, about 30 s more)"
+    assert found.for_ms == 10_000
+    down = facts_of({"d2": DOWN}, {2: "its device is down"})
+    (found,) = about_bucket("photos", groups_of({**wish, "lacks": 2, "built": 100}, h2={"lacks": 9}), down)
+    assert found.doing == "its successor is made on h4 (2 extents that came meanwhile are left)"
+    (found,) = about_bucket("photos", groups_of({**wish, "lacks": 0, "built": 100}), down)
+    assert found.doing == "its successor is made on h4 (whole)"
+
+
+def test_metadata_that_does_not_say_what_is_lacking() -> None:
+    groups = groups_of({"replica": 4, "device": "d4", "host": "h4", "replaces": 2})
+    for member in groups[0]["members"]:
+        del member["lacks"]
+    found = about_bucket("photos", groups, facts_of(states=dict.fromkeys((1, 2, 3), UNTOLD)))
+    assert found[0].because == UNTOLD and found[0].could == "upgrade the hosts of its metadata group"
+    assert found[1].doing == "its successor is made on h4"

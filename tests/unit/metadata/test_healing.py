@@ -215,3 +215,13 @@ def test_what_was_lost_has_the_same_limits_and_goes_before_drains() -> None:
     assert {each.text for each in made.blocked} == {healing.TURN}
     into = [move.where.device for move in made.moves]
     assert max(map(into.count, into)) <= healing.INTO_MAX
+
+
+def test_what_moves_or_cannot_is_called_what_it_is() -> None:
+    bucket = {**volume_of(1), "kind": "bucket"}
+    wished = {**volume_of(3, wish=wish_of(3, 4, 2, DRAIN)), "kind": "bucket"}
+    made = decide(view_of(4, d1=DRAINED), bucket, volume_of(2), wished)
+    assert [each.what for each in made.moves] == ["bucket v1 group 0", "volume v2 group 0"]
+    assert [each.what for each in made.called_off] == ["bucket v3 group 0"]
+    (blocked,) = healing.check_departure(view_of(3), [bucket], {"d1"}, at_once=False)
+    assert (blocked.kind, blocked.what) == ("bucket", "bucket v1 group 0")

@@ -222,6 +222,30 @@ async def test_an_object_is_shown_with_the_members_that_have_it() -> None:
     assert (await rig.call("show_bucket"))["objects"] == 1
 
 
+async def test_what_members_lack_is_told_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(2)
+    monkeypatch.setattr(calls, "LACKS_MAX", 3)
+    rig.photos.open()
+    first, second, third = rig.photos.members()
+    learner = rig.photos.wish()
+    for number in range(5):
+        rig.photos.put(f"k{number}", [0, 0, number, 1], stored=[[first, second, learner]])
+    rig.photos.do("note_lack", replica=second, extents=[[0, 0, 0, 1], [0, 0, 1, 1]])
+    rig.photos.do("note_lack", replica=learner, extents=[[0, 0, 0, 1]])
+    rig.photos.do("built", group=0, replica=learner, address=16 * 1024)
+    rig.photos.do("rebuild", group=0, replica=second)
+    found = await rig.call("show_lacks")
+    assert found["id"] == rig.photos.id
+    group, other = found["groups"]
+    assert [(each["lacks"], each.get("built")) for each in group["members"]] == [(0, None), (2, 0), (3, None)]
+    assert [each["replica"] for each in group["members"]] == [first, second, third]
+    assert group["members"][0]["address"] == "at-d1"
+    wish = group["wish"]
+    assert (wish["replica"], wish["lacks"], wish["built"]) == (learner, 1, 25), "of 64 chunks"
+    assert other["wish"] is None and [each["lacks"] for each in other["members"]] == [0, 0, 0]
+    assert "lacks" not in (await rig.call("show_bucket"))["groups"][0]["members"][0], "it is asked often"
+
+
 async def test_the_largest_object_can_be_shown(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {
         "id": "x" * 64,

@@ -34,6 +34,7 @@ class Devices:
         self.unreadable: set[int] = set()
         self.created: list[tuple[str, int]] = []
         self.damage: dict[int, str] = {}  # by replica
+        self.bad: dict[int, set[int]] = {}  # by replica: addresses
 
     def write(self, replicas: list[int], extent: list[int]) -> None:
         for replica in replicas:
@@ -74,7 +75,9 @@ class Devices:
                 self.damage.pop(replica, None)
                 return {}
             case "node.lacking_blocks":
-                return {"lacking": [piece for piece in params["pieces"] if not _addresses(piece) <= have]}
+                bad = self.bad.get(replica, set())
+                lacking = [piece for piece in params["pieces"] if not _addresses(piece) <= have - bad]
+                return {"lacking": lacking, "bad": len(bad)}
             case "node.fetch_blocks":
                 left = [piece for piece in params["pieces"] if not self._fetch(params, piece, have, gone)]
                 return {"left": left, "why": "nobody has it"}
@@ -85,6 +88,7 @@ class Devices:
             of = self.blocks[source["replica"]] - self.unreadable
             if source["device"] not in self.down and _addresses(piece) <= of and not _addresses(piece) & gone:
                 have |= _addresses(piece)
+                self.bad.get(params["replica"], set()).difference_update(_addresses(piece))
                 return True
         return False
 
@@ -375,6 +379,27 @@ async def test_verifying_finds_what_a_member_should_have(kept: Kept, monkeypatch
         rounds += 1
         assert rounds < 9
     assert kept.proposed.count("note_lack") == 2 and rounds >= 3, "some in each round"
+
+
+async def test_a_member_that_has_found_bad_blocks_gets_them_anew(kept: Kept) -> None:
+    """Not only when all are asked for all they should have, hours later."""
+    a, b, _ = kept.photos.members()
+    kept.photos.open()
+    for number in range(3):
+        kept.put(f"k{number}", [0, 0, number, 1])
+    await kept.look()
+    kept.devices.bad[b] = {1}
+    await kept.look()
+    assert kept.photos.lacks(b) == [Extent(0, 0, 1, 1)]
+    await kept.round()
+    assert kept.devices.bad[b] == set() and kept.photos.lacks(b) == []
+    kept.devices.bad[a] = {77}  # of no object
+    asked = []
+    for _ in range(3):
+        kept.devices.asked.clear()
+        await kept.look()
+        asked.append(kept.devices.asked.count(("d1", "node.lacking_blocks")))
+    assert asked == [2, 1, 1], "it is asked for all that it should have once"
 
 
 async def test_lacks_of_who_is_no_member_any_more_go(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

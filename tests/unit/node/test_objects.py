@@ -426,6 +426,8 @@ async def test_a_bad_block_is_noticed_lacked_and_fetched_again(rig: Rig, source:
         while not rig.store.scrubber.check(rig.store.replica(BUCKET)).bad:
             await asyncio.sleep(0)
     assert await rig.lacking([0, 0, 3], [0, 1, 2]) == [[0, 0, 3]]
+    found = await rig.handlers.lacking_blocks(rig.context, {"replica": BUCKET, "pieces": []})
+    assert found == {"lacking": [], "bad": 1}
     assert await rig.fetch([source.place], [0, 0, 3]) == {"left": [], "why": ""}
     assert await rig.read(0, 0, 3) == blocks(0, 3)
 
