@@ -149,7 +149,7 @@ def replies(sent: bytes, structured: bool, expected: Expected) -> Expected:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests, st.booleans(), st.integers(0, 1 << 32))
 def test_every_request_is_answered_as_the_model_says(
     script: list[tuple[int, int, int, int]], structured: bool, seed: int

@@ -38,7 +38,7 @@ def check(target: Target, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_pieces_of_what_is_right(name: str, data: st.DataObject) -> None:
     target = TARGETS[name]
@@ -67,7 +67,7 @@ def test_messages_that_are_nearly_right(mode: int, value: Any) -> None:
 CALLS = services.METADATA_CALLS | services.REGISTRY_CALLS
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(CALLS)), st.data())
 def test_calls_whose_parameters_are_nearly_right(method: str, data: st.DataObject) -> None:
     params = dict(CALLS[method])

@@ -126,7 +126,7 @@ def histories(draw: st.DrawFn) -> list[Call]:
     return calls
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(histories())
 def test_it_agrees_with_trying_every_order(calls: list[Call]) -> None:
     assert is_linearizable(calls, 0, register) == brute_force(calls)

@@ -72,7 +72,7 @@ frames = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.data_too_large])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.data_too_large])
 @given(st.lists(frames, max_size=5), st.sampled_from([1 << 22, SCRATCH_SIZE, 65536, 5000, 31, 33]))
 def test_frames_survive_any_cut(items: list[Frame], piece: int) -> None:
     collector = Collector()
@@ -102,7 +102,7 @@ def test_two_receivers_share_the_scratch_buffer_without_mixing() -> None:
     assert one.frames == two.frames == items
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=2000), st.integers(1, 2000))
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3, 7)
 @example(b"\0" * 32, 32)
@@ -113,7 +113,7 @@ def test_garbage_raises_protocol_error_or_nothing(data: bytes, piece: int) -> No
     assert collector.frames == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.binary(max_size=40), st.binary(max_size=40))
 def test_a_flipped_bit_is_noticed(data: st.DataObject, body: bytes, payload: bytes) -> None:
     raw = bytearray(wire((frame.REQUEST, 7, 1, 2, 3, body, payload)))
@@ -193,7 +193,7 @@ def test_the_header_is_what_the_documentation_says() -> None:
 # -- bodies --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_unpack_raises_only_protocol_error(data: bytes) -> None:
     for read in (frame.unpack, frame.unpack_error):

@@ -117,7 +117,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=60) | values.map(frame.pack), min_size=1, max_size=3))
 def test_nothing_but_proof_opens_it(bodies: list[bytes]) -> None:
     one, two = client(), server()

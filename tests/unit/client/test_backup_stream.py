@@ -102,7 +102,7 @@ def extents(draw: st.DrawFn, gaps: bool) -> list[Extent]:
     return [each for each in found if not gaps or draw(st.booleans())]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.booleans())
 def test_what_is_written_is_read(data: st.DataObject, is_full: bool) -> None:
     header = replace(FULL if is_full else NEXT, size=40 * BLOCK_SIZE)

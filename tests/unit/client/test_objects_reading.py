@@ -70,7 +70,7 @@ def parts_of(draw: st.DrawFn) -> list[tuple[int, list[int]]]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(parts_of(), st.data())
 def test_ranges_are_slices(parts: list[tuple[int, list[int]]], data: st.DataObject) -> None:
     stored = Stored(parts, shown=len(parts) > 1)

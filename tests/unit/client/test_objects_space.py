@@ -22,7 +22,7 @@ def addresses(run: Run) -> set[tuple[int, int]]:
     return {(number, address) for address in range(run.address, run.address + run.blocks)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 3),
     st.lists(st.tuples(st.booleans(), st.integers(1, PIECE_BLOCKS), st.integers(0, 4)), max_size=60),

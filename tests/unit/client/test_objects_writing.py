@@ -65,7 +65,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "LATE_S", 0.005)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.one_of(
         st.sampled_from([0, 1, BLOCK_SIZE, BLOCK_SIZE + 1, MIB, MIB + 1, 3 * MIB]), st.integers(0, 3 * MIB)

@@ -68,14 +68,14 @@ def pages(kv: KV, limit: int, start: bytes = b"", **about: Any) -> list[str]:
         start = page.next
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(keys=KEYS, prefix=PREFIXES, delimiter=DELIMITERS, limit=st.sampled_from([1, 2, 3, 1000]))
 def test_pages_together_are_the_listing(keys: list[str], prefix: str, delimiter: str, limit: int) -> None:
     kv = bucket(keys)
     assert pages(kv, limit, prefix=prefix, delimiter=delimiter) == naive(keys, prefix, delimiter)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), keys=KEYS, delimiter=DELIMITERS, prefix=st.text("a/", max_size=2))
 def test_a_listing_behind_a_key_or_a_common_prefix(
     data: st.DataObject, keys: list[str], delimiter: str, prefix: str
@@ -93,7 +93,7 @@ def test_a_listing_behind_a_key_or_a_common_prefix(
         assert pages(kv, 2, start=start, prefix=prefix, delimiter="") == naive(keys, prefix, "", other)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(steps=st.lists(st.tuples(st.one_of(SHORT, LONG), st.booleans()), max_size=40))
 def test_objects_are_found_by_their_keys(steps: list[tuple[str, bool]]) -> None:
     kv, model = KV(), {}

@@ -478,7 +478,7 @@ def test_a_volume_holds_no_objects(metadata_group: AppliedGroup) -> None:
 KEYS = st.sampled_from(["a", "b", "c/d", "k" * 400, "k" * 401, "k" * 401 + "é"])
 
 
-@settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 class Commands(RuleBasedStateMachine):
     """What is acknowledged is there until it is replaced or deleted, whatever comes again, and late."""
 

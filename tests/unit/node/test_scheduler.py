@@ -172,7 +172,7 @@ def test_a_piece_is_small_while_users_are_at_work() -> None:
     assert scheduler.piece(7.0) == PIECE_MAX
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 1 << 32),
     ceiling=st.sampled_from([0, 1 * MIB, 5 * MIB, 50 * MIB]),
