@@ -22,6 +22,7 @@ SECRET = {
 BENCH = {
     "background": "moorage.cli.background:background",
     "block": "moorage.cli.bench:block",
+    "bucket": "moorage.cli.bench_bucket:bucket",
     "object": "moorage.cli.bench_object:bench_object",
     "takeover": "moorage.cli.takeover.main:takeover",
     "verify": "moorage.cli.verify:verify",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 import moorage
 
 from .s3_gateway import S3Gateway
 
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
+Until = Callable[..., Awaitable[Any]]
 
 
 async def test_bench_object_by_all_ways(
@@ -40,3 +48,45 @@ async def test_bench_object_by_all_ways(
     assert key["secret"] not in out + err
     assert await cluster.buckets.list() == [], "all is cleaned up"
     assert [each.id for each in await cluster.keys.list()] == [key["id"]]
+
+
+async def test_bench_object_that_is_interrupted_leaves_nothing(
+    cluster: moorage.Cluster, environment: dict[str, str], until: Until
+) -> None:
+    arguments = ("--seconds", "60", "--concurrency", "2", "--only", "put 4 KiB", "--json")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "moorage.cli.main", "bench", "object", *arguments),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+    async def both_are_used() -> bool:
+        made = [await cluster.bucket(row["name"]) for row in await cluster.buckets.list()]
+        return len(made) == 2 and all([(await one.show())["objects"] for one in made])
+
+    try:
+        await until(both_are_used, "objects in both buckets", timeout=60)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert process.returncode == 130, err
+    assert json.loads(out)["options"]["complete"] is False
+    assert await cluster.buckets.list() == [] and await cluster.keys.list() == []
+
+
+@pytest.mark.slow
+async def test_bench_bucket(environment: dict[str, str], moorage_command: Command, tmp_path: Path) -> None:
+    place = tmp_path / "bench"
+    arguments = ("--objects", "4000", "--seconds", "0.1", "--data", str(place), "--json")
+    code, out, err = await moorage_command("bench", "bucket", *arguments, env=environment, timeout=110)
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["schema"] == "moorage.bench.bucket/1" and document["options"]["complete"]
+    assert [stage["objects"] for stage in document["stages"]] == [40, 4000]
+    assert all(len(stage["ready_s"]) == len(stage["memory"]) == 3 for stage in document["stages"])
+    assert document["ratios"]["metadata on disk"] > 1
+    assert list(place.iterdir()) == []
