@@ -144,6 +144,10 @@ class S3Client:
                     raise _refusal(f"{method} {path}", answer.status, await answer.read())
                 async for piece in answer.content.iter_any():
                     yield piece
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise errors.CannotConnect(
+                f"{self.endpoint.url}: {error.certificate_error}: name its root with SSL_CERT_FILE"
+            ) from None
         except aiohttp.ClientConnectorError as error:
             raise errors.CannotConnect(
                 f"{self.endpoint.url}: {error.os_error}: is an S3 server there?"

@@ -35,7 +35,7 @@ REGION = "us-east-1"  # of our own gateway
     "--seconds", type=Seconds(min=0.1), default=3.0, show_default=True, help="For each workload, each way."
 )
 @click.option("--by", type=click.Choice(["library", "s3", "both"]), default="both", show_default=True)
-@click.option("--only", help="Only workloads whose name contains this, such as 'put' or 'concurrency 1,'.")
+@click.option("--only", help="Only workloads whose name contains this, such as 'put' or '4 KiB'.")
 @click.option(
     "--size",
     "sizes",
