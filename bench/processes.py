@@ -1,4 +1,4 @@
-"""What processes cost: CPU seconds from /proc, and which process listens on which port.
+"""What processes cost: CPU seconds and memory from /proc, their files, and which one listens on which port.
 
 Linux only. A process that ended or belongs to somebody else has no figure, and is left out.
 """
@@ -10,9 +10,20 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
+
+from moorage.wire.errors import NotFound
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _LISTEN = "0A"
+
+
+class Memory(NamedTuple):
+    """Of one process, in bytes. ``private``: without what the kernel keeps of files and may drop."""
+
+    resident: int
+    private: int
+    peak: int
 
 
 def cpu_seconds(pids: Iterable[int]) -> dict[int, float]:
@@ -23,6 +34,30 @@ def cpu_seconds(pids: Iterable[int]) -> dict[int, float]:
             after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             found[pid] = (int(after_name[11]) + int(after_name[12])) / _TICKS_PER_S
     return found
+
+
+def disk_usage(directory: Path) -> int:
+    """Bytes on disk of all files below; LMDB's are sparse."""
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+
+
+def memory_of(pid: int) -> Memory:
+    """Raises NotFound when there is no such process."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError as error:
+        raise NotFound(f"process {pid}: {error.strerror}") from None
+    return parse_status(lines)
+
+
+def parse_status(lines: Iterable[str]) -> Memory:
+    """Of ``/proc/PID/status``: in KiB there."""
+    rows = dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def size(name: str) -> int:
+        return int(rows[name].split()[0]) * 1024
+
+    return Memory(size("VmRSS"), size("RssAnon"), size("VmHWM"))
 
 
 def listening_pids(ports: Iterable[int]) -> dict[int, int]:

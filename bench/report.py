@@ -1,4 +1,5 @@
-"""What ``moorage bench block`` says: a JSON document (docs/bench.md is its schema) and a table.
+"""What ``moorage bench block`` says: a JSON document (docs/bench.md is its schema) and a table; and what all
+benches say of themselves.
 
 Owns the names of the figures and their rounding; measures nothing.
 """
@@ -25,7 +26,18 @@ def document(
 ) -> dict[str, Any]:
     """Everything that was measured, and on what. ``began``: ISO 8601."""
     return {
-        "schema": SCHEMA,
+        **heading(SCHEMA, began),
+        "volume": volume,
+        "options": options,
+        "results": [_result(one) for one in measurements],
+        "nbd_to_library": ratios(measurements),
+    }
+
+
+def heading(schema: str, began: str) -> dict[str, Any]:
+    """What each document begins with: its schema, and on what it was measured."""
+    return {
+        "schema": schema,
         "began": began,
         "moorage": moorage.__version__,
         "machine": {
@@ -33,10 +45,6 @@ def document(
             "kernel": platform.release(),
             "python": platform.python_version(),
         },
-        "volume": volume,
-        "options": options,
-        "results": [_result(one) for one in measurements],
-        "nbd_to_library": ratios(measurements),
     }
 
 

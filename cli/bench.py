@@ -72,7 +72,7 @@ def block(
         import moorage
 
         async with await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected:
-            servers = list(pids) or await _device_pids(connected)
+            servers = list(pids) or await device_pids(connected)
             async with _volume(connected, name, region, replicas, durability) as volume:
                 plan = _Plan(volume, by=by, only=only, seconds=seconds, region=region, servers=servers)
                 try:
@@ -101,7 +101,7 @@ async def _volume(
             await cluster.delete(chosen, force=True)
 
 
-async def _device_pids(cluster: Cluster) -> list[int]:
+async def device_pids(cluster: Cluster) -> list[int]:
     """Processes on this machine that listen where the cluster's devices are said to be."""
     from moorage.bench.processes import listening_pids
 
@@ -139,23 +139,23 @@ class _Plan:
         from moorage.bench.block import fill, run_by_library
         from moorage.bench.fio import run_by_nbd, served
 
-        with _bars() as bars:
-            filling = bars.add_task("fill", total=1.0)
-            await fill(self._volume, self._region, lambda share: bars.update(filling, completed=share))
-            bars.remove_task(filling)
+        with bars() as shown:
+            filling = shown.add_task("fill", total=1.0)
+            await fill(self._volume, self._region, lambda share: shown.update(filling, completed=share))
+            shown.remove_task(filling)
             total = len(self._workloads) * len(self._ways) * (self._seconds + self._warm_up)
-            overall = bars.add_task("all", total=total)
+            overall = shown.add_task("all", total=total)
             async with served(self._volume) as uri:
                 for workload in self._workloads:
                     for way in self._ways:
-                        bars.update(overall, description=f"{workload.name}, by {way}")
-                        before = bars.tasks[0].completed
+                        shown.update(overall, description=f"{workload.name}, by {way}")
+                        before = shown.tasks[0].completed
                         common: dict[str, Any] = {
                             "region": self._region,
                             "seconds": self._seconds,
                             "warm_up": self._warm_up,
                             "server_pids": self._servers,
-                            "on_progress": lambda done, at=before: bars.update(overall, completed=at + done),
+                            "on_progress": lambda done, at=before: shown.update(overall, completed=at + done),
                         }
                         if way == "library":
                             self._measured.append(await run_by_library(self._volume, workload, **common))
@@ -181,7 +181,7 @@ class _Plan:
             output.console().print(report.table(self._measured, f"Volume {self._volume.name}"))
 
 
-def _bars() -> Any:
+def bars() -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(

@@ -22,6 +22,8 @@ SECRET = {
 BENCH = {
     "background": "moorage.cli.background:background",
     "block": "moorage.cli.bench:block",
+    "bucket": "moorage.cli.bench_bucket:bucket",
+    "object": "moorage.cli.bench_object:bench_object",
     "takeover": "moorage.cli.takeover.main:takeover",
     "verify": "moorage.cli.verify:verify",
 }
@@ -91,7 +93,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "why": "moorage.cli.why:why",
 }
 _HELP = {
-    "bench": "Measure a volume, load it and verify what it reads, or measure how it is taken over.",
+    "bench": "Measure volumes and buckets, load a volume and verify it, or measure how it is taken over.",
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
     "dvdi": "Volumes of a task that names them in its environment.",
     "quota": "Limit what the volumes of a principal (a team, a framework) come to.",

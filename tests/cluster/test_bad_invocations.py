@@ -68,6 +68,13 @@ OFFLINE: list[tuple[str, int, str]] = [
     ("drill host-loss --manual --inject x", 3, "contradict"),
     ("bench", 2, "Usage"),
     ("bench block --seconds none", 2, "seconds"),
+    ("bench bucket --objects 10", 2, "--objects"),
+    ("bench bucket --data /proc/nope", 3, "/proc/nope"),
+    ("bench bucket --objects 1000000000000 --data {tmp}/b", 7, "--data"),
+    ("bench object --only nonsense", 2, "put 4 KiB, concurrency 1"),
+    ("bench object --endpoint 127.0.0.1:9", 2, "http://HOST:PORT"),
+    ("bench object --endpoint http://127.0.0.1:9 --access-key K", 2, "AWS_SECRET_ACCESS_KEY"),
+    ("bench object --endpoint http://h --secret-key-file {tmp}/no", 2, "{tmp}/no"),
     ("bench verify", 2, "Missing argument"),
     ("bench verify v --depth 0", 2, "depth"),
     (  # seen before anything is connected to, or zeroed
