@@ -229,7 +229,8 @@ class Connection(FrameReceiver, asyncio.BufferedProtocol):
         request_id = 0
         try:
             async with asyncio.timeout(timeout):
-                if self._paused:
+                # (Of all that are made in one turn of the loop, none has been handed to the transport yet.)
+                if self._paused or self._out_size > self._limits.high_water_bytes:
                     await self.drain()
                 deadline_ms = min(max(int(timeout * 1000), 1), DEADLINE_MS_MAX)
                 body = frame.pack([method, params])

@@ -2,7 +2,8 @@
 
 Owns one connection per candidate that it talked to. A call goes to the leader known last, then to where a
 NotLeader hint points, then round the candidates, until one answers or the deadline is over; then the error
-says whom it waited for, and why each did not answer. Must never: believe a peer that is another service, or
+says whom it waited for, and why each did not answer. Who they are is asked for only when the leader does not
+answer. Must never: believe a peer that is another service, or
 try a call again whose outcome is unknown unless the caller said that this is harmless.
 
 A candidate that does not answer holds nobody up: after ``STAGGER_S`` the next one is tried beside it, and who
@@ -100,10 +101,12 @@ class LeaderClient:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         pause = PAUSE_FIRST_S
+        known = self._connected_leader()  # while it answers, nobody is asked for candidates
         while True:
             refused: MoorageError | None = None  # by everybody in this round: it will not get better
             others = False
-            async with contextlib.aclosing(self._round(await self._order(end), end)) as candidates:
+            order = known or await self._order(end)
+            async with contextlib.aclosing(self._round(order, end)) as candidates:
                 async for address, failed in candidates:
                     try:
                         if failed is not None:
@@ -121,6 +124,9 @@ class LeaderClient:
                             raise
                     if loop.time() >= end:
                         break
+            if known and loop.time() < end:
+                known = []
+                continue
             if refused is not None and not others:
                 raise refused
             if loop.time() + pause >= end:
@@ -252,6 +258,10 @@ class LeaderClient:
             self._connections = {key: old for key, old in self._connections.items() if not old.closed}
             self._connections[address] = conn
             return conn
+
+    def _connected_leader(self) -> list[str]:
+        conn = self._connections.get(self.leader_address or "")
+        return [] if conn is None or conn.closed or self.leader_address is None else [self.leader_address]
 
     async def _order(self, end: float) -> list[str]:
         """The leader known last, then the others in random order (so that clients spread)."""

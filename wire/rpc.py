@@ -185,6 +185,7 @@ class Router:
             payload: Sequence[Buffer] = ()
             if isinstance(value, Result):
                 value, payload = value.value, value.payload
+                await conn.drain()  # many answers of one moment would pass the bound of the queue
             self._answer(conn, request_id, method, value, payload)
         except MoorageError as exc:
             if isinstance(exc, InvariantViolation):

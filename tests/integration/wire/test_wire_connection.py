@@ -403,6 +403,20 @@ async def test_a_silent_peer_is_found_out_and_a_living_one_kept(world: World) ->
     assert not conn.closed
 
 
+async def test_calls_of_one_moment_wait_for_each_other_at_the_bound(world: World) -> None:
+    """However many begin at once, and however slowly they are taken."""
+    world.router = Router(calls_max=100)
+    world.router.method("echo", world.echo)
+    world.router.method("payload", world.payload)
+    limits = Limits(write_queue_bytes=1 << 20, high_water_bytes=64 << 10)
+    conn = await world.client(await world.serve(limits=limits), limits=limits)
+    for method, params, payload in (("echo", {}, [bytes(100_000)]), ("payload", {"size": 100_000}, [])):
+        calls = [conn.call(method, params, payload, timeout=DEADLINE_S) for _ in range(50)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [answer for answer in answers if isinstance(answer, BaseException)] == []
+    assert not conn.closed
+
+
 def _is_peer(one: Connection, other: Connection) -> bool:
     assert one._transport is not None and other._transport is not None
     return bool(one._transport.get_extra_info("peername") == other._transport.get_extra_info("sockname"))
