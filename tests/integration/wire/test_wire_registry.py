@@ -19,6 +19,7 @@ from moorage.wire.errors import (
     Unavailable,
 )
 from moorage.wire.handshake import Hello
+from moorage.wire.leader import LeaderClient
 from moorage.wire.registry import RegistryClient
 from moorage.wire.rpc import CallContext, Router
 from moorage.wire.secret import ClusterSecret
@@ -327,3 +328,33 @@ async def test_what_may_have_been_done_is_not_asked_for_again(group: Group, dns:
         await client.call("registry.view", {}, idempotent=False, timeout=5)
     assert group.members[0].asked == 1
     await client.close()
+
+
+async def test_who_leads_is_asked_without_knowing_the_others(group: Group) -> None:
+    """As metadata's leader is: where the others are is the registry's to say, which may be away."""
+    asked: list[int] = []
+    is_away = False
+
+    async def candidates() -> list[str]:
+        asked.append(len(asked))
+        if is_away:
+            raise Unavailable("the registry is away")
+        return group.addresses
+
+    client = LeaderClient(candidates, service="registry", hello=CLIENT, secret=SECRET)
+    try:
+        for _ in range(3):
+            assert await client.call("registry.view", {}) == "r0"
+        is_away = True
+        assert await client.call("registry.view", {}) == "r0" and len(asked) == 1
+        group.leader = 1
+        with pytest.raises(Unavailable, match="registry is away"):
+            await client.call("registry.view", {})
+        is_away = False
+        assert await client.call("registry.view", {}) == "r1"
+        count = len(asked)
+        await group.members[1].stop()
+        group.leader = 2
+        assert await client.call("registry.view", {}) == "r2" and len(asked) > count
+    finally:
+        await client.close()
