@@ -91,19 +91,22 @@ class KV:
         """All (key, value) whose key starts with ``prefix``, in order; those below ``start`` are left out."""
         return self.scan_from(prefix.encode(), start.encode())
 
-    def scan_from(self, prefix: bytes, start: bytes) -> Iterator[tuple[str, Any]]:
-        """The same by encoded keys, of which a part need not be text."""
-        for key, raw in self.scan_raw(prefix, start):
+    def scan_from(self, prefix: bytes, start: bytes, batch: int = SCAN_BATCH) -> Iterator[tuple[str, Any]]:
+        """The same by encoded keys, of which a part need not be text. ``batch``: how many to fetch first."""
+        for key, raw in self.scan_raw(prefix, start, batch):
             yield key.decode(), msgpack.unpackb(raw, strict_map_key=False)
 
-    def scan_raw(self, prefix: bytes, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    def scan_raw(
+        self, prefix: bytes, first: bytes = b"", batch: int = SCAN_BATCH
+    ) -> Iterator[tuple[bytes, bytes]]:
         start: bytes | None = max(prefix, first)
         while start is not None:
-            page = self._base.page(start, prefix, SCAN_BATCH)
+            page = self._base.page(start, prefix, batch)
             # A short page was the last one; a full page says nothing about keys behind its last.
-            end = page[-1][0] if len(page) == SCAN_BATCH else None
+            end = page[-1][0] if len(page) == batch else None
             yield from self._merge(page, prefix, start, end)
             start = None if end is None else end + b"\0"
+            batch = min(4 * batch, SCAN_BATCH)
 
     def _merge(
         self, page: list[tuple[bytes, bytes]], prefix: bytes, start: bytes, end: bytes | None

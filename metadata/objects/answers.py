@@ -7,7 +7,6 @@ could take away what somebody else has put since."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 from moorage.metadata import limits
@@ -34,17 +33,10 @@ def once(do: Do) -> Do:
             return found["answer"]
         answer = do(kv, command, index)
         kv.put(key, {"do": kind, "answer": answer})
-        kv.put(layout.answer_order_key(bucket, index), command["request"])
-        _forget(kv, bucket, index - limits.ANSWERS_KEPT)
+        slot = layout.answer_slot_key(bucket, index % limits.ANSWERS_KEPT)
+        if (older := kv.get(slot)) is not None:
+            kv.delete(layout.answer_key(bucket, older))
+        kv.put(slot, command["request"])
         return answer
 
     return command
-
-
-def _forget(kv: KV, bucket: int, last: int) -> None:
-    """Those up to ``last`` in the log: two for each that comes, so that they become no more than they are."""
-    for at, request in list(islice(kv.scan(layout.answer_order_key(bucket, None)), 2)):
-        if at > layout.answer_order_key(bucket, max(last, 0)):
-            return
-        kv.delete(at)
-        kv.delete(layout.answer_key(bucket, request))

@@ -21,11 +21,11 @@ key                                    value
 ``part/BUCKET/UPLOAD/NUMBER``          a part of it, with the fields of an object
 ``usage/BUCKET``                       ``[objects, bytes]``
 ``answer/BUCKET/REQUEST``              ``{do, answer}``: of a command that may come again: see ``answers.py``
-``answer-order/BUCKET/INDEX``          its REQUEST, by its index in the log
+``answer-slot/BUCKET/SLOT``            its REQUEST: SLOT is its index in the log, modulo how many are kept
 ``document/BUCKET/NAME``               text that gateways keep about it: its policy, and so on
 ====================================== ==================================================================
 
-BUCKET, REPLICA and INDEX are 16 hex digits, GROUP 4, CHUNK 12, BLOCK 3, NUMBER 5 decimal ones.
+BUCKET and REPLICA are 16 hex digits, GROUP 4, CHUNK 12, BLOCK 3, SLOT 5, NUMBER 5 decimal ones.
 
 A key of an object may be longer than one of the store: of those that are, all with the same first bytes are
 in one record, ``{rest of the key: object}``."""
@@ -39,7 +39,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from moorage.quorum.record import BLOCKS_PER_CHUNK
-from moorage.service.kv import KV
+from moorage.service.kv import KV, SCAN_BATCH
 
 REGION_CHUNKS: Final = 64
 DIRECT_BYTES: Final = 400  # of a key of an object, to be one of the store as it is
@@ -140,9 +140,8 @@ def answer_key(bucket: int, request: str) -> str:
     return f"answer/{bucket:016x}/{request}"
 
 
-def answer_order_key(bucket: int, index: int | None) -> str:
-    """None: what those of all indices begin with."""
-    return f"answer-order/{bucket:016x}/" + (f"{index:016x}" if index is not None else "")
+def answer_slot_key(bucket: int, slot: int) -> str:
+    return f"answer-slot/{bucket:016x}/{slot:05x}"
 
 
 def usage_key(bucket: int) -> str:
@@ -163,7 +162,7 @@ def all_keys(kv: KV, bucket: int) -> Iterator[str]:
         "built",
         "document",
         "answer",
-        "answer-order",
+        "answer-slot",
     ):
         for key, _ in kv.scan(f"{kind}/{bucket:016x}/"):
             yield key
@@ -313,12 +312,14 @@ def long_keys_beside(kv: KV, bucket: int, key: str) -> tuple[int, int]:
     return (0, 0) if found is None else (len(msgpack.unpackb(found[1], strict_map_key=False)), len(found[1]))
 
 
-def scan_objects(kv: KV, bucket: int, prefix: str, start: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+def scan_objects(
+    kv: KV, bucket: int, prefix: str, start: bytes, batch: int = SCAN_BATCH
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, object) of all keys that begin with ``prefix`` and are not below ``start``, in order of their
-    bytes."""
+    bytes. ``batch``: as :meth:`KV.scan_from` has it."""
     base = objects_prefix(bucket).encode()
     wanted, from_key = prefix.encode(), max(start, prefix.encode())
-    for key, value in kv.scan_from(base + wanted[:DIRECT_BYTES], base + from_key[: DIRECT_BYTES + 1]):
+    for key, value in kv.scan_from(base + wanted[:DIRECT_BYTES], base + from_key[: DIRECT_BYTES + 1], batch):
         place = key[len(base) :]
         if len(place.encode()) <= DIRECT_BYTES:
             found: Sequence[tuple[str, Any]] = [(place, value)]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moorage.metadata.objects import layout
-from moorage.service.kv import KV
+from moorage.service.kv import KV, SCAN_BATCH
 
+FEW = 4
 AFTER_ALL = b"\xff"  # no UTF-8 has it: behind all that begins with what stands before it
 
 
@@ -50,10 +51,10 @@ def page(
 ) -> Page:
     """Up to ``limit`` keys and common prefixes together, and no more once they have ``size``."""
     found = Page()
-    walking = True
+    walking, batch = True, SCAN_BATCH
     while walking:
         walking = False
-        for key, entry in layout.scan_objects(kv, bucket, prefix, start):
+        for key, entry in layout.scan_objects(kv, bucket, prefix, start, batch):
             if len(found.entries) + len(found.prefixes) == limit or found.size >= size:
                 found.next = key.encode()
                 return found
@@ -67,6 +68,6 @@ def page(
             found.prefixes.append(common)
             found.size += 4 * len(common)
             start = common.encode() + AFTER_ALL
-            walking = True
+            walking, batch = True, FEW  # of folders, as a rule, more follow: of each the first key is enough
             break
     return found
