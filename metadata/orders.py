@@ -20,6 +20,8 @@ from moorage.wire.server import connect
 
 AT_ONCE: Final = 32  # orders under way per device; a node takes them one by one anyhow
 NODE_SERVICES: Final = ("node", "host")
+PING_AFTER_S: Final = 1.0
+SILENCE_S: Final = 10.0  # of a host that lost its power: an order that may take a minute must not wait for it
 
 
 class NodeOrders:
@@ -107,6 +109,7 @@ class NodeOrders:
                     f"{address} is {conn.peer.service} {conn.peer.name} with device {found}, not {device}",
                     device=device,
                 )
+            conn.keepalive(PING_AFTER_S, SILENCE_S)
             yield conn
         finally:
             conn.close()

@@ -12,6 +12,7 @@ from typing import Any
 from moorage.client import front, layers, reads, transfer, volume
 from moorage.client.objects import reading, space, writing
 from moorage.metadata import placement
+from moorage.metadata.objects import calls as objects_calls
 from moorage.metadata.objects import layout
 from moorage.metadata.tasks import objects as objects_tasks
 from moorage.node import checkpointer, copying, handlers, index, page, reader, scrub, store
@@ -39,6 +40,7 @@ PLACES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (transfer, ("CHUNK_SIZE", "LOOK_BYTES")),
     (layout, ("BLOCKS_PER_CHUNK",)),
     (objects_tasks, ("BLOCKS_PER_CHUNK",)),
+    (objects_calls, ("BLOCKS_PER_CHUNK",)),
     (node_objects, ("BLOCKS_PER_CHUNK", "BLOCKS_AT_ONCE")),
     (space, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS", "RUN_BLOCKS_MAX")),
     (writing, ("BLOCKS_PER_CHUNK", "PIECE_BLOCKS", "PIECE_BYTES", "RUN_BLOCKS_MAX")),
