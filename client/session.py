@@ -22,6 +22,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from moorage.client.device import Done
@@ -527,23 +528,25 @@ class GroupSession:
         match order:
             case Seal(replica, session):
                 member = self._by_replica[replica]
-                self._control(member, session, "node.seal", self._seal(member, session))
+                self._control(member, session, "node.seal", partial(self._seal, member, session))
             case ReadTail(replica, session):
                 member = self._by_replica[replica]
-                self._control(member, session, "node.tail", self._read_tail(member, order))
+                self._control(member, session, "node.tail", partial(self._read_tail, member, order))
             case CopyOrder(replica, session):
                 member = self._by_replica[replica]
-                self._control(member, session, "node.copy", self._copy(member, order))
+                self._control(member, session, "node.copy", partial(self._copy, member, order))
             case ConfigurationReady():
                 self.membership.ready()
 
-    def _control(self, member: Member, session: int, method: str, work: Coroutine[Any, Any, None]) -> None:
+    def _control(
+        self, member: Member, session: int, method: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
         """Run a control call in a task; its error goes to the core, which asks again later. An answer that
         makes no sense is one more error: a task that ends without a word would leave the member as it is."""
 
         async def run() -> None:
             try:
-                await work
+                await work()
             except MoorageError as error:
                 refused(error)
             except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from moorage.client import attachment, nodes, reads
 from moorage.client.attachment import Attachment
 from moorage.client.nodes import NodePool
+from moorage.client.session import Shared
 from moorage.client.volume import Volume
 from moorage.quorum.record import BLOCK_SIZE, CHUNK_SIZE
 from moorage.wire.errors import (
@@ -94,6 +96,27 @@ async def test_a_volume_from_attach_to_detach(memory_cluster: Make, sync: bool) 
         assert volume.epoch == 2
         assert await volume.read(7, 5) == b"again"
     assert cluster.calls.count("metadata.detach") == 2
+    await client.pool.close()
+
+
+async def test_a_volume_that_goes_before_its_members_were_asked(
+    memory_cluster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had yet to begin leaves no coroutine behind that nobody has awaited."""
+    cluster = await memory_cluster(groups=1)
+    client = Client(cluster)
+    spawn = Shared.spawn
+
+    def never(self: Any, work: Any, name: str) -> asyncio.Task[None]:
+        task = spawn(self, work, name)
+        if " replica " in name:
+            task.cancel()
+        return task
+
+    with monkeypatch.context() as patched, pytest.raises(MoorageError):
+        patched.setattr(Shared, "spawn", never)
+        await client.attach(timeout=0.2)
+    gc.collect()  # a coroutine that was never awaited fails the test
     await client.pool.close()
 
 
