@@ -18,7 +18,6 @@ from moorage.wire.errors import Invalid, LimitExceeded
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
-GIB: Final = 1 << 30
 TIB: Final = 1 << 40
 
 NAME_PATTERN: Final = r"[a-z0-9][a-z0-9._-]{0,62}"

@@ -83,30 +83,6 @@ def current_due(rules: Sequence[Rule], found: Found, modified_ms: int, now_ms: i
     return due is not None and due[0] <= now_ms
 
 
-def noncurrent_due(rules: Sequence[Rule], found: Found, superseded_ms: int, newer: int, now_ms: int) -> bool:
-    """Of a version, also a delete marker, that another one followed at ``superseded_ms``. ``newer``: how many
-    noncurrent versions of the key are newer than it."""
-    return any(
-        rule.noncurrent_days is not None
-        and newer >= rule.noncurrent_kept
-        and _midnight_after(superseded_ms, rule.noncurrent_days) <= now_ms
-        for rule in rules
-        if _about(rule, found)
-    )
-
-
-def marker_due(rules: Sequence[Rule], key: str, modified_ms: int, now_ms: int) -> bool:
-    """Of a delete marker that is the only version its key has."""
-    for rule in rules:
-        if _narrow(rule) or not _about(rule, Found(key)):
-            continue
-        if rule.markers or (rule.date_ms is not None and rule.date_ms <= now_ms):
-            return True
-        if rule.days is not None and _midnight_after(modified_ms, rule.days) <= now_ms:
-            return True
-    return False
-
-
 def upload_due(rules: Sequence[Rule], key: str, initiated_ms: int, now_ms: int) -> bool:
     """Of a multipart upload that was not completed."""
     return any(

@@ -268,26 +268,7 @@ def test_what_rules_are_about(rule: Rule, found: Found, due: bool) -> None:
     assert lifecycle.current_due([rule], found, 0, 50 * DAY_MS) is due
 
 
-def test_noncurrent_versions() -> None:
-    rules = [Rule("a", noncurrent_days=3, noncurrent_kept=2)]
-    late = 20 * DAY_MS
-    assert not lifecycle.noncurrent_due(rules, Found("k"), NOON, 1, late)
-    assert lifecycle.noncurrent_due(rules, Found("k"), NOON, 2, late)
-    assert not lifecycle.noncurrent_due(rules, Found("k"), NOON, 2, 14 * DAY_MS - 1)
-    assert not lifecycle.noncurrent_due([Rule("b", days=1)], Found("k"), NOON, 9, late)
-
-
-def test_markers_and_uploads() -> None:
-    assert lifecycle.marker_due([Rule("a", markers=True)], "k", NOON, NOON)
-    assert not lifecycle.marker_due([Rule("a", markers=True, prefix="p")], "k", NOON, NOON)
-    assert lifecycle.marker_due([Rule("a", days=1)], "k", NOON, 12 * DAY_MS)
-    assert not lifecycle.marker_due([Rule("a", days=1)], "k", NOON, 12 * DAY_MS - 1)
-    assert not lifecycle.marker_due([Rule("a", abort_days=1)], "k", NOON, 99 * DAY_MS)
-    assert not lifecycle.marker_due([Rule("a", days=1, tags={"t": "1"})], "k", NOON, 99 * DAY_MS)
-    assert not lifecycle.marker_due([Rule("a", days=1, smaller_than=9)], "k", NOON, 99 * DAY_MS)
-    assert not lifecycle.marker_due([Rule("a", days=1, larger_than=0)], "k", NOON, 99 * DAY_MS)
-    assert lifecycle.marker_due([Rule("a", date_ms=NOON)], "k", NOON, NOON)
-    assert not lifecycle.marker_due([Rule("a", date_ms=NOON + 1)], "k", NOON, NOON)
+def test_uploads_that_are_due() -> None:
     assert lifecycle.upload_due([Rule("a", abort_days=7)], "k", NOON, 18 * DAY_MS)
     assert not lifecycle.upload_due([Rule("a", abort_days=7)], "k", NOON, 18 * DAY_MS - 1)
     assert not lifecycle.upload_due([Rule("a", days=1)], "k", NOON, 99 * DAY_MS)
