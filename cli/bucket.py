@@ -55,6 +55,10 @@ async def show(cluster: Cluster, as_json: bool, name: str) -> None:
         output.emit_json({**found, "groups": copies.groups, "redundancy": copies.redundancy.to_json()})
         return
     click.echo(f"bucket {name}: {found['objects']} objects, {output.size(found['bytes'])}")
+    if found["versioning"] is not None:
+        former = f"{found['former_versions']} former ones, {output.size(found['former_bytes'])}"
+        locks = ", can be locked" if found["locks"] else ""
+        click.echo(f"versions: {found['versioning']}{locks}; {former}")
     for line in redundancy_text(copies.redundancy):
         click.echo(line)
     output.console().print(bucket_copies_table(copies.groups, copies.redundancy))
@@ -62,9 +66,24 @@ async def show(cluster: Cluster, as_json: bool, name: str) -> None:
 
 @bucket.command()
 @click.argument("name")
+@click.argument("state", type=click.Choice(["enabled", "suspended"]))
+@click.option("--locks", is_flag=True, help="Versions can be locked; that cannot be switched off.")
+@cluster_command
+async def versions(cluster: Cluster, as_json: bool, name: str, state: str, locks: bool) -> None:
+    """Keep what is replaced or deleted from now on as former versions, or, suspended, do not; those that
+    there are stay. `moorage object versions NAME` lists them."""
+    await (await cluster.bucket(name)).set_versioning(state, locks=locks)
+    if as_json:
+        output.emit_json({"bucket": name, "versioning": state})
+    else:
+        click.echo(f"versions of bucket {name} are {state}")
+
+
+@bucket.command()
+@click.argument("name")
 @cluster_command
 async def delete(cluster: Cluster, as_json: bool, name: str) -> None:
-    """Delete a bucket without objects. Uploads that were begun go with it."""
+    """Delete a bucket without objects, and without versions of any. Uploads that were begun go with it."""
     await cluster.buckets.delete(name)
     if as_json:
         output.emit_json({"deleted": name})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +16,7 @@ from moorage.cli import output
 from moorage.cli.options import cluster_command, connection_options, run_or_exit
 from moorage.client.cluster import Cluster
 from moorage.client.objects.bucket import ObjectInfo
-from moorage.wire.errors import Invalid
+from moorage.wire.errors import Invalid, Locked
 
 PLACE = "BUCKET/KEY"
 READ_BYTES = 1 << 20
@@ -57,10 +58,12 @@ def put(
 @objects.command()
 @click.argument("place", metavar=PLACE)
 @click.argument("file", type=click.File("wb", atomic=True))
+@click.option("--version", help="A former one, as `moorage object versions` names it.")
 @connection_options
 def get(
     place: str,
     file: BinaryIO,
+    version: str | None,
     cluster: str | None,
     registry: str | None,
     secret_file: str | None,
@@ -71,7 +74,7 @@ def get(
     async def run() -> None:
         name, key = _parse(place)
         async with await moorage.connect(cluster, registry=registry, secret_file=secret_file) as connected:
-            info, reader = await (await connected.bucket(name)).open(key)
+            info, reader = await (await connected.bucket(name)).open(key, version=version)
             with _bar() as bar:
                 task = bar.add_task(place, total=info.size)
                 async for piece in reader:
@@ -111,19 +114,56 @@ async def list_objects(cluster: Cluster, as_json: bool, place: str, deep: bool) 
 
 
 @objects.command()
-@click.argument("places", nargs=-1, required=True, metavar=f"{PLACE}...")
+@click.argument("place", metavar="BUCKET[/PREFIX]")
 @cluster_command
-async def delete(cluster: Cluster, as_json: bool, places: tuple[str, ...]) -> None:
-    """Delete objects. What is not there is no error."""
+async def versions(cluster: Cluster, as_json: bool, place: str) -> None:
+    """List all versions of the objects whose keys begin with PREFIX, of each the newest first; deletions
+    too."""
+    name, _, prefix = place.partition("/")
+    bucket = await cluster.bucket(name)
+    page = await bucket.versions_page(prefix)
+    found = page.versions
+    while page.next is not None:
+        page = await bucket.versions_page(prefix, after=page.next[0], after_version=page.next[1])
+        found += page.versions
+    if as_json:
+        output.emit_json([_version_to_json(each) for each in found])
+        return
+    rows = [
+        (each.key, each.version, "deleted" if each.marker else output.size(each.size), _age(each))
+        for each in found
+    ]
+    if not rows:
+        click.echo(f"no objects: `moorage object put FILE {name}/KEY` makes one")
+    else:
+        output.console().print(output.table(place, ("key", "version", "size", "age"), rows))
+
+
+def _age(info: ObjectInfo) -> str:
+    return output.since(info.modified_ms) + (", current" if info.latest and not info.marker else "")
+
+
+@objects.command()
+@click.argument("places", nargs=-1, required=True, metavar=f"{PLACE}...")
+@click.option("--version", help="This one goes for good. Of one object.")
+@cluster_command
+async def delete(cluster: Cluster, as_json: bool, places: tuple[str, ...], version: str | None) -> None:
+    """Delete objects. What is not there is no error. Where versions are on, they stay, and what was deleted
+    is current again when the version that stands for the deletion is deleted."""
+    if version is not None and len(places) > 1:
+        raise Invalid("--version is of one object: name one")
     rows = []
     for place in places:
         name, key = _parse(place)
-        (was_there,) = await (await cluster.bucket(name)).delete(key)
-        rows.append({"object": place, "deleted": was_there})
+        (done,) = await (await cluster.bucket(name)).delete_versions([(key, version)])
+        if done.locked:
+            raise Locked(f"{place}: version {version} is locked: it stays")
+        rows.append({"object": place, "deleted": done.existed, "version": done.version})
     if as_json:
         output.emit_json(rows)
     for row in rows if not as_json else ():
-        click.echo(f"{'deleted' if row['deleted'] else 'there was no'} {row['object']}")
+        of = f" (version {row['version']})" if row["version"] is not None else ""
+        click.echo(f"{'deleted' if row['deleted'] else 'there was no'} {row['object']}{of}")
 
 
 def _parse(place: str) -> tuple[str, str]:
@@ -135,6 +175,11 @@ def _parse(place: str) -> tuple[str, str]:
 
 def _to_json(info: ObjectInfo) -> dict[str, object]:
     return {"key": info.key, "size": info.size, "etag": info.etag, "modified_ms": info.modified_ms}
+
+
+def _version_to_json(info: ObjectInfo) -> dict[str, object]:
+    about = {"version": info.version, "latest": info.latest, "marker": info.marker}
+    return {**_to_json(info), **about, "lock": dataclasses.asdict(info.lock)}
 
 
 def _size(file: BinaryIO) -> int | None:

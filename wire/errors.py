@@ -81,6 +81,12 @@ class PreconditionFailed(Invalid):
     code = 17
 
 
+class Locked(Invalid):
+    """What is retained must stay as it is until its time is over, or its hold is taken away."""
+
+    code = 18
+
+
 # -- Denied: who asks may not ------------------------------------------------------------------------
 
 

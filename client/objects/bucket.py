@@ -26,14 +26,33 @@ PAGE = 1000
 KEY_BYTES_AT_ONCE = 512 << 10
 TRIES = 3  # of a put whose bytes are at hand, when members of its group have changed meanwhile
 
+# What became of a deletion, as ``metadata.delete_objects`` tells it.
+ABSENT, MARKER_DELETED, LOCKED = 0, 2, 3
+
 Call = Callable[..., Awaitable[Any]]
 Attributes = dict[str, Any] | Callable[[], dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
+class Lock:
+    """What keeps a version from being deleted. ``mode``: "GOVERNANCE", which who may can pass over, or
+    "COMPLIANCE", which nobody can, until ``until_ms`` by the cluster's clock; or "". ``hold``: it stays until
+    that is taken away."""
+
+    mode: str = ""
+    until_ms: int = 0
+    hold: bool = False
+
+    def to_wire(self) -> list[Any]:
+        return [self.mode, self.until_ms, self.hold]
+
+
+@dataclass(frozen=True)
 class ObjectInfo:
     """An object. ``size`` in bytes; ``etag``: the MD5 of its bytes in hex, unless its writer chose another
-    one; ``modified_ms``: since the epoch; ``attributes``: what its writer noted of it."""
+    one; ``modified_ms``: since the epoch; ``attributes``: what its writer noted of it. ``version``: its name
+    among those of its key, "null" where versions were not on; ``marker``: it stands for a deletion, and has
+    nothing; ``latest``: there is no newer one."""
 
     key: str
     size: int
@@ -42,6 +61,10 @@ class ObjectInfo:
     attributes: dict[str, Any] = field(default_factory=dict)
     id: str = ""
     parts: list[list[int]] = field(default_factory=list)
+    version: str = "null"
+    marker: bool = False
+    latest: bool = True
+    lock: Lock = Lock()
 
     @classmethod
     def from_wire(cls, value: dict[str, Any]) -> ObjectInfo:
@@ -53,6 +76,10 @@ class ObjectInfo:
             value["attributes"],
             value["id"],
             value["parts"],
+            value["version"],
+            value["marker"],
+            value.get("latest", True),
+            Lock(*(value["lock"] or ())),
         )
 
 
@@ -64,6 +91,27 @@ class Listing:
     objects: list[ObjectInfo]
     prefixes: list[str]
     next: bytes
+
+
+@dataclass(frozen=True)
+class VersionListing:
+    """A page of versions, by key, of each the newest first; markers too. ``next``: key and version behind
+    which the following page begins (a common prefix has none); None for the last one."""
+
+    versions: list[ObjectInfo]
+    prefixes: list[str]
+    next: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What became of one key, or version. ``existed``: it was there. ``version``: that was removed, or of the
+    ``marker`` that was made; ``marker``: one was made, or removed. ``locked``: it stays."""
+
+    existed: bool
+    version: str | None = None
+    marker: bool = False
+    locked: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +152,7 @@ class Bucket:
         attributes: Attributes = None,
         condition: Condition | None = None,
         etag: str | Callable[[], str] = "",
+        lock: Lock | None = None,
     ) -> ObjectInfo:
         """Store an object, in place of one that has this key: whole, once this returns, or not at all.
 
@@ -114,6 +163,8 @@ class Bucket:
         params: dict[str, Any] = {"key": key}
         if condition is not None:
             params["condition"] = condition.to_wire()
+        if lock is not None:
+            params["lock"] = lock.to_wire()
         found = await self._store(body, "metadata.put_object", params, attributes, etag)
         return ObjectInfo.from_wire(found)
 
@@ -171,17 +222,29 @@ class Bucket:
             await asyncio.sleep(RETRY_S)
 
     async def set_attributes(self, info: ObjectInfo, attributes: dict[str, Any]) -> ObjectInfo:
-        """Note something else of an object; PreconditionFailed when it is another one by now."""
-        params = {"key": info.key, "id": info.id, "attributes": attributes, "request": secrets.token_hex(16)}
-        return ObjectInfo.from_wire(await self._propose("metadata.set_attributes", params))
+        """Note something else of this version; PreconditionFailed when it is another object by now."""
+        about = {"attributes": attributes, "request": secrets.token_hex(16)}
+        return ObjectInfo.from_wire(await self._propose("metadata.set_attributes", {**_named(info), **about}))
 
-    async def head(self, key: str) -> ObjectInfo:
-        """What there is of it, without its bytes."""
-        return ObjectInfo.from_wire(await self._call("metadata.get_object", {"key": key}, timeout=CALL_S))
+    async def set_lock(self, info: ObjectInfo, lock: Lock, *, bypass: bool = False) -> ObjectInfo:
+        """Lock this version, or change that. ``bypass``: governance does not count. Raises Locked when a
+        retention would end early; Invalid in a bucket without locks."""
+        about = {"lock": lock.to_wire(), "bypass": bypass, "request": secrets.token_hex(16)}
+        return ObjectInfo.from_wire(await self._propose("metadata.set_lock", {**_named(info), **about}))
+
+    async def head(self, key: str, *, version: str | None = None) -> ObjectInfo:
+        """What there is of it, without its bytes. ``version``: a former one, not the current object. Where
+        there is a delete marker, NotFound has its version in ``details["marker"]``."""
+        return ObjectInfo.from_wire(await self._get_object(key, version))
+
+    async def _get_object(self, key: str, version: str | None) -> dict[str, Any]:
+        params = {"key": key} if version is None else {"key": key, "version": version}
+        found: dict[str, Any] = await self._call("metadata.get_object", params, timeout=CALL_S)
+        return found
 
     async def where(self, key: str) -> dict[str, int]:
         """By host, how many bytes of an object its replicas there have (or are about to be given)."""
-        found = await self._call("metadata.get_object", {"key": key}, timeout=CALL_S)
+        found = await self._get_object(key, None)
         hosts = {group["group"]: [each["host"] for each in group["members"]] for group in found["groups"]}
         held: dict[str, int] = {}
         for group, _, _, blocks in found["extents"]:
@@ -190,47 +253,74 @@ class Bucket:
         return {host: min(size, found["size"]) for host, size in held.items()}
 
     async def open(
-        self, key: str, offset: int = 0, length: int | None = None
+        self, key: str, offset: int = 0, length: int | None = None, *, version: str | None = None
     ) -> tuple[ObjectInfo, ObjectReader]:
         """An object, and an asynchronous iterator of its bytes (of ``length`` bytes from ``offset`` on)."""
-        found = await self._call("metadata.get_object", {"key": key}, timeout=CALL_S)
+        found = await self._get_object(key, version)
         return ObjectInfo.from_wire(found), ObjectReader(self._devices, found, offset, length)
 
-    async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+    async def get(
+        self, key: str, offset: int = 0, length: int | None = None, *, version: str | None = None
+    ) -> bytes:
         """Its bytes, all at once."""
-        _, reader = await self.open(key, offset, length)
+        _, reader = await self.open(key, offset, length, version=version)
         return await reader.read()
 
-    async def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[memoryview]:
+    async def stream(
+        self, key: str, offset: int = 0, length: int | None = None, *, version: str | None = None
+    ) -> AsyncIterator[memoryview]:
         """Its bytes, in pieces of at most 1 MiB."""
-        _, reader = await self.open(key, offset, length)
+        _, reader = await self.open(key, offset, length, version=version)
         async for piece in reader:
             yield piece
 
-    async def copy(self, source: str, key: str, *, bucket: Bucket | None = None) -> ObjectInfo:
-        """Copy object ``source`` (of another ``bucket``) to ``key`` of this one, with its attributes."""
-        info, reader = await (bucket or self).open(source)
+    async def copy(
+        self, source: str, key: str, *, bucket: Bucket | None = None, version: str | None = None
+    ) -> ObjectInfo:
+        """Copy object ``source`` (of another ``bucket``) to ``key`` of this one, with its attributes. A
+        former version that is copied to its own key is the current object again."""
+        info, reader = await (bucket or self).open(source, version=version)
         return await self.put(key, reader, attributes=info.attributes, etag=info.etag)
 
     async def delete(self, *keys: str, condition: Condition | None = None) -> list[bool]:
-        """Up to 1000 objects: of each, whether it was there."""
-        return await self._delete(keys, None, condition)
+        """Up to 1000 objects: of each, whether it was there. Where versions are on, they stay, behind delete
+        markers."""
+        about = {} if condition is None else {"condition": condition.to_wire()}
+        return [each.existed for each in await self._delete(keys, {}, about)]
 
     async def delete_these(self, objects: Sequence[ObjectInfo]) -> list[bool]:
         """Of each, whether it was there: one in whose place another one was put meanwhile stays."""
-        return await self._delete([each.key for each in objects], [each.id for each in objects], None)
+        ids = {"ids": [each.id for each in objects]}
+        return [each.existed for each in await self._delete([each.key for each in objects], ids, {})]
+
+    async def delete_versions(
+        self,
+        wanted: Sequence[tuple[str, str | None]],
+        *,
+        condition: Condition | None = None,
+        bypass: bool = False,
+    ) -> list[Deletion]:
+        """Up to 1000 keys and versions: these go for good, and what was before the newest one is the current
+        object again. Without a version (None) it is as :meth:`delete`. ``bypass``: governance does not
+        count."""
+        about: dict[str, Any] = {"bypass": bypass}
+        if condition is not None:
+            about["condition"] = condition.to_wire()
+        names = {"versions": [version for _, version in wanted]}
+        return await self._delete([key for key, _ in wanted], names, about)
 
     async def _delete(
-        self, keys: Sequence[str], ids: Sequence[str] | None, condition: Condition | None
-    ) -> list[bool]:
-        deleted: list[bool] = []
+        self, keys: Sequence[str], beside: dict[str, list[Any]], about: dict[str, Any]
+    ) -> list[Deletion]:
+        """``beside``: lists with something for each key."""
+        deleted: list[Deletion] = []
         while (at := len(deleted)) < len(keys):
-            params: dict[str, Any] = {"keys": _first(keys[at:]), "request": secrets.token_hex(16)}
-            if condition is not None:
-                params["condition"] = condition.to_wire()
-            if ids is not None:
-                params["ids"] = ids[at : at + len(params["keys"])]
-            deleted += (await self._propose("metadata.delete_objects", params))["deleted"]
+            some = _first(keys[at:])
+            rows = {name: each[at : at + len(some)] for name, each in beside.items()}
+            params = {"keys": some, **rows, **about, "request": secrets.token_hex(16)}
+            done = await self._propose("metadata.delete_objects", params)
+            names = rows.get("versions") or [None] * len(some)
+            deleted += map(_deletion, names, done["outcomes"], done["markers"])
         return deleted
 
     # -- many ----------------------------------------------------------------------------------------------
@@ -245,6 +335,25 @@ class Bucket:
         return Listing(
             [ObjectInfo.from_wire(each) for each in found["objects"]], found["prefixes"], found["next"]
         )
+
+    async def versions_page(
+        self,
+        prefix: str = "",
+        *,
+        delimiter: str = "",
+        after: str = "",
+        after_version: str = "",
+        limit: int = PAGE,
+    ) -> VersionListing:
+        """Up to ``limit`` (1 to 1000) versions and common prefixes; behind ``after_version`` of the key
+        ``after``, behind all of that key, or the common prefix, when there is none."""
+        params = {"prefix": prefix, "delimiter": delimiter, "after": after, "version": after_version}
+        found = await self._call("metadata.list_versions", {**params, "limit": limit}, timeout=CALL_S)
+        rows = [ObjectInfo.from_wire(each) for each in found["versions"]]
+        ends = [(prefix, "") for prefix in found["prefixes"][-1:]]
+        ends += [(each.key, each.version) for each in rows[-1:]]
+        last = max(ends, key=lambda end: end[0].encode(), default=None)
+        return VersionListing(rows, found["prefixes"], last if found["more"] else None)
 
     # -- uploads in parts ----------------------------------------------------------------------------------
 
@@ -279,6 +388,7 @@ class Bucket:
         etag: str,
         attributes: dict[str, Any] | None = None,
         condition: Condition | None = None,
+        lock: Lock | None = None,
     ) -> ObjectInfo:
         """The object is these parts, ``(number, etag)`` each, in this order; the others are forgotten."""
         params: dict[str, Any] = {
@@ -291,6 +401,8 @@ class Bucket:
         }
         if condition is not None:
             params["condition"] = condition.to_wire()
+        if lock is not None:
+            params["lock"] = lock.to_wire()
         return ObjectInfo.from_wire(await self._propose("metadata.complete_upload", params))
 
     async def abort_upload(self, upload: str) -> None:
@@ -317,9 +429,17 @@ class Bucket:
     # -- the bucket ----------------------------------------------------------------------------------------
 
     async def show(self) -> dict[str, Any]:
-        """``{name, objects, bytes, replicas, groups, ...}``"""
+        """``{name, objects, bytes, replicas, groups, versioning, locks, ...}``; ``versioning``: "enabled",
+        "suspended", or None: never on; ``former_versions``, ``former_bytes``: beside the objects."""
         found: dict[str, Any] = await self._call("metadata.show_bucket", {}, timeout=CALL_S)
         return found
+
+    async def set_versioning(self, state: str, *, locks: bool = False) -> None:
+        """``state``: "enabled", and what is replaced or deleted is kept as a former version; or "suspended":
+        what is put has the version "null", and replaces that. ``locks``: versions can be locked; that stays
+        on, and with it versions. Raises Invalid."""
+        params = {"state": state, "locks": locks, "request": secrets.token_hex(16)}
+        await self._propose("metadata.set_versioning", params)
 
     async def set_document(self, name: str, text: str | None) -> None:
         """Keep a text (64 KiB) about the bucket, which :meth:`show` has in ``documents``; None takes it
@@ -361,3 +481,14 @@ def _first(keys: Sequence[str]) -> list[str]:
             break
         found.append(key)
     return found
+
+
+def _named(info: ObjectInfo) -> dict[str, str]:
+    return {"key": info.key, "id": info.id, "version": info.version}
+
+
+def _deletion(version: str | None, outcome: int, marker: str | None) -> Deletion:
+    """``version``: that was to go; ``outcome``: as metadata has it (``versions.Outcome``)."""
+    if version is None:
+        return Deletion(outcome != ABSENT, marker, marker is not None)
+    return Deletion(outcome != ABSENT, version, outcome == MARKER_DELETED, outcome == LOCKED)

@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from moorage.client.objects import bucket as asynchronous
-from moorage.client.objects.bucket import Attributes, Condition, Listing, ObjectInfo
+from moorage.client.objects.bucket import (
+    Attributes,
+    Condition,
+    Deletion,
+    Listing,
+    Lock,
+    ObjectInfo,
+    VersionListing,
+)
 from moorage.client.objects.buckets import Buckets as AsyncBuckets
 from moorage.client.objects.reading import ObjectReader
 from moorage.quorum.record import Buffer
@@ -49,30 +57,40 @@ class Bucket:
         attributes: Attributes = None,
         condition: Condition | None = None,
         etag: str | Callable[[], str] = "",
+        lock: Lock | None = None,
     ) -> ObjectInfo:
         """``body``: bytes, or a file that is read to its end; it blocks the cluster's loop while it is
         read."""
         data = body if isinstance(body, bytes | bytearray | memoryview) else _reading(body)
-        putting = self._bucket.put(key, data, attributes=attributes, condition=condition, etag=etag)
+        putting = self._bucket.put(
+            key, data, attributes=attributes, condition=condition, etag=etag, lock=lock
+        )
         return self._loop.run(putting)
 
-    def head(self, key: str) -> ObjectInfo:
-        return self._loop.run(self._bucket.head(key))
+    def head(self, key: str, *, version: str | None = None) -> ObjectInfo:
+        return self._loop.run(self._bucket.head(key, version=version))
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        return self._loop.run(self._bucket.get(key, offset, length))
+    def get(
+        self, key: str, offset: int = 0, length: int | None = None, *, version: str | None = None
+    ) -> bytes:
+        return self._loop.run(self._bucket.get(key, offset, length, version=version))
 
-    def open(self, key: str) -> OpenObject:
+    def open(self, key: str, *, version: str | None = None) -> OpenObject:
         """The object as it is now, to be read in pieces."""
-        info, reader = self._loop.run(self._bucket.open(key))
+        info, reader = self._loop.run(self._bucket.open(key, version=version))
         return OpenObject(info, reader, self._loop)
 
-    def stream(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
-        pieces = aiter(self._bucket.stream(key, offset, length))
+    def stream(
+        self, key: str, offset: int = 0, length: int | None = None, *, version: str | None = None
+    ) -> Iterator[memoryview]:
+        pieces = aiter(self._bucket.stream(key, offset, length, version=version))
         return self._iterate(pieces)
 
-    def copy(self, source: str, key: str, *, bucket: Bucket | None = None) -> ObjectInfo:
-        return self._loop.run(self._bucket.copy(source, key, bucket=bucket._bucket if bucket else None))
+    def copy(
+        self, source: str, key: str, *, bucket: Bucket | None = None, version: str | None = None
+    ) -> ObjectInfo:
+        of = bucket._bucket if bucket else None
+        return self._loop.run(self._bucket.copy(source, key, bucket=of, version=version))
 
     def delete_these(self, objects: Sequence[ObjectInfo]) -> list[bool]:
         return self._loop.run(self._bucket.delete_these(objects))
@@ -80,11 +98,38 @@ class Bucket:
     def delete(self, *keys: str, condition: Condition | None = None) -> list[bool]:
         return self._loop.run(self._bucket.delete(*keys, condition=condition))
 
+    def delete_versions(
+        self,
+        wanted: Sequence[tuple[str, str | None]],
+        *,
+        condition: Condition | None = None,
+        bypass: bool = False,
+    ) -> list[Deletion]:
+        return self._loop.run(self._bucket.delete_versions(wanted, condition=condition, bypass=bypass))
+
+    def set_versioning(self, state: str, *, locks: bool = False) -> None:
+        self._loop.run(self._bucket.set_versioning(state, locks=locks))
+
+    def set_lock(self, info: ObjectInfo, lock: Lock, *, bypass: bool = False) -> ObjectInfo:
+        return self._loop.run(self._bucket.set_lock(info, lock, bypass=bypass))
+
     def page(
         self, prefix: str = "", *, delimiter: str = "", after: str = "", start: bytes = b"", limit: int = 1000
     ) -> Listing:
         paging = self._bucket.page(prefix, delimiter=delimiter, after=after, start=start, limit=limit)
         return self._loop.run(paging)
+
+    def versions_page(
+        self,
+        prefix: str = "",
+        *,
+        delimiter: str = "",
+        after: str = "",
+        after_version: str = "",
+        limit: int = 1000,
+    ) -> VersionListing:
+        about = {"delimiter": delimiter, "after": after, "after_version": after_version}
+        return self._loop.run(self._bucket.versions_page(prefix, **about, limit=limit))
 
     def create_upload(self, key: str, *, attributes: dict[str, Any] | None = None) -> str:
         return self._loop.run(self._bucket.create_upload(key, attributes=attributes))

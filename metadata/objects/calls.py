@@ -16,8 +16,9 @@ import msgpack
 from moorage.metadata import limits, records
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.directory import Directory
-from moorage.metadata.objects import layout, listing
+from moorage.metadata.objects import layout, listing, locks, versions
 from moorage.metadata.objects.layout import REGION_CHUNKS
+from moorage.metadata.objects.listing import Place
 from moorage.metadata.objects.state import existing_bucket, existing_upload
 from moorage.metadata.objects.writers import Writers
 from moorage.metadata.params import check_known, number_of, remaining_s
@@ -59,10 +60,13 @@ class ObjectCalls:
             "close_regions": self.close_regions,
             "set_document": self.set_document,
             "set_attributes": self.set_attributes,
+            "set_versioning": self.set_versioning,
+            "set_lock": self.set_lock,
             "put_object": self.put_object,
             "get_object": self.get_object,
             "delete_objects": self.delete_objects,
             "list_objects": self.list_objects,
+            "list_versions": self.list_versions,
             "create_upload": self.create_upload,
             "put_part": self.put_part,
             "complete_upload": self.complete_upload,
@@ -81,8 +85,14 @@ class ObjectCalls:
     async def show_bucket(self, context: CallContext | None, params: Params) -> Reply:
         check_known(params, "name")
         bucket = await self._bucket(context, params)
-        objects, size = self._replicated.kv.get(layout.usage_key(bucket["id"])) or (0, 0)
+        objects, size, former, former_size = versions.usage(self._replicated.kv, bucket["id"])
         about = {"objects": objects, "bytes": size, "groups": self._attachments.groups(bucket)}
+        about |= {"former_versions": former, "former_bytes": former_size}
+        versioning = versions.of_bucket(self._replicated.kv, bucket["id"])
+        about |= {
+            "versioning": versioning and versioning.state,
+            "locks": bool(versioning and versioning.locks),
+        }
         about["documents"] = layout.documents(self._replicated.kv, bucket["id"])
         about["now_ms"] = wall_ms()  # by the clock that objects are put by
         return {**self._attachments.public(bucket), **about}
@@ -171,7 +181,7 @@ class ObjectCalls:
         return {}
 
     async def put_object(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "key", "condition", *_WRITTEN)
+        check_known(params, "name", "key", "condition", "lock", *_WRITTEN)
         key, written = limits.check_key(params.get("key")), _check_written(params)
         condition = _check_condition(params)
         bucket = await self._bucket(context, params)
@@ -180,70 +190,118 @@ class ObjectCalls:
         return _shown(key, await self._replicated.propose({"do": "put_object", **about, **written}))
 
     async def set_attributes(self, context: CallContext | None, params: Params) -> Reply:
-        """Of the object with this ``id``."""
-        check_known(params, "name", "key", "id", "attributes", "request")
-        key = limits.check_key(params.get("key"))
-        about = {"key": key, "id": _text(params, "id", 64), "attributes": _check_attributes(params)}
+        """Of the object with this ``id``, of this ``version`` where one is named."""
+        check_known(params, "name", "key", "id", "version", "attributes", "request")
+        about = {**_check_version(params), "attributes": _check_attributes(params)}
         bucket = await self._bucket(context, params)
         command = {"do": "set_attributes", "bucket": bucket["id"], **about, **_request(params)}
+        return await self._changed(bucket["id"], command)
+
+    async def set_lock(self, context: CallContext | None, params: Params) -> Reply:
+        """Of a version: ``lock`` as locks.py has it; ``bypass``: whether governance is passed over."""
+        check_known(params, "name", "key", "id", "version", "lock", "bypass", "request")
+        about = {**_check_version(params), "lock": locks.check(params.get("lock")), "bypass": _bypass(params)}
+        bucket = await self._bucket(context, params)
+        now = {"now_ms": wall_ms()}
+        command = {"do": "set_lock", "bucket": bucket["id"], **about, **now, **_request(params)}
+        return await self._changed(bucket["id"], command)
+
+    async def _changed(self, bucket: int, command: Params) -> Reply:
+        """What the version is after a command about it, which may have been applied some time ago."""
         await self._replicated.propose(command)
-        found = layout.find_object(self._replicated.kv, bucket["id"], key)
-        if found is None or found["id"] != about["id"]:
+        kv, key, name = self._replicated.kv, command["key"], command.get("version")
+        current = layout.find_object(kv, bucket, key)
+        found = current if name is None else versions.find(kv, bucket, key, name)
+        if found is None or found["id"] != command["id"]:
             raise PreconditionFailed(f"object {key!r} was replaced, or deleted, meanwhile")
         return _shown(key, found)
 
+    async def set_versioning(self, context: CallContext | None, params: Params) -> Reply:
+        """``state``: enabled or suspended; ``locks``: versions can be locked, for good."""
+        check_known(params, "name", "state", "locks", "request")
+        state, with_locks = params.get("state"), params.get("locks", False)
+        if state not in (versions.ENABLED, versions.SUSPENDED) or not isinstance(with_locks, bool):
+            raise Invalid(f"set_versioning: state must be {versions.ENABLED} or {versions.SUSPENDED}")
+        bucket = await self._bucket(context, params)
+        about = {"state": state, "locks": with_locks, **_request(params)}
+        await self._replicated.propose({"do": "set_versioning", "bucket": bucket["id"], **about})
+        return {}
+
     async def delete_objects(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "keys", "ids", "condition", "request")
+        """``versions``: of each key, the one that goes, or None: the current object. Of each: ``outcomes``
+        (:class:`versions.Outcome`), and ``markers``: the version that a marker was given, or None."""
+        check_known(params, "name", "keys", "ids", "versions", "condition", "bypass", "request")
         keys, condition = params.get("keys"), _check_condition(params)
         if not isinstance(keys, list | tuple) or not keys:
             raise Invalid("keys: use a list of keys")
         if len(keys) > limits.KEYS_AT_ONCE:
             raise LimitExceeded(f"{len(keys)} keys in one call: {limits.KEYS_AT_ONCE} at most")
         checked = [limits.check_key(key) for key in keys]
-        ids = params.get("ids", [None] * len(keys))
-        if not isinstance(ids, list | tuple) or len(ids) != len(keys):
-            raise Invalid("ids: use a list of the ids of objects, one for each key")
+        beside = {name: _beside(params, name, len(keys)) for name in ("ids", "versions") if name in params}
+        names: list[str | None] = beside.get("versions") or [None] * len(keys)
+        about = {"do": "delete_objects", "condition": condition, "bypass": _bypass(params)}
         bucket = await self._bucket(context, params)
-        about = {"do": "delete_objects", "bucket": bucket["id"], "condition": condition}
-        deleted: list[bool] = []
-        while len(deleted) < len(checked):
+        outcomes: list[int] = []
+        markers: list[str | None] = []
+        while (at := len(outcomes)) < len(checked):
             # (a condition is judged of all of them at once)
-            some = checked if condition else self._few(bucket["id"], checked[len(deleted) :])
+            end = len(checked) if condition else at + self._few(bucket["id"], checked[at:], names[at:])
             # Sent again, each part is answered as before, whatever would be taken for a part by now.
-            part = _request(params, f".{len(deleted)}")
-            if "ids" in params:
-                part["ids"] = list(ids[len(deleted) : len(deleted) + len(some)])
-            deleted += await self._replicated.propose({**about, "keys": some, **part})
-        return {"deleted": deleted}
+            part = _request(params, f".{at}")
+            part |= {name: each[at:end] for name, each in beside.items()}
+            command = {**about, "bucket": bucket["id"], "keys": checked[at:end], "at_ms": wall_ms(), **part}
+            done = await self._replicated.propose(command)
+            outcomes += done["found"]
+            answered = names[at : len(outcomes)]
+            markers += [done["marker"] if name is None else None for name in answered]
+        return {"outcomes": outcomes, "markers": markers}
 
-    def _few(self, bucket: int, keys: list[str]) -> list[str]:
-        """The first of them, at least one: one command must not take long, and frees each extent."""
-        found: list[str] = []
+    def _few(self, bucket: int, keys: list[str], names: list[str | None]) -> int:
+        """How many of them first, at least one: one command must not take long, and frees each extent."""
+        kv = self._replicated.kv
         weight = size = 0
-        for key in keys:
-            entry = layout.find_object(self._replicated.kv, bucket, key)
-            _, beside = layout.long_keys_beside(self._replicated.kv, bucket, key)
+        for count, (key, name) in enumerate(zip(keys, names, strict=True)):
+            if name is None:
+                entry = layout.find_object(kv, bucket, key)
+            else:
+                entry = versions.find(kv, bucket, key, name)
+            _, beside = layout.objects_beside(kv, bucket, key)
             weight += 1 + (len(entry["extents"]) if entry is not None else 0) + (beside >> 12)
             size += len(key.encode())
-            if found and (weight > FREED_AT_ONCE or size > KEY_BYTES_AT_ONCE):
-                break
-            found.append(key)
-        return found
+            if count and (weight > FREED_AT_ONCE or size > KEY_BYTES_AT_ONCE):
+                return count
+        return len(keys)
 
     # -- reading -------------------------------------------------------------------------------------------
 
     async def get_object(self, context: CallContext | None, params: Params) -> Reply:
-        """With the members of the groups that it is in, to read it from."""
-        check_known(params, "name", "key")
-        key = limits.check_key(params.get("key"))
+        """With the members of the groups that it is in, to read it from. ``version``: that one, not the
+        current one. Where there is a delete marker instead, NotFound has its version as ``marker``."""
+        check_known(params, "name", "key", "version")
+        key, name = limits.check_key(params.get("key")), params.get("version")
         bucket = await self._bucket(context, params)
-        found = layout.find_object(self._replicated.kv, bucket["id"], key)
-        if found is None:
-            raise NotFound(f"bucket {bucket['name']!r} has no object {key!r}", key=key)
+        found = self._found(bucket, key, name)
         await self._directory.know(records.devices(bucket))
         groups = self._attachments.groups(bucket)
         used = sorted({extent[0] for extent in found["extents"]})
         return {**_shown(key, found), "extents": found["extents"], "groups": [groups[each] for each in used]}
+
+    def _found(self, bucket: Params, key: str, name: Any) -> Params:
+        kv = self._replicated.kv
+        if name is None:
+            found = versions.newest(kv, bucket["id"], key)
+        else:
+            found = versions.find(kv, bucket["id"], key, _text({"version": name}, "version", 64))
+        if found is not None and not versions.is_marker(found):
+            return found
+        details: Params = {"key": key}
+        if found is not None:
+            details["marker"] = versions.name_of(found)
+        elif name is not None:
+            details["version"] = name
+        of = "" if name is None else f" of version {name}"
+        gone = ": it was deleted, and has former versions" if found is not None and name is None else ""
+        raise NotFound(f"bucket {bucket['name']!r} has no object {key!r}{of}{gone}", **details)
 
     async def list_objects(self, context: CallContext | None, params: Params) -> Reply:
         """``start``: bytes, ``next`` of the page before, or ``after``: a key, or a common prefix."""
@@ -277,6 +335,39 @@ class ObjectCalls:
             await asyncio.sleep(0)
         return {"objects": objects, "prefixes": prefixes, "next": begin}
 
+    async def list_versions(self, context: CallContext | None, params: Params) -> Reply:
+        """All versions, delete markers as well, of each key the newest first; behind ``version`` of the key
+        ``after``, behind all of it when there is none, or behind the common prefix ``after``."""
+        check_known(params, "name", "prefix", "delimiter", "after", "version", "limit")
+        prefix, delimiter, after, name = (
+            _text(params, each) for each in ("prefix", "delimiter", "after", "version")
+        )
+        limit = params.get("limit", PAGE_MAX)
+        if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
+            raise Invalid(f"list_versions: limit must be 1 to {PAGE_MAX}")
+        bucket = await self._bucket(context, params)
+        kv = self._replicated.kv
+        place: Place | None = listing.place_behind(kv, bucket["id"], after, name, prefix, delimiter)
+        rows: list[Reply] = []
+        prefixes: list[str] = []
+        size = 0
+        while place is not None and (left := limit - len(rows) - len(prefixes)) > 0 and size < REPLY_BYTES:
+            found = listing.versions_page(
+                *(kv, bucket["id"]),
+                prefix=prefix,
+                delimiter=delimiter,
+                place=place,
+                limit=min(left, AT_ONCE),
+                size=REPLY_BYTES - size,
+                size_of=_size_of,
+            )
+            rows += [{**_shown(key, entry), "latest": latest} for key, entry, latest in found.entries]
+            prefixes += found.prefixes
+            size += found.size
+            place = found.next
+            await asyncio.sleep(0)
+        return {"versions": rows, "prefixes": prefixes, "more": place is not None}
+
     # -- uploads in parts ----------------------------------------------------------------------------------
 
     async def create_upload(self, context: CallContext | None, params: Params) -> Reply:
@@ -302,7 +393,7 @@ class ObjectCalls:
         return _shown_part(number, await self._replicated.propose(command))
 
     async def complete_upload(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "upload", "key", "parts", "condition", "id", "etag", "attributes")
+        check_known(params, "name", "upload", "key", "parts", "condition", "id", "etag", "attributes", "lock")
         parts = params.get("parts")
         if not isinstance(parts, list | tuple) or not all(
             isinstance(each, list | tuple) and len(each) == 2 and isinstance(each[1], str) for each in parts
@@ -314,12 +405,7 @@ class ObjectCalls:
             "key": key,
             "parts": [[limits.check_part(number), etag] for number, etag in parts],
             "condition": _check_condition(params),
-            "object": {
-                "id": _identity(params),
-                "etag": _text(params, "etag", 255),
-                "at_ms": wall_ms(),
-                "attributes": _check_attributes(params),
-            },
+            "object": _check_object(params),
         }
         bucket = await self._bucket(context, params)
         command = {"do": "complete_upload", "bucket": bucket["id"], **about}
@@ -409,16 +495,44 @@ def _check_written(params: Params) -> Params:
         raise Invalid(f"an object of {size} bytes is not in {len(extents)} extents")
     return {
         "writer": limits.check_writer(params.get("writer")),
-        "object": {
-            "id": _identity(params),
-            "size": size,
-            "etag": _text(params, "etag", 255),
-            "at_ms": wall_ms(),
-            "attributes": _check_attributes(params),
-        },
+        "object": {**_check_object(params), "size": size},
         "extents": [list(each) for each in extents],
         "stored": [list(replicas) for replicas in stored],
     }
+
+
+def _check_object(params: Params) -> Params:
+    """What is known of it before its bytes are."""
+    found = {
+        "id": _identity(params),
+        "etag": _text(params, "etag", 255),
+        "at_ms": wall_ms(),
+        "attributes": _check_attributes(params),
+    }
+    lock = locks.check(params.get("lock"))
+    return found if lock is None else {**found, "lock": lock}
+
+
+def _check_version(params: Params) -> Params:
+    """Which version of which key is meant, and that it is still the one with this id."""
+    about = {"key": limits.check_key(params.get("key")), "id": _text(params, "id", 64)}
+    return about if params.get("version") is None else {**about, "version": _text(params, "version", 64)}
+
+
+def _beside(params: Params, name: str, count: int) -> list[Any]:
+    """A list with something for each key."""
+    found = params[name]
+    is_list = isinstance(found, list | tuple) and len(found) == count
+    if not is_list or not all(each is None or isinstance(each, str) for each in found):
+        raise Invalid(f"{name}: use a list with one for each key")
+    return list(found)
+
+
+def _bypass(params: Params) -> bool:
+    found = params.get("bypass", False)
+    if not isinstance(found, bool):
+        raise Invalid("bypass must be true or false")
+    return found
 
 
 def _check_attributes(params: Params) -> Params:
@@ -483,7 +597,8 @@ def _is_pair(value: Any) -> bool:
 
 def _shown(key: str, found: Params) -> Reply:
     shown = {name: found[name] for name in ("id", "size", "etag", "at_ms", "attributes")}
-    return {"key": key, **shown, "parts": found.get("parts", [])}
+    shown |= {"version": versions.name_of(found), "marker": versions.is_marker(found)}
+    return {"key": key, **shown, "parts": found.get("parts", []), "lock": found.get("lock")}
 
 
 def _size_of(key: str, found: Params) -> int:

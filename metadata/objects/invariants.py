@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from moorage.metadata.objects import layout
+from moorage.metadata.objects import layout, versions
 from moorage.metadata.objects.layout import OPEN, Extent
 from moorage.metadata.objects.state import replicas_of
 from moorage.service.kv import KV
@@ -33,13 +33,14 @@ def validate(kv: KV, bucket: dict[str, Any]) -> None:
     for _, entry in layout.scan_objects(kv, bucket["id"], "", b""):
         referred += [Extent(*each) for each in entry["extents"]]
         count, size = count + 1, size + entry["size"]
+    versions_kept = _histories(kv, bucket["id"])
+    referred += [Extent(*each) for entry in versions_kept for each in entry["extents"]]
     for _, part in kv.scan(layout.parts_prefix(bucket["id"], "")[:-1]):
         referred += [Extent(*each) for each in part["extents"]]
     invariant(len(referred) == len(set(referred)), "an extent is of one object", **ids)
     invariant(set(referred) == taken, "extents are what objects and parts are in", **ids)
-    invariant(
-        [count, size] == (kv.get(layout.usage_key(bucket["id"])) or [0, 0]), "objects are counted", **ids
-    )
+    counted = [count, size, len(versions_kept), sum(entry["size"] for entry in versions_kept)]
+    invariant(counted == versions.usage(kv, bucket["id"]), "objects are counted", counted=counted, **ids)
     for number, chunk, region in layout.regions(kv, bucket["id"]):
         gone = region.get("gone", [])
         invariant(region["state"] == OPEN or not gone, "a region that is closed remembers nothing", **ids)
@@ -51,3 +52,26 @@ def validate(kv: KV, bucket: dict[str, Any]) -> None:
         for replica in replicas_of(group):
             lacks = set(layout.lacks(kv, bucket["id"], group["group"], replica))
             invariant(lacks <= taken, "what a replica lacks is an extent", replica=replica, **ids)
+
+
+def _histories(kv: KV, bucket: int) -> list[dict[str, Any]]:
+    """All former versions and markers, when all is well with each history."""
+    found: list[dict[str, Any]] = []
+    numbers = set()
+    for key, (number, null) in layout.scan_histories(kv, bucket, "", b""):
+        ids = {"bucket": bucket, "key": key}
+        numbers.add(number)
+        records = list(versions.history_of(kv, bucket, number))
+        there = layout.find_object(kv, bucket, key)
+        invariant(bool(records), "a history is not empty", **ids)
+        invariant(there is not None or versions.is_marker(records[0]), "what is newest is current", **ids)
+        seqs = [versions.seq_of(each) for each in ([there] if there else []) + records]
+        invariant(seqs == sorted(set(seqs), reverse=True), "versions have an order", seqs=seqs, **ids)
+        nulls = [versions.seq_of(each) for each in records if versions.name_of(each) == versions.NULL]
+        invariant(nulls == ([] if null is None else [null]), "a key has one null version", **ids)
+        if there is not None and versions.name_of(there) == versions.NULL:
+            invariant(not nulls, "a key has one null version", **ids)
+        found += records
+    stored = {int(key.split("/")[2], 16) for key, _ in kv.scan(f"version/{bucket:016x}/")}
+    invariant(stored == numbers, "versions are of histories", bucket=bucket)
+    return found

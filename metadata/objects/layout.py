@@ -17,18 +17,25 @@ key                                    value
 ``lack/BUCKET/REPLICA/CHUNK/BLOCK``    blocks of an extent that this replica is not known to have
 ``built/BUCKET/REPLICA``               of one to become a member, or damaged: has all below this address
 ``object/BUCKET/KEY``                  an object: see ``state.py``
+``versioning/BUCKET``                  ``{state, locks}``: versions are on, or suspended: see ``versions.py``
+``history/BUCKET/KEY``                 ``[number, null]``: what the key had before, by NUMBER; ``seq`` of the
+                                       version that is named null, or None
+``next-history/BUCKET``                the first NUMBER that was never given
+``version/BUCKET/NUMBER/ORDER``        an object that is not the current one of its key, or a delete marker
 ``upload/BUCKET/UPLOAD``               ``{key, attributes, created_ms}``: an upload in parts
 ``part/BUCKET/UPLOAD/NUMBER``          a part of it, with the fields of an object
-``usage/BUCKET``                       ``[objects, bytes]``
+``usage/BUCKET``                       ``[objects, bytes, former versions, their bytes]``; the last two once
+                                       there was a former one
 ``answer/BUCKET/REQUEST``              ``{do, answer}``: of a command that may come again: see ``answers.py``
 ``answer-slot/BUCKET/SLOT``            its REQUEST: SLOT is its index in the log, modulo how many are kept
 ``document/BUCKET/NAME``               text that gateways keep about it: its policy, and so on
 ====================================== ==================================================================
 
-BUCKET and REPLICA are 16 hex digits, GROUP 4, CHUNK 12, BLOCK 3, SLOT 5, NUMBER 5 decimal ones.
+BUCKET and REPLICA are 16 hex digits, GROUP 4, CHUNK 12, BLOCK 3, SLOT 5; NUMBER of a history 12, of a part 5
+decimal ones. ORDER: 16, of 2^64 - 1 less the version's ``seq``: the newest is the first.
 
 A key of an object may be longer than one of the store: of those that are, all with the same first bytes are
-in one record, ``{rest of the key: object}``."""
+in one record, ``{rest of the key: object}``; so it is with histories."""
 
 from __future__ import annotations
 
@@ -111,6 +118,26 @@ def objects_prefix(bucket: int) -> str:
     return f"object/{bucket:016x}/"
 
 
+def histories_prefix(bucket: int) -> str:
+    return f"history/{bucket:016x}/"
+
+
+def next_history_key(bucket: int) -> str:
+    return f"next-history/{bucket:016x}"
+
+
+def versions_prefix(bucket: int, number: int) -> str:
+    return f"version/{bucket:016x}/{number:012x}/"
+
+
+def version_key(bucket: int, number: int, seq: int) -> str:
+    return f"{versions_prefix(bucket, number)}{(1 << 64) - 1 - seq:016x}"
+
+
+def versioning_key(bucket: int) -> str:
+    return f"versioning/{bucket:016x}"
+
+
 def upload_key(bucket: int, upload: str) -> str:
     return f"upload/{bucket:016x}/{upload}"
 
@@ -152,6 +179,8 @@ def all_keys(kv: KV, bucket: int) -> Iterator[str]:
     """Everything that there is of a bucket's objects."""
     for kind in (
         "object",
+        "history",
+        "version",
         "upload",
         "part",
         "extent",
@@ -166,8 +195,9 @@ def all_keys(kv: KV, bucket: int) -> Iterator[str]:
     ):
         for key, _ in kv.scan(f"{kind}/{bucket:016x}/"):
             yield key
-    if kv.get(usage_key(bucket)) is not None:
-        yield usage_key(bucket)
+    for key in (usage_key(bucket), versioning_key(bucket), next_history_key(bucket)):
+        if kv.get(key) is not None:
+            yield key
 
 
 # -- what is where --------------------------------------------------------------------------------------
@@ -280,36 +310,35 @@ def _place(key: str) -> tuple[str, str | None]:
 
 
 def find_object(kv: KV, bucket: int, key: str) -> dict[str, Any] | None:
-    place, rest = _place(key)
-    found: dict[str, Any] | None = kv.get(objects_prefix(bucket) + place)
-    return found if rest is None or found is None else found.get(rest)
+    found: dict[str, Any] | None = _find(kv, objects_prefix(bucket), key)
+    return found
+
+
+def find_history(kv: KV, bucket: int, key: str) -> tuple[int, int | None] | None:
+    """(number, ``seq`` of the null version)."""
+    found = _find(kv, histories_prefix(bucket), key)
+    return None if found is None else (found[0], found[1])
 
 
 def put_object(kv: KV, bucket: int, key: str, value: dict[str, Any] | None) -> None:
     """None: it goes."""
-    place, rest = _place(key)
-    at = objects_prefix(bucket) + place
-    if rest is not None:
-        together: dict[str, Any] = kv.get(at) or {}
-        together.pop(rest, None)
-        if value is not None:
-            together[rest] = value
-        value = dict(sorted(together.items())) or None
-    if value is None:
-        kv.delete(at)
-    else:
-        kv.put(at, value)
+    _put(kv, objects_prefix(bucket), key, value)
 
 
-def long_keys_beside(kv: KV, bucket: int, key: str) -> tuple[int, int]:
-    """How many keys share their record with this one, which is there or not, and the bytes of that; none for
-    one that has its own."""
-    place, rest = _place(key)
-    if rest is None:
-        return 0, 0
-    at = (objects_prefix(bucket) + place).encode()
-    found = next(kv.scan_raw(at, at), None)
-    return (0, 0) if found is None else (len(msgpack.unpackb(found[1], strict_map_key=False)), len(found[1]))
+def put_history(kv: KV, bucket: int, key: str, value: tuple[int, int | None] | None) -> None:
+    """None: it goes."""
+    _put(kv, histories_prefix(bucket), key, value)
+
+
+def objects_beside(kv: KV, bucket: int, key: str) -> tuple[int, int]:
+    """How many keys of objects share their record with this one, which is there or not, and the bytes of
+    that; none for one that has its own."""
+    return _beside(kv, objects_prefix(bucket), key)
+
+
+def histories_beside(kv: KV, bucket: int, key: str) -> tuple[int, int]:
+    """The same of histories."""
+    return _beside(kv, histories_prefix(bucket), key)
 
 
 def scan_objects(
@@ -317,7 +346,48 @@ def scan_objects(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, object) of all keys that begin with ``prefix`` and are not below ``start``, in order of their
     bytes. ``batch``: as :meth:`KV.scan_from` has it."""
-    base = objects_prefix(bucket).encode()
+    return _scan(kv, objects_prefix(bucket), prefix, start, batch)
+
+
+def scan_histories(
+    kv: KV, bucket: int, prefix: str, start: bytes, batch: int = SCAN_BATCH
+) -> Iterator[tuple[str, tuple[int, int | None]]]:
+    """The same of histories: (key, (number, null))."""
+    for key, found in _scan(kv, histories_prefix(bucket), prefix, start, batch):
+        yield key, (found[0], found[1])
+
+
+def _find(kv: KV, base: str, key: str) -> Any | None:
+    place, rest = _place(key)
+    found = kv.get(base + place)
+    return found if rest is None or found is None else found.get(rest)
+
+
+def _put(kv: KV, base: str, key: str, value: Any | None) -> None:
+    place, rest = _place(key)
+    if rest is not None:
+        together: dict[str, Any] = kv.get(base + place) or {}
+        together.pop(rest, None)
+        if value is not None:
+            together[rest] = value
+        value = dict(sorted(together.items())) or None
+    if value is None:
+        kv.delete(base + place)
+    else:
+        kv.put(base + place, value)
+
+
+def _beside(kv: KV, base: str, key: str) -> tuple[int, int]:
+    place, rest = _place(key)
+    if rest is None:
+        return 0, 0
+    at = (base + place).encode()
+    found = next(kv.scan_raw(at, at), None)
+    return (0, 0) if found is None else (len(msgpack.unpackb(found[1], strict_map_key=False)), len(found[1]))
+
+
+def _scan(kv: KV, base_text: str, prefix: str, start: bytes, batch: int) -> Iterator[tuple[str, Any]]:
+    base = base_text.encode()
     wanted, from_key = prefix.encode(), max(start, prefix.encode())
     for key, value in kv.scan_from(base + wanted[:DIRECT_BYTES], base + from_key[: DIRECT_BYTES + 1], batch):
         place = key[len(base) :]

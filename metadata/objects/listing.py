@@ -7,11 +7,13 @@ nothing is looked at any more; it need not be a key."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from heapq import merge
+from itertools import groupby
+from typing import Any, NamedTuple
 
-from moorage.metadata.objects import layout
+from moorage.metadata.objects import layout, versions
 from moorage.service.kv import KV, SCAN_BATCH
 
 FEW = 4
@@ -71,3 +73,101 @@ def page(
             walking, batch = True, FEW  # of folders, as a rule, more follow: of each the first key is enough
             break
     return found
+
+
+class Place(NamedTuple):
+    """Where a page of versions begins: at the first key that is not below ``key``; of that very one, at the
+    versions whose ``seq`` is below ``below`` (None: at the newest)."""
+
+    key: bytes
+    below: int | None = None
+
+
+@dataclass
+class VersionsPage:
+    """``entries``: key, version or marker, and whether it is the newest one. ``next``: where the following
+    page begins; None: there is none."""
+
+    entries: list[tuple[str, dict[str, Any], bool]] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    next: Place | None = None
+    size: int = 0
+
+
+def place_behind(kv: KV, bucket: int, after: str, version: str, prefix: str, delimiter: str) -> Place:
+    """Behind ``version`` of the key ``after``, or all of it when there is none; a key that is rolled up into
+    a common prefix stands for that."""
+    end = after.find(delimiter, len(prefix)) if delimiter and after.startswith(prefix) else -1
+    if end >= 0:
+        return Place(after[: end + len(delimiter)].encode() + AFTER_ALL)
+    if not version:
+        return Place(start_after(after, prefix, delimiter))
+    if versions.NAME.fullmatch(version):
+        return Place(after.encode(), int(version, 16))
+    found = versions.find(kv, bucket, after, version)
+    return Place(after.encode(), None if found is None else versions.seq_of(found))
+
+
+def versions_page(
+    kv: KV,
+    bucket: int,
+    *,
+    prefix: str,
+    delimiter: str,
+    place: Place,
+    limit: int,
+    size: int,
+    size_of: Callable[[str, dict[str, Any]], int],
+) -> VersionsPage:
+    """As :func:`page`, of all versions: of each key the newest first."""
+    found = VersionsPage()
+    walking, batch = True, SCAN_BATCH
+    while walking:
+        walking = False
+        for key, there, number in _keys(kv, bucket, prefix, place.key, batch):
+            below = place.below if key.encode() == place.key else None
+            at = key.find(delimiter, len(prefix)) if delimiter else -1
+            if at >= 0:
+                if len(found.entries) + len(found.prefixes) == limit or found.size >= size:
+                    found.next = Place(key.encode())
+                    return found
+                common = key[: at + len(delimiter)]
+                found.prefixes.append(common)
+                found.size += 4 * len(common)
+                place = Place(common.encode() + AFTER_ALL)
+                walking, batch = True, FEW
+                break
+            is_newest = below is None
+            for record in _versions(kv, bucket, there, number, below):
+                if len(found.entries) + len(found.prefixes) == limit or found.size >= size:
+                    found.next = Place(key.encode(), below)
+                    return found
+                found.entries.append((key, record, is_newest))
+                found.size += size_of(key, record)
+                below, is_newest = versions.seq_of(record), False
+    return found
+
+
+def _keys(
+    kv: KV, bucket: int, prefix: str, start: bytes, batch: int
+) -> Iterator[tuple[str, dict[str, Any] | None, int | None]]:
+    """Each key with its current object, and the number of its history."""
+    objects = layout.scan_objects(kv, bucket, prefix, start, batch)
+    histories = layout.scan_histories(kv, bucket, prefix, start, batch)
+    both = merge(
+        ((key.encode(), 0, entry) for key, entry in objects),
+        ((key.encode(), 1, number) for key, (number, _) in histories),
+        key=lambda each: each[:2],
+    )
+    for raw, together in groupby(both, key=lambda each: each[0]):
+        found: dict[int, Any] = {kind: each for _, kind, each in together}
+        yield raw.decode(), found.get(0), found.get(1)
+
+
+def _versions(
+    kv: KV, bucket: int, there: dict[str, Any] | None, number: int | None, below: int | None
+) -> Iterator[dict[str, Any]]:
+    if there is not None and (below is None or versions.seq_of(there) < below):
+        yield there
+    if number is not None:
+        yield from versions.history_of(kv, bucket, number, below)

@@ -5,7 +5,8 @@ that puts it, whole, or not at all; its bytes are durable at a majority of each 
 that. It must never read a clock, draw a random number or do I/O.
 
 An object: ``{id, size, etag, at_ms, extents, attributes}``. ``id``: drawn by who puts it, so that a command
-that is sent again is known; ``attributes``: what its writer notes of it, a map that is not looked into.
+that is sent again is known; ``attributes``: what its writer notes of it, a map that is not looked into. More
+is noted where objects have versions (versions.py), or are locked (locks.py).
 
 Who writes objects is a *writer*, an id drawn at random; it is given regions, and is the only one to write
 there. A region is closed when its writer says so, or has not been heard of for long: from then on no object
@@ -24,9 +25,10 @@ from itertools import islice, repeat
 from typing import Any, Final
 
 from moorage.metadata import limits, records
-from moorage.metadata.objects import layout
+from moorage.metadata.objects import layout, locks, versions
 from moorage.metadata.objects.answers import once
 from moorage.metadata.objects.layout import CLOSED, OPEN, REGION_CHUNKS, SWEPT, Extent
+from moorage.metadata.objects.versions import Outcome
 from moorage.quorum.majority import is_majority
 from moorage.quorum.record import CHUNKS_MAX
 from moorage.service.kv import KV
@@ -65,6 +67,8 @@ class Objects:
             "abort_upload": self._abort_upload,
             "set_document": once(self._set_document),
             "set_attributes": once(self._set_attributes),
+            "set_versioning": once(self._set_versioning),
+            "set_lock": once(self._set_lock),
             "next_generation": self._next_generation,
             "discarded": self._discarded,
             "repaired": self._repaired,
@@ -121,8 +125,8 @@ class Objects:
     # -- objects -------------------------------------------------------------------------------------------
 
     def _put_object(self, kv: KV, command: Command, index: int) -> Object:
-        """``{bucket, key, writer, object: {id, size, etag, at_ms, attributes}, extents, stored, condition}``.
-        ``stored``: of each extent, the replicas that have it durably. ``condition``: of the
+        """``{bucket, key, writer, object: {id, size, etag, at_ms, attributes, lock}, extents, stored,
+        condition}``. ``stored``: of each extent, the replicas that have it durably. ``condition``: of the
         object that is there now, see :func:`check_condition`."""
         bucket = existing_bucket(kv, command["bucket"])
         key = limits.check_key(command["key"])
@@ -132,24 +136,33 @@ class Objects:
         if (former := self._put_before(kv, bucket, command)) is not None:
             return former
         check_condition(there, command.get("condition") or {}, key)
-        return self._put(kv, bucket, key, there, self._stored(kv, bucket, command))
+        return self._put(kv, bucket, key, there, self._stored(kv, bucket, command), index)
 
     def _put_before(self, kv: KV, bucket: Bucket, command: Command) -> Object | None:
-        """What this very command has put, when it is sent again and that is gone since: its addresses were
-        of an object, and are not any more."""
+        """What this very command has put, when it is sent again and that is not the current object any more:
+        its addresses are of a former version, or were of an object that is gone."""
         extents = [Extent(*each) for each in command["extents"]]
+        are_put = []
         for extent in extents:
             region = kv.get(layout.region_key(bucket["id"], extent.group, extent.region))
-            if not _is_open(region, command["writer"]) or not _was_put(kv, bucket, extent, region):
+            if not _is_open(region, command["writer"]):
                 return None
-        return {**command["object"], "extents": command["extents"]} if extents else None
+            are_put.append(_was_put(kv, bucket, extent, region))
+        if extents and all(are_put):
+            found = {**command["object"], "extents": command["extents"]}
+            return found if versions.of_bucket(kv, bucket["id"]) is None else {**found, "seq": 0}
+        if extents and "key" in command and kv.get(layout.extent_key(bucket["id"], extents[0])):
+            return _former(kv, bucket, command["key"], command["object"]["id"])
+        return None
 
-    def _put(self, kv: KV, bucket: Bucket, key: str, there: Object | None, found: Object) -> Object:
+    def _put(
+        self, kv: KV, bucket: Bucket, key: str, there: Object | None, found: Object, index: int
+    ) -> Object:
         _check_long_keys(kv, bucket, key, there)
-        if there is not None:
-            self._free(kv, bucket, there)
-        layout.put_object(kv, bucket["id"], key, found)
-        _count(kv, bucket["id"], +1 - (there is not None), found["size"] - (there["size"] if there else 0))
+        if found.get("lock") is not None:
+            _check_locks(kv, bucket)
+        for gone in versions.put(kv, bucket["id"], key, found, index):
+            self._free(kv, bucket, gone)
         return found
 
     def _stored(self, kv: KV, bucket: Bucket, command: Command) -> Object:
@@ -174,24 +187,48 @@ class Objects:
         for replica in set(replicas_of(group)) - holders:
             kv.put(layout.lack_key(bucket["id"], replica, extent), extent.blocks)
 
-    def _delete_objects(self, kv: KV, command: Command, index: int) -> list[bool]:
-        """``{bucket, keys, condition}`` -> of each, whether it was there. ``ids``: of each key; one that is
-        another object by now is not there."""
+    def _delete_objects(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
+        """``{bucket, keys, at_ms, condition}`` -> ``{found, marker}``: of each key an :class:`Outcome`, and
+        the version of the markers that were made, where versions are on. ``ids``: of each key; one that is
+        another object by now is absent. ``versions``: of each key; that one goes, or, None, the current
+        object. ``bypass``: see locks.py."""
         bucket = existing_bucket(kv, command["bucket"])
         ids = command.get("ids") or repeat(None)
+        names = command.get("versions") or repeat(None)
         found = []
-        for key, wanted in zip(command["keys"], ids, strict=False):
-            there = layout.find_object(kv, bucket["id"], limits.check_key(key))
-            if there is not None and wanted not in (None, there["id"]):
-                there = None
-            if command.get("condition"):
-                check_condition(there, command["condition"], key)
-            if there is not None:
-                self._free(kv, bucket, there)
-                layout.put_object(kv, bucket["id"], key, None)
-                _count(kv, bucket["id"], -1, -there["size"])
-            found.append(there is not None)
-        return found
+        for key, wanted, name in zip(command["keys"], ids, names, strict=False):
+            limits.check_key(key)
+            if name is None:
+                found.append(self._delete(kv, bucket, command, key, wanted, index))
+            else:
+                found.append(self._remove(kv, bucket, command, key, name))
+        return {"found": found, "marker": _marker_of(kv, bucket, index)}
+
+    def _delete(
+        self, kv: KV, bucket: Bucket, command: Command, key: str, wanted: str | None, index: int
+    ) -> Outcome:
+        there = layout.find_object(kv, bucket["id"], key)
+        if command.get("condition"):
+            check_condition(there, command["condition"], key)
+        if wanted is not None and (there is None or there["id"] != wanted):
+            return Outcome.ABSENT
+        if there is None and _is_marked(kv, bucket, key, index):
+            return Outcome.ABSENT  # the same key, once more in one command
+        for gone in versions.delete(kv, bucket["id"], key, index, command["at_ms"]):
+            self._free(kv, bucket, gone)
+        return Outcome.ABSENT if there is None else Outcome.DELETED
+
+    def _remove(self, kv: KV, bucket: Bucket, command: Command, key: str, name: str) -> Outcome:
+        record = versions.find(kv, bucket["id"], key, name)
+        if command.get("condition"):
+            check_condition(record, command["condition"], key)
+        if record is None:
+            return Outcome.ABSENT
+        if locks.is_locked(record.get("lock"), command["at_ms"], command.get("bypass", False)):
+            return Outcome.LOCKED
+        for gone in versions.remove(kv, bucket["id"], key, record):
+            self._free(kv, bucket, gone)
+        return Outcome.MARKER_DELETED if versions.is_marker(record) else Outcome.DELETED
 
     def _free(self, kv: KV, bucket: Bucket, gone: Object) -> None:
         """Nobody refers to its bytes any more; who reads them still may for a while."""
@@ -202,17 +239,34 @@ class Objects:
             for replica in replicas_of(_group(bucket, extent.group)):
                 kv.delete(layout.lack_key(bucket["id"], replica, extent))
 
-    def _set_attributes(self, kv: KV, command: Command, index: int) -> None:
-        """``{bucket, key, id, attributes}``: of the object with this id, if it is still there."""
+    def _set_attributes(self, kv: KV, command: Command, index: int) -> Object:
+        """``{bucket, key, id, version, attributes}``: of the object with this id, if it is still there;
+        without ``version`` it is the current one."""
         bucket = existing_bucket(kv, command["bucket"])
-        there = layout.find_object(kv, bucket["id"], limits.check_key(command["key"]))
-        if there is None:
-            raise NotFound(f"bucket {bucket['name']!r} has no object {command['key']!r}")
-        if there["id"] != command["id"]:
-            raise PreconditionFailed(f"object {command['key']!r} is another one by now", etag=there["etag"])
-        _check_long_keys(kv, bucket, command["key"], there)
-        there["attributes"] = command["attributes"]
-        layout.put_object(kv, bucket["id"], command["key"], there)
+        found = _existing_version(kv, bucket, command)
+        _check_long_keys(kv, bucket, command["key"], found)
+        found["attributes"] = command["attributes"]
+        versions.rewrite(kv, bucket["id"], command["key"], found)
+        return found
+
+    def _set_versioning(self, kv: KV, command: Command, index: int) -> None:
+        """``{bucket, state, locks}``: locks that are on stay on, and with them versions."""
+        bucket = existing_bucket(kv, command["bucket"])
+        there = versions.of_bucket(kv, bucket["id"])
+        with_locks = command["locks"] or (there is not None and there.locks)
+        if with_locks and command["state"] != versions.ENABLED:
+            raise Invalid(f"versions of bucket {bucket['name']!r} can be locked: they cannot be suspended")
+        kv.put(layout.versioning_key(bucket["id"]), {"state": command["state"], "locks": with_locks})
+
+    def _set_lock(self, kv: KV, command: Command, index: int) -> Object:
+        """``{bucket, key, id, version, lock, now_ms, bypass}``: see locks.py."""
+        bucket = existing_bucket(kv, command["bucket"])
+        _check_locks(kv, bucket)
+        found = _existing_version(kv, bucket, command)
+        locks.check_change(found.get("lock"), command["lock"], command["now_ms"], command["bypass"])
+        found["lock"] = command["lock"]
+        versions.rewrite(kv, bucket["id"], command["key"], found)
+        return found
 
     def _set_document(self, kv: KV, command: Command, index: int) -> None:
         """``{bucket, document, text}``; None: it goes."""
@@ -254,8 +308,8 @@ class Objects:
         return found
 
     def _complete_upload(self, kv: KV, command: Command, index: int) -> Object:
-        """``{bucket, upload, parts: [[number, etag]], object: {id, etag, at_ms, attributes}, condition}``:
-        the object is these parts, one after the other; the others are not kept."""
+        """``{bucket, upload, parts: [[number, etag]], object: {id, etag, at_ms, attributes, lock},
+        condition}``: the object is these parts, one after the other; the others are not kept."""
         bucket = existing_bucket(kv, command["bucket"])
         upload = kv.get(layout.upload_key(bucket["id"], command["upload"]))
         if upload is None and (done := self._completed(kv, bucket, command)) is not None:
@@ -280,7 +334,7 @@ class Objects:
             raise LimitExceeded(
                 f"an object in {count} pieces: {limits.OBJECT_EXTENTS_MAX} at most, use larger parts"
             )
-        self._put(kv, bucket, upload["key"], there, found)
+        self._put(kv, bucket, upload["key"], there, found, index)
         for number, part in parts.items():
             if number not in numbers:
                 self._free(kv, bucket, part)
@@ -289,8 +343,9 @@ class Objects:
 
     def _completed(self, kv: KV, bucket: Bucket, command: Command) -> Object | None:
         """What this very command has made of it before, if that is still there."""
-        there = layout.find_object(kv, bucket["id"], command["key"])
-        return there if there is not None and there["id"] == command["object"]["id"] else None
+        key, identity = command["key"], command["object"]["id"]
+        there = layout.find_object(kv, bucket["id"], key)
+        return there if there is not None and there["id"] == identity else _former(kv, bucket, key, identity)
 
     def _abort_upload(self, kv: KV, command: Command, index: int) -> None:
         """``{bucket, upload}``"""
@@ -434,7 +489,7 @@ def _check_taken(kv: KV, bucket: Bucket, extent: Extent, writer: int) -> None:
 
 def _check_long_keys(kv: KV, bucket: Bucket, key: str, there: Object | None) -> None:
     """Raises LimitExceeded when too much shares a record with this key."""
-    count, size = layout.long_keys_beside(kv, bucket["id"], key)
+    count, size = layout.objects_beside(kv, bucket["id"], key)
     if there is None and count >= limits.LONG_KEYS_MAX:
         raise LimitExceeded(
             f"{limits.LONG_KEYS_MAX} keys begin with the same {layout.DIRECT_BYTES} bytes as this one"
@@ -444,6 +499,44 @@ def _check_long_keys(kv: KV, bucket: Bucket, key: str, there: Object | None) -> 
             f"what is noted of objects whose keys begin with the same {layout.DIRECT_BYTES} bytes as this"
             f" one is {size} bytes: {limits.LONG_KEYS_BYTES_MAX} at most"
         )
+
+
+def _existing_version(kv: KV, bucket: Bucket, command: Command) -> Object:
+    """Raises NotFound; PreconditionFailed for another object than ``id``."""
+    key, name = limits.check_key(command["key"]), command.get("version")
+    if name is None:
+        found = layout.find_object(kv, bucket["id"], key)
+    else:
+        found = versions.find(kv, bucket["id"], key, name)
+    if found is None or versions.is_marker(found):
+        raise NotFound(f"bucket {bucket['name']!r} has no object {key!r}" + (f" {name}" if name else ""))
+    if found["id"] != command["id"]:
+        raise PreconditionFailed(f"object {key!r} is another one by now", etag=found["etag"])
+    return found
+
+
+def _former(kv: KV, bucket: Bucket, key: str, identity: str) -> Object | None:
+    """The version with this id, of those that are not current any more."""
+    return next((each for each in versions.history(kv, bucket["id"], key) if each["id"] == identity), None)
+
+
+def _marker_of(kv: KV, bucket: Bucket, index: int) -> str | None:
+    """The name of a marker that is made by the command at ``index``."""
+    versioning = versions.of_bucket(kv, bucket["id"])
+    if versioning is None:
+        return None
+    return versions.NULL if versioning.state == versions.SUSPENDED else versions.name_at(index)
+
+
+def _is_marked(kv: KV, bucket: Bucket, key: str, index: int) -> bool:
+    former = next(versions.history(kv, bucket["id"], key), None)
+    return former is not None and versions.seq_of(former) == index
+
+
+def _check_locks(kv: KV, bucket: Bucket) -> None:
+    versioning = versions.of_bucket(kv, bucket["id"])
+    if versioning is None or not versioning.locks:
+        raise Invalid(f"versions of bucket {bucket['name']!r} cannot be locked: that was not switched on")
 
 
 def _is_open(region: dict[str, Any] | None, writer: int) -> bool:
@@ -467,11 +560,6 @@ def _chosen(parts: dict[int, Object], number: int, etag: str) -> Object:
     if number not in parts or parts[number]["etag"] != etag:
         raise NotFound(f"part {number} with etag {etag} was not uploaded", part=number)
     return parts[number]
-
-
-def _count(kv: KV, bucket: int, objects: int, size: int) -> None:
-    count, total = kv.get(layout.usage_key(bucket)) or (0, 0)
-    kv.put(layout.usage_key(bucket), [count + objects, total + size])
 
 
 def is_built(kv: KV, bucket: Bucket, group: int, replica: int) -> bool:
@@ -498,10 +586,11 @@ def is_purged(kv: KV, bucket: int) -> bool:
 
 
 def check_is_empty(kv: KV, bucket: Bucket) -> None:
-    """Raises Busy for a bucket with objects; uploads that were begun do not keep it."""
-    if next(layout.scan_objects(kv, bucket["id"], "", b""), None) is not None:
-        count, size = kv.get(layout.usage_key(bucket["id"])) or (0, 0)
+    """Raises Busy for a bucket with objects, or versions; uploads that were begun do not keep it."""
+    objects, size, former, former_size = versions.usage(kv, bucket["id"])
+    if objects or former:
+        also = f", and {former} former versions and delete markers of {former_size} bytes" if former else ""
         raise Busy(
-            f"bucket {bucket['name']!r} has {count} objects of {size} bytes: delete them first",
-            objects=count,
+            f"bucket {bucket['name']!r} has {objects} objects of {size} bytes{also}: delete them first",
+            objects=objects,
         )

@@ -21,13 +21,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moorage import sync
     from moorage.client.cluster import Cluster, VolumeInfo, connect
-    from moorage.client.objects.bucket import Bucket
+    from moorage.client.objects.bucket import Bucket, Condition, Lock
     from moorage.client.volume import Volume
     from moorage.wire import errors
 
 __version__ = "0.1.0"
 
-__all__ = ["Bucket", "Cluster", "Volume", "VolumeInfo", "__version__", "connect", "errors", "sync"]
+__all__ = [
+    "Bucket",
+    "Cluster",
+    "Condition",
+    "Lock",
+    "Volume",
+    "VolumeInfo",
+    "__version__",
+    "connect",
+    "errors",
+    "sync",
+]
 
 _HOMES = {
     "Cluster": "moorage.client.cluster",
@@ -35,6 +46,8 @@ _HOMES = {
     "connect": "moorage.client.cluster",
     "Volume": "moorage.client.volume",
     "Bucket": "moorage.client.objects.bucket",
+    "Condition": "moorage.client.objects.bucket",
+    "Lock": "moorage.client.objects.bucket",
 }
 
 

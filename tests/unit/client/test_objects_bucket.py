@@ -30,6 +30,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "LATE_S", 0.005)
 
 
+PLAIN = {"version": "null", "marker": False, "lock": None}
+
+
 class Rig:
     """``answer(method, params)`` may raise, or give another answer than that all was well."""
 
@@ -48,9 +51,9 @@ class Rig:
         if (found := self.answer(method, params)) is not None:
             return found
         if method == "metadata.delete_objects":
-            return {"deleted": [True] * len(params["keys"])}
+            return {"outcomes": [1] * len(params["keys"]), "markers": [None] * len(params["keys"])}
         about = {key: params[key] for key in ("key", "id", "size", "etag", "attributes")}
-        return {**about, "at_ms": 1, "parts": []}
+        return {**about, "at_ms": 1, "parts": [], **PLAIN}
 
     def fail(self, *errors: MoorageError) -> None:
         left = list(errors)
@@ -171,7 +174,7 @@ async def test_complete_upload_is_known_when_it_is_sent_again(rig: Rig) -> None:
     def answer(method: str, params: dict[str, Any]) -> Any:
         if len(rig.sent) == 1:
             raise DeadlineExceeded("no answer")
-        return {**params, "size": 1, "at_ms": 1, "parts": []}
+        return {**params, "size": 1, "at_ms": 1, "parts": [], **PLAIN}
 
     rig.answer = answer
     await rig.bucket.complete_upload("u", "k", [(1, "e")], etag="e-1")

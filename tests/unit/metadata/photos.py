@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from moorage.metadata import records
-from moorage.metadata.objects import layout
+from moorage.metadata.objects import layout, versions
 from moorage.metadata.objects.layout import Extent
+from moorage.metadata.objects.versions import Outcome
 
 from .conftest import AppliedGroup
 
@@ -50,8 +51,18 @@ class Photos:
         return found
 
     def delete(self, *keys: str, **more: Any) -> list[bool]:
-        found: list[bool] = self.do("delete_objects", keys=list(keys), **more)
+        """Of each, whether it was there."""
+        return [outcome != Outcome.ABSENT for outcome in self.outcomes(*keys, **more)["found"]]
+
+    def outcomes(self, *keys: str, **more: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self.do("delete_objects", keys=list(keys), **{"at_ms": 5000, **more})
         return found
+
+    def versions(self, key: str) -> list[str]:
+        """Their names, the newest first; markers are ``-NAME``."""
+        there = self.get(key)
+        records = [*([there] if there else []), *versions.history(self.group.kv, self.id, key)]
+        return ["-" * versions.is_marker(each) + versions.name_of(each) for each in records]
 
     def get(self, key: str) -> dict[str, Any] | None:
         return layout.find_object(self.group.kv, self.id, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -13,7 +14,7 @@ from moorage.metadata.objects import calls, layout
 from moorage.metadata.objects.calls import ObjectCalls
 from moorage.metadata.objects.writers import SILENT_S, Writers
 from moorage.wire import frame
-from moorage.wire.errors import Invalid, LimitExceeded, MoorageError, NotFound, PreconditionFailed
+from moorage.wire.errors import Invalid, LimitExceeded, Locked, MoorageError, NotFound, PreconditionFailed
 from moorage.wire.secret import ClusterSecret
 
 from .conftest import AppliedGroup
@@ -49,6 +50,9 @@ class Rig:
         answer = await self.methods[method](None, {"name": "photos", **params})
         assert len(frame.pack(answer)) <= frame.BODY_SIZE_MAX, "it would not fit into a frame"
         return answer
+
+    async def deleted(self, **params: Any) -> list[bool]:
+        return [outcome != 0 for outcome in (await self.call("delete_objects", **params))["outcomes"]]
 
     async def put(self, key: str, *extents: list[int], **more: Any) -> dict[str, Any]:
         made = self.photos.written(*extents)
@@ -146,16 +150,12 @@ async def test_many_objects_are_deleted_by_several_commands(
     for number, key in enumerate(keys):
         await rig.put(key, *([0, number, 2 * at, 1] for at in range(3)))
     rig.proposed.clear()
-    assert (await rig.call("delete_objects", keys=[*keys, "none", "k0"]))["deleted"] == [
-        *[True] * 6,
-        False,
-        False,
-    ]
+    assert await rig.deleted(keys=[*keys, "none", "k0"]) == [*[True] * 6, False, False]
     assert [len(command["keys"]) for command in rig.proposed] == [1, 1, 1, 1, 1, 2, 1]
     long = [f"{number:04}" + "k" * 1020 for number in range(1000)]
     rig.proposed.clear()
     monkeypatch.undo()
-    assert len((await rig.call("delete_objects", keys=long))["deleted"]) == 1000
+    assert len(await rig.deleted(keys=long)) == 1000
     assert len(rig.proposed) >= 8
     with pytest.raises(PreconditionFailed):
         await rig.call("delete_objects", keys=keys, condition={"etags": ["e"]})
@@ -272,12 +272,12 @@ async def test_a_delete_that_is_sent_again_takes_nothing_that_came_since(
     for number, key in enumerate(keys):
         await rig.put(key, [0, 0, number, 1])
     first = await rig.call("delete_objects", keys=keys, request="r")
-    assert first == {"deleted": [True] * 5} and len(rig.proposed) > 2
+    assert first == {"outcomes": [1] * 5, "markers": [None] * 5} and len(rig.proposed) > 2
     await rig.put("k1", [0, 0, 9, 1])
     for _ in range(2):
         assert await rig.call("delete_objects", keys=keys, request="r") == first
     assert rig.photos.get("k1") is not None
-    assert (await rig.call("delete_objects", keys=keys, request="s"))["deleted"].count(True) == 1
+    assert (await rig.deleted(keys=keys, request="s")).count(True) == 1
     for bad in (3, "", "x" * 64):
         with pytest.raises(Invalid, match="request id"):
             await rig.call("delete_objects", keys=keys, request=bad)
@@ -291,7 +291,7 @@ async def test_objects_are_deleted_as_they_were_seen_in_parts(
     keys = [f"k{number}" for number in range(5)]
     ids = [(await rig.put(key, [0, 0, number, 1]))["id"] for number, key in enumerate(keys)]
     await rig.put("k3", [0, 0, 9, 1])
-    found = (await rig.call("delete_objects", keys=keys, ids=ids))["deleted"]
+    found = await rig.deleted(keys=keys, ids=ids)
     assert found == [True, True, True, False, True] and len(rig.proposed) > 2
     for bad in (3, ids[:2]):
         with pytest.raises(Invalid, match="ids"):
@@ -343,3 +343,115 @@ def test_a_writer_is_gone_when_it_was_silent_for_long(monkeypatch: pytest.Monkey
     now += 2 * SILENT_S + 1
     writers.forget_silent()
     assert not writers._heard and writers.is_gone(1)
+
+
+# -- versions ----------------------------------------------------------------------------------------------
+
+
+async def listed(rig: Rig, limit: int, **params: Any) -> list[tuple[str, str, bool, bool]]:
+    """All pages: key, version, whether it is a marker, and the latest; and prefixes as keys."""
+    found: list[tuple[str, str, bool, bool]] = []
+    after = {"after": "", "version": ""}
+    while True:
+        page = await rig.call("list_versions", limit=limit, **{**params, **after})
+        assert len(page["versions"]) + len(page["prefixes"]) <= limit
+        rows = [(each["key"], each["version"], each["marker"], each["latest"]) for each in page["versions"]]
+        rows = sorted([*rows, *((prefix, "", False, False) for prefix in page["prefixes"])], key=key_of)
+        found += rows
+        if not page["more"]:
+            return found
+        after = {"after": rows[-1][0], "version": rows[-1][1]}
+
+
+def key_of(row: tuple[str, str, bool, bool]) -> bytes:
+    return row[0].encode()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 1000])
+async def test_versions_are_listed_by_key_the_newest_first(rig: Rig, limit: int) -> None:
+    rig.photos.open()
+    blocks = iter(range(100))
+
+    async def put(key: str) -> str:
+        return str((await rig.put(key, [0, 0, next(blocks), 1]))["version"])
+
+    long = "l" * 600
+    old = [await put(key) for key in ("a", "b", "d/1", long)]
+    assert old == ["null"] * 4
+    assert await listed(rig, limit) == [(key, "null", False, True) for key in ("a", "b", "d/1", long)]
+    await rig.call("set_versioning", state="enabled")
+    a, one, two = await put("a"), await put("d/1"), await put("d/2")
+    gone = (await rig.call("delete_objects", keys=["b", "c", long]))["markers"]
+    assert len(set(gone)) == 1 and a < one < two < gone[0]
+    all_versions = [
+        ("a", a, False, True),
+        ("a", "null", False, False),
+        ("b", gone[0], True, True),
+        ("b", "null", False, False),
+        ("c", gone[0], True, True),
+        ("d/1", one, False, True),
+        ("d/1", "null", False, False),
+        ("d/2", two, False, True),
+        (long, gone[0], True, True),
+        (long, "null", False, False),
+    ]
+    assert await listed(rig, limit) == all_versions
+    assert await listed(rig, limit, prefix="d/") == all_versions[5:8]
+    assert await listed(rig, limit, prefix=long[:500]) == all_versions[8:]
+    assert await listed(rig, limit, delimiter="/") == [
+        *all_versions[:5],
+        ("d/", "", False, False),
+        *all_versions[8:],
+    ]
+    assert [each["key"] for each in (await rig.call("list_objects"))["objects"]] == ["a", "d/1", "d/2"]
+    page = await rig.call("list_versions", after="d/1", version=one, delimiter="/")
+    assert [each["key"] for each in page["versions"]] == [long, long], "its prefix was told before"
+    for bad in ({"limit": 0}, {"version": 3}, {"other": 1}):
+        with pytest.raises(Invalid):
+            await rig.call("list_versions", **bad)
+
+
+async def test_a_version_is_got_by_its_name(rig: Rig) -> None:
+    rig.photos.open()
+    first = await rig.put("a", [0, 0, 0, 1])
+    await rig.call("set_versioning", state="enabled")
+    second = await rig.put("a", [0, 0, 1, 1])
+    assert (await rig.call("get_object", key="a", version="null"))["id"] == first["id"]
+    assert (await rig.call("get_object", key="a", version=second["version"]))["id"] == second["id"]
+    marker = (await rig.call("delete_objects", keys=["a"]))["markers"][0]
+    for asked, told in (
+        ({}, {"marker": marker}),
+        ({"version": marker}, {"marker": marker}),
+        ({"version": "0" * 16}, {"version": "0" * 16}),
+        ({"version": "no name"}, {"version": "no name"}),
+    ):
+        with pytest.raises(NotFound) as refused:
+            await rig.call("get_object", key="a", **asked)
+        assert refused.value.details == {"key": "a", **told}
+    shown = await rig.call("show_bucket")
+    assert (shown["objects"], shown["former_versions"], shown["versioning"]) == (0, 3, "enabled")
+    removed = {"keys": ["a", "a"], "versions": [marker, None]}
+    assert await rig.call("delete_objects", **removed) == {"outcomes": [2, 1], "markers": [None, ANY]}
+    with pytest.raises(Invalid, match="versions: use a list"):
+        await rig.call("delete_objects", keys=["a"], versions=[])
+
+
+async def test_what_is_noted_of_a_version_is_changed_by_its_name(rig: Rig) -> None:
+    rig.photos.open()
+    await rig.call("set_versioning", state="enabled", locks=True)
+    first = await rig.put("a", [0, 0, 0, 1])
+    await rig.put("a", [0, 0, 1, 1])
+    about = {"key": "a", "id": first["id"], "version": first["version"]}
+    found = await rig.call("set_attributes", **about, attributes={"n": 1})
+    assert (found["version"], found["attributes"]) == (first["version"], {"n": 1})
+    lock = ["COMPLIANCE", 1 << 60, False]
+    assert (await rig.call("set_lock", **about, lock=lock))["lock"] == lock
+    with pytest.raises(Locked, match="retained"):
+        await rig.call("set_lock", **about, lock=None, bypass=True)
+    locked = {"keys": ["a"], "versions": [first["version"]]}
+    assert await rig.call("delete_objects", **locked, bypass=True) == {"outcomes": [3], "markers": [None]}
+    for bad in (["NONE", 5, False], ["", 5, False], ["GOVERNANCE", 0, False], "x", ["GOVERNANCE", 5]):
+        with pytest.raises(Invalid, match="lock"):
+            await rig.call("set_lock", **about, lock=bad)
+    with pytest.raises(Invalid, match="state"):
+        await rig.call("set_versioning", state="off")
