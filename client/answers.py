@@ -37,7 +37,7 @@ QUOTA = {"principal": str, "capacity?": int, "volumes?": int, "used_bytes": int,
 KEY = {"id": str, "principal": str, "created_ms": int, "by": str}
 OBJECT = {
     **{"key": str, "id": str, "size": int, "etag": str, "at_ms": int, "attributes": dict},
-    **{"parts": [[int]]},
+    **{"parts": [[int]], "version": str, "marker": bool, "lock?": list},
 }
 DRAIN = {"by": str}
 HEALTH = {"health": str, "reason": str, "since_ms": int, "drain?": DRAIN}
@@ -97,16 +97,20 @@ ANSWERS: dict[str, Shape] = {
     "metadata.create_snapshot": {"snapshots": [SNAPSHOT | {"volume": str}]},
     "metadata.delete_snapshot": {"left": bool},
     "metadata.reconfigure": GROUP,
-    "metadata.show_bucket": VOLUME | {"id": int, "groups": [PLACED_GROUP], "objects": int, "bytes": int},
+    "metadata.show_bucket": VOLUME
+    | {"id": int, "groups": [PLACED_GROUP], "objects": int, "bytes": int, "versioning?": str, "locks": bool}
+    | {"former_versions": int, "former_bytes": int},
     "metadata.show_lacks": {"id": int, "groups": [NOTED_GROUP]},
     "metadata.list_buckets": {"volumes": [VOLUME | {"name": str}], "next?": str},
     "metadata.open_region": {"chunk": int, "chunks": int, "of": int, "group": PLACED_GROUP},
     "metadata.put_object": OBJECT,
     "metadata.set_attributes": OBJECT,
+    "metadata.set_lock": OBJECT,
     "metadata.complete_upload": OBJECT,
     "metadata.get_object": OBJECT | {"extents": [[int]], "groups": [PLACED_GROUP]},
-    "metadata.delete_objects": {"deleted": [bool]},
+    "metadata.delete_objects": {"outcomes": [int], "markers": list},
     "metadata.list_objects": {"objects": [OBJECT], "prefixes": [str], "next": bytes},
+    "metadata.list_versions": {"versions": [OBJECT | {"latest": bool}], "prefixes": [str], "more": bool},
     "metadata.put_part": {"number": int, "size": int, "etag": str, "at_ms": int},
     "metadata.show_upload": {"upload": str, "key": str, "attributes": dict, "parts": [dict], "more": bool},
     "metadata.list_uploads": {

@@ -3,7 +3,8 @@ delete them; and whether one order explains what they were told.
 
 Owns these programs and their history, key by key. The model of a key is which put it holds, or none: an
 object that is a mix of two, one that is lost, and one that comes back are all the same: no order explains
-them."""
+them. In half of the histories the bucket keeps versions: then each put that was acknowledged is there at the
+end under the version that it was given, and each deletion as a marker, in the order of their names."""
 
 from __future__ import annotations
 
@@ -15,12 +16,12 @@ from random import Random
 from typing import Any, Final
 
 from moorage.client.cluster import Cluster
-from moorage.client.objects.bucket import Bucket, Condition
+from moorage.client.objects.bucket import Bucket, Condition, ObjectInfo, VersionListing
 from moorage.quorum.record import BLOCK_SIZE
 from moorage.simulation.cluster import Client, SimCluster
 from moorage.simulation.linearizable import Call, is_linearizable
 from moorage.simulation.operation import NotLinearizable
-from moorage.wire.errors import MoorageError, NameTaken, NotFound, PreconditionFailed
+from moorage.wire.errors import MoorageError, NameTaken, NotFound, PreconditionFailed, Unavailable
 
 BUCKET: Final = "b0"
 KEYS: Final = ("k0", "k1", "k2", "\u00e9" * 300)
@@ -40,6 +41,7 @@ class Done:
     returned: float | None = None
     found: int = 0
     gone: bool = False  # it certainly had no effect
+    version: str = ""  # of what was put, or of the marker of what was deleted
 
     def __str__(self) -> str:
         until = "?" if self.returned is None else f"{self.returned:.6f}"
@@ -59,6 +61,7 @@ class ObjectPrograms:
         self._seed = seed
         self.history: list[Done] = []
         self._sizes: dict[int, int] = {}  # by number of the put
+        self.keeps_versions = Random(f"{seed} keeps versions").random() < 0.5
         self.stopping = False
 
     async def program(self, client: Client, cluster: Cluster) -> None:
@@ -70,17 +73,24 @@ class ObjectPrograms:
             await asyncio.sleep(rng.choice((0.0, 0.02, 0.3)))
 
     async def _bucket(self, cluster: Cluster) -> Bucket:
+        groups = self._cluster.tunables.groups
         while True:
             try:
-                return await cluster.buckets.create(BUCKET, groups=self._cluster.tunables.groups)
+                return await self._ready(await cluster.buckets.create(BUCKET, groups=groups))
             except NameTaken:
                 try:
-                    return await cluster.bucket(BUCKET)
+                    return await self._ready(await cluster.bucket(BUCKET))
                 except MoorageError as error:
                     self._loop.tell(f"bucket: {error}")
             except MoorageError as error:
                 self._loop.tell(f"create bucket: {error}")
             await asyncio.sleep(0.2)
+
+    async def _ready(self, bucket: Bucket) -> Bucket:
+        """Whoever uses it sees to its versions first: all that is put has one."""
+        if self.keeps_versions and not self.stopping:
+            await bucket.set_versioning("enabled")
+        return bucket
 
     async def _work(self, client: Client, bucket: Bucket, rng: Random) -> None:
         what, key = rng.random(), rng.choice(KEYS)
@@ -117,7 +127,8 @@ class ObjectPrograms:
         body = data if rng.random() < 0.7 else _slowly(data, rng)
         note = {"n": done.number}
         try:
-            await bucket.put(key, body, attributes=note, condition=Condition(absent=True) if absent else None)
+            condition = Condition(absent=True) if absent else None
+            done.version = (await bucket.put(key, body, attributes=note, condition=condition)).version
             self._end(done)
         except PreconditionFailed:
             done.kind = "refused"
@@ -146,7 +157,9 @@ class ObjectPrograms:
             return  # it is left as it is
         done.invoked = self._loop.now
         try:
-            await bucket.complete_upload(upload, key, parts, etag="e", attributes={"n": done.number})
+            note = {"n": done.number}
+            info = await bucket.complete_upload(upload, key, parts, etag="e", attributes=note)
+            done.version = info.version
             self._end(done)
         except MoorageError as error:
             self._failed(done, error)
@@ -169,13 +182,16 @@ class ObjectPrograms:
                 done.found = MIXED
         return True
 
-    async def _delete(self, client: Client, bucket: Bucket, key: str) -> None:
+    async def _delete(self, client: Client, bucket: Bucket, key: str) -> bool:
+        """Whether it was answered."""
         done = self._begin(client, "delete", key)
         try:
-            await bucket.delete(key)
+            (deletion,) = await bucket.delete_versions([(key, None)])
+            done.version = deletion.version or ""
             self._end(done)
         except MoorageError as error:
             self._failed(done, error)
+        return done.returned is not None
 
     async def _list(self, client: Client, bucket: Bucket) -> None:
         """What a page says of all keys is of one moment; here of each key for itself."""
@@ -192,11 +208,50 @@ class ObjectPrograms:
             self._end(done, found.get(done.key, 0))
 
     async def look(self, client: Client, cluster: Cluster) -> None:
-        """At the end: each object is read, and counts."""
+        """At the end: each object is read, and counts; and one is deleted, which was in vain only while
+        something was broken."""
         bucket = await self._bucket(cluster)
+        while not await self._delete(client, bucket, KEYS[0]):
+            pass
         for key in KEYS:
             while not await self.get(client, bucket, key):
                 pass
+        if self.keeps_versions:
+            await self._look_at_versions(bucket)
+
+    async def _look_at_versions(self, bucket: Bucket) -> None:
+        """All that was acknowledged is there, and what is there was done, once."""
+        found: dict[tuple[str, str], ObjectInfo] = {}
+        page = VersionListing([], [], ("", ""))
+        while page.next is not None:
+            after, version = page.next
+            page = await bucket.versions_page(after=after, after_version=version, limit=7)
+            for info in page.versions:
+                assert found.setdefault((info.key, info.version), info) is info, f"{info} is listed twice"
+        known = {done.number: done for done in self.history if done.kind.startswith(("put", "delete"))}
+        for done in known.values():
+            if done.returned is not None:
+                kept = found.get((done.key, done.version))
+                assert kept is not None, f"version {done.version} of {done} is lost"
+                assert kept.marker == (done.kind == "delete"), f"{kept} is of {done}"
+                assert kept.marker or kept.attributes["n"] == done.number, f"{kept} is of {done}"
+        puts = [info.attributes["n"] for info in found.values() if not info.marker]
+        assert len(puts) == len(set(puts)), f"something was put twice: {sorted(puts)}"
+        for key, version in found:
+            info = found[key, version]
+            if not info.marker:
+                number = info.attributes["n"]
+                assert known[number].key == key and not known[number].gone, f"{info} was never put"
+                data = await self._patiently(bucket, key, version)
+                assert data == content(number, self._sizes[number]), f"{info} is a mix"
+        self._loop.tell(f"{len(found)} versions are as they were put")
+
+    async def _patiently(self, bucket: Bucket, key: str, version: str) -> bytes:
+        while True:
+            try:
+                return await bucket.get(key, version=version)
+            except Unavailable as error:
+                self._loop.tell(f"version {version}: {error}")
 
     # -- judging -------------------------------------------------------------------------------------------
 

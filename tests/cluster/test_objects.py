@@ -17,7 +17,7 @@ import moorage
 import moorage.sync
 from moorage.cli.local_cluster import LocalCluster
 from moorage.client.objects.bucket import Bucket, Condition
-from moorage.wire.errors import Busy, Invalid, NameTaken, NotFound, PreconditionFailed
+from moorage.wire.errors import Busy, Invalid, Locked, NameTaken, NotFound, PreconditionFailed
 
 SIZES = [0, 1, 4095, 4096, 4097, 100_000, 1 << 20, (1 << 20) + 1, 5_000_001]
 
@@ -183,6 +183,49 @@ async def test_uploads_are_listed_however_many(bucket: Bucket) -> None:
 
 
 @pytest.mark.slow
+async def test_versions_are_kept_got_removed_and_locked(cluster: moorage.Cluster, bucket: Bucket) -> None:
+    old = await bucket.put("k", content(1, 100_000))
+    await bucket.set_versioning("enabled", locks=True)
+    new = await bucket.put("k", content(2, 5_000))
+    assert [await bucket.get("k", version=each.version) for each in (old, new)] == [
+        content(1, 100_000),
+        content(2, 5_000),
+    ]
+    (gone,) = await bucket.delete_versions([("k", None)])
+    assert (gone.existed, gone.marker) == (True, True)
+    with pytest.raises(NotFound, match="was deleted, and has former versions") as refused:
+        await bucket.get("k")
+    assert refused.value.details["marker"] == gone.version
+    page = await bucket.versions_page(limit=2)
+    assert [(each.version, each.marker) for each in page.versions] == [
+        (gone.version, True),
+        (new.version, False),
+    ]
+    assert page.next is not None
+    rest = await bucket.versions_page(after=page.next[0], after_version=page.next[1])
+    assert ([each.version for each in rest.versions], rest.next) == (["null"], None)
+    restored = await bucket.copy("k", "k", version="null")
+    assert await bucket.get("k") == content(1, 100_000)
+    lock = moorage.Lock("COMPLIANCE", restored.modified_ms + 3_600_000)
+    assert (await bucket.set_lock(restored, lock)).lock == lock
+    with pytest.raises(Locked):
+        await bucket.set_lock(restored, moorage.Lock(), bypass=True)
+    held = await bucket.put("held", b"x", lock=moorage.Lock(hold=True))
+    wanted = [("k", restored.version), ("held", held.version), ("k", new.version), ("k", "none")]
+    done = await bucket.delete_versions([*wanted], bypass=True)
+    assert [(each.existed, each.locked) for each in done] == [(True, True)] * 2 + [
+        (True, False),
+        (False, False),
+    ]
+    shown = await bucket.show()
+    assert (shown["versioning"], shown["locks"]) == ("enabled", True)
+    assert (shown["objects"], shown["former_versions"], shown["former_bytes"]) == (2, 2, 100_000)
+    with pytest.raises(Busy, match="2 former versions"):
+        await cluster.buckets.delete("photos")
+    with pytest.raises(Invalid, match="cannot be suspended"):
+        await bucket.set_versioning("suspended")
+
+
 async def test_buckets_and_volumes_share_their_names(cluster: moorage.Cluster, bucket: Bucket) -> None:
     with pytest.raises(NameTaken):
         await cluster.create_volume("photos", "1MiB")
@@ -278,7 +321,17 @@ async def test_the_commands_and_the_synchronous_twin(
     assert "photos: 1 objects, 2.9 MiB" in await run("bucket", "show", "photos")
     code, _, err = await moorage_command("object", "get", "photos/none", str(back), env=environment)
     assert code != 0 and "bucket 'photos' has no object 'none'" in err
-    assert "deleted photos/a/b" in await run("object", "delete", "photos/a/b")
+    assert "are enabled" in await run("bucket", "versions", "photos", "enabled")
+    assert "deleted photos/a/b (version " in await run("object", "delete", "photos/a/b")
+    marker, former = json.loads(await run("object", "versions", "photos", "--json"))
+    assert (marker["marker"], former["version"], former["size"]) == (True, "null", 3_000_000)
+    assert "deleted" in await run("object", "versions", "photos/a/")
+    assert "versions: enabled; 2 former ones, 2.9 MiB" in await run("bucket", "show", "photos")
+    back.unlink()
+    await run("object", "get", "photos/a/b", str(back), "--version", "null")
+    assert back.read_bytes() == file.read_bytes()
+    for version in (marker["version"], "null"):
+        assert "deleted photos/a/b" in await run("object", "delete", "photos/a/b", "--version", version)
     assert "photos" in await run("bucket", "list")
     made = json.loads(await run("key", "create", "team-a", "--json"))
     assert len(made["id"]) == 20 and len(made["secret"]) == 40
@@ -304,5 +357,16 @@ def _use_synchronously(local: LocalCluster, file: Path) -> None:
         assert (bucket.head("k").etag, bucket.copy("k", "m").etag) == (info.etag, info.etag)
         assert bucket.delete("k", "l", "m", "n") == [True, True, True, False]
         assert bucket.page().objects == [] and bucket.show()["objects"] == 0
+        bucket.set_versioning("enabled", locks=True)
+        first, second = (bucket.put("k", each, lock=moorage.Lock(hold=True)) for each in (b"1", b"2"))
+        assert (
+            bucket.get("k", version=first.version) == bucket.open("k", version=first.version).read() == b"1"
+        )
+        assert b"".join(map(bytes, bucket.stream("k", version=first.version))) == b"1"
+        assert bucket.set_lock(bucket.head("k", version=first.version), moorage.Lock()).id == first.id
+        bucket.set_lock(second, moorage.Lock())
+        assert [each.version for each in bucket.versions_page().versions] == [second.version, first.version]
+        done = bucket.delete_versions([("k", second.version), ("k", first.version)])
+        assert [each.locked for each in done] == [False, False]
         cluster.buckets.delete("s")
         assert cluster.buckets.list() == []
