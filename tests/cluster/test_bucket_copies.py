@@ -12,6 +12,7 @@ import pytest
 import moorage
 from moorage.cli.local_cluster import LocalCluster
 from moorage.framework.health import what_is_wrong
+from tests.cluster.metrics import metric
 from tests.cluster.test_scrub import NEEDLE, rot
 
 OBJECTS = 5
@@ -81,28 +82,25 @@ async def test_a_bucket_says_what_it_lacks_and_why(
 
 
 @pytest.mark.slow
-async def test_what_rots_does_not_count_and_is_fetched_again(
+async def test_what_rots_is_found_and_fetched_again(
     local: LocalCluster, cluster: moorage.Cluster, until: Callable[..., Awaitable[Any]]
 ) -> None:
     """Within a minute, not only when members are asked for all they should have, hours later."""
     bucket = await cluster.buckets.create("photos")
     await bucket.put("k", NEEDLE.ljust(1 << 20, b"."))
 
-    async def states() -> set[str]:
-        return {copy.state for copy in (await cluster.bucket_copies("photos")).redundancy.copies}
-
     async def is_whole() -> bool:
-        return await states() == {"good"}
+        copies = (await cluster.bucket_copies("photos")).redundancy.copies
+        return {copy.state for copy in copies} == {"good"}
 
     await until(is_whole, "all have it")
     rot(local.hosts[0])
     (device,) = await cluster.places.devices("host", local.hosts[0].name)
     await cluster.scrub(device)
-    seen: set[str] = set()
 
-    async def is_found_and_whole_again() -> bool:
-        seen.update(await states())
-        return "has 1 bad blocks" in seen and await is_whole()
+    async def is_found() -> bool:
+        return await metric(local.hosts[0], "moorage_node_scrub_bad_blocks_total") > 0
 
-    await until(is_found_and_whole_again, "what rots is found, and fetched", timeout=60)
+    await until(is_found, "what rots is found", timeout=60)
+    await until(is_whole, "what rots is fetched", timeout=60)
     assert await cluster.why("photos") == []

@@ -6,11 +6,11 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import aiohttp
 import pytest
 
 import moorage
-from moorage.cli.local_cluster import LocalCluster, LocalHost
+from moorage.cli.local_cluster import LocalCluster
+from tests.cluster.metrics import metric
 
 MIB = 1 << 20
 Awaiting = Callable[..., Awaitable[Any]]
@@ -47,12 +47,5 @@ async def test_a_member_that_was_down_catches_up(
         await until(current, "the member is current again", timeout=300)
         assert written > 0
         # What it had before it went away is not copied again.
-        assert await _copied_bytes(victim) <= missed + 16 * MIB
+        assert await metric(victim, "moorage_node_copied_bytes_total") <= missed + 16 * MIB
         assert await volume.read_from(victim.name, kept, MIB) == blocks[0]
-
-
-async def _copied_bytes(host: LocalHost) -> float:
-    async with aiohttp.request("GET", f"http://{host.ready['http']}/metrics") as answer:
-        lines = (await answer.text()).splitlines()
-    (line,) = [line for line in lines if line.startswith("moorage_node_copied_bytes_total")]
-    return float(line.split()[-1])
