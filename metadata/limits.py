@@ -105,6 +105,7 @@ TABLE: Final = (
     Limit("Key of an object", f"1 to {KEY_BYTES_MAX} bytes of UTF-8", "`Invalid`"),
     Limit("Keys of more than 400 bytes that begin with the same ones", f"{LONG_KEYS_MAX}", "`LimitExceeded`"),
     Limit("What is noted of all of those", human(LONG_KEYS_BYTES_MAX), "`LimitExceeded`"),
+    Limit("Such keys with former versions, as well", f"{LONG_KEYS_MAX}", "`LimitExceeded`"),
     Limit("What a writer notes of an object", human(ATTRIBUTES_MAX), "`LimitExceeded`"),
     Limit("A document of a bucket (its policy, and so on)", human(DOCUMENT_MAX), "`LimitExceeded`"),
     Limit("All documents of a bucket", human(DOCUMENTS_MAX), "`LimitExceeded`"),

@@ -11,7 +11,7 @@ import pytest
 
 from moorage.client.objects import writing
 from moorage.metadata import state as machine
-from moorage.metadata.objects import state
+from moorage.metadata.objects import layout, state, versions
 from moorage.metadata.objects.layout import Extent
 from moorage.metadata.objects.state import Objects
 from moorage.metadata.objects.writers import Writers
@@ -85,6 +85,55 @@ def a_member_counts_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_condition_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several puts that must be the first, all are."""
     monkeypatch.setattr(state, "check_condition", lambda *_: None)
+
+
+@planted("objects", "versions", rare=True)
+def what_is_replaced_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A former version is kept, and its bytes are discarded."""
+    real = versions.put
+
+    def put(kv: Any, bucket: int, key: str, found: Any, index: int) -> Any:
+        former = layout.find_object(kv, bucket, key)
+        gone = real(kv, bucket, key, found, index)
+        return gone or ([] if former is None else [former])
+
+    monkeypatch.setattr(versions, "put", put)
+
+
+@planted("objects", "versions", rare=True)
+def a_deletion_leaves_no_marker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is deleted goes for good, though versions are on."""
+
+    def delete(kv: Any, bucket: int, key: str, index: int, at_ms: int) -> Any:
+        there = layout.find_object(kv, bucket, key)
+        return [] if there is None else versions.remove(kv, bucket, key, there)
+
+    monkeypatch.setattr(versions, "delete", delete)
+
+
+@planted("objects", "versions", rare=True)
+def a_former_version_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one version of each key is kept beside the current object."""
+    real = versions._keep
+
+    def keep(kv: Any, bucket: int, key: str, record: Any) -> None:
+        for former in list(versions.history(kv, bucket, key)):
+            versions._forget(kv, bucket, key, former)
+        real(kv, bucket, key, record)
+
+    monkeypatch.setattr(versions, "_keep", keep)
+
+
+@planted(
+    "objects",
+    "versions",
+    rare=True,
+    excuse="the answer to a put must be lost, and the key be put anew before it is sent again; then it is"
+    " refused, which a program may take for unknown (unit tests of the state have it)",
+)
+def a_put_that_comes_again_is_no_former_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A put of unknown outcome that was replaced meanwhile is not known any more."""
+    monkeypatch.setattr(state, "_former", lambda *_: None)
 
 
 # -- who sees to the bytes -----------------------------------------------------------------------------------
