@@ -11,13 +11,15 @@ from collections import Counter
 from typing import Any
 
 from moorage.client import uri
+from moorage.client.cluster import Cluster
+from moorage.client.redundancy import Redundancy
 from moorage.framework.core import Core
 from moorage.framework.page import render
 from moorage.framework.scheduler import Scheduler
 from moorage.framework.spec import parse
 from moorage.framework.view import plan_of, waits_for
 from moorage.service.embed import Route
-from moorage.wire.errors import Invalid
+from moorage.wire.errors import Invalid, NotFound
 
 
 class Api:
@@ -74,17 +76,17 @@ class Api:
         return {}
 
     async def locality(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Where a volume's data are: of each agent that has some, ``bytes`` of it, and ``score``, the part of
-        the volume that can be read there without a network, 0 to 1; the best first. ``volume``: a name or a
-        URI; with ``path`` (or the URI's) an object of a bucket. Copies that do not count (docs/healing.md)
-        are left out."""
+        """Where a volume's, or a bucket's, data are: of each agent that has some, ``bytes`` of it, and
+        ``score``, the part that can be read there without a network, 0 to 1; the best first. ``volume``: a
+        name or a URI; with ``path`` (or the URI's) an object of a bucket. Copies that do not count
+        (docs/healing.md) are left out."""
         address = uri.parse(str(params.get("volume", "")))
         name, path = address.name, str(params.get("path", "")) or address.path
         cluster = await self._scheduler.cluster()
         if path:
             held = await (await cluster.bucket(name)).where(path)
             return {"volume": name, "path": path, "agents": self._agents(held, max(held.values(), default=0))}
-        found = await cluster.redundancy(await cluster.show(name))
+        found = await _redundancy(cluster, name)
         size: Counter[int] = Counter()  # by group, of the greatest copy
         here: Counter[str] = Counter()
         for copy in found.good():
@@ -107,6 +109,15 @@ class Api:
             if agent.host in held
         ]
         return sorted(agents, key=lambda each: (-each["bytes"], each["host"]))
+
+
+async def _redundancy(cluster: Cluster, name: str) -> Redundancy:
+    try:
+        return await cluster.redundancy(await cluster.show(name))
+    except NotFound:
+        raise
+    except Invalid:  # it is a bucket
+        return (await cluster.bucket_copies(name)).redundancy
 
 
 def _check_fields(params: dict[str, Any], *known: str) -> None:

@@ -415,6 +415,12 @@ async def test_others_ask_where_data_lives(mesos: MakeMesos, framework: MakeFram
         found = (await get("/v1/locality?volume=photos&path=a/b"))["agents"]
         assert [(row["bytes"], row["score"]) for row in found] == [(100_000, 1.0)] * 3
         assert (await get("/v1/locality?volume=moorage:///photos/a/b"))["agents"] == found
+
+        async def all_have_the_bucket() -> bool:
+            whole = (await get("/v1/locality?volume=photos"))["agents"]
+            return [each["score"] for each in whole] == [1.0] * 3 and whole[0]["bytes"] >= 100_000
+
+        await settled(all_have_the_bucket)
         shown = await get("/v1/framework.status")
         assert {each["state"] for each in shown["instances"]} == {"TASK_RUNNING"} and shown["problems"] == []
         assert len(shown["instances"]) == TASKS and not shown["rollout"]["under_way"]
