@@ -10,7 +10,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-SYSTEM_PACKAGES := binutils busybox-static dnsmasq-base docker.io e2fsprogs fio fuse3 g++ iproute2 iptables \
+SYSTEM_PACKAGES := awscli binutils busybox-static dnsmasq-base docker.io e2fsprogs fio fuse3 g++ iproute2 iptables \
 	libapr1 libnbd-bin libsasl2-2 libsvn1 mount python3 python3-libnbd python3-venv qemu-utils rclone \
 	restic s3fs strace util-linux xfsprogs
 # PHP's own web server serves WordPress; webfs only satisfies its package, which wants some, and is small.

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import random
 import subprocess
+import sys
+import urllib.parse
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from minio import Minio
+from minio.commonconfig import ENABLED, ComposeSource, CopySource, Tags
+from minio.deleteobjects import DeleteObject
+from minio.error import S3Error as MinioError
+from minio.versioningconfig import VersioningConfig
 
 import moorage
 from tests.prerequisites import PATH, no_mounts, no_programs, require
@@ -19,6 +29,7 @@ from .s3_gateway import S3Gateway, client
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 MIB = 1 << 20
+AWS = "/usr/bin/aws"  # Debian's, of version 2
 
 
 class Tools:
@@ -40,7 +51,7 @@ class Tools:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(chance.randbytes(size))
 
-    def run(self, *command: str, **more: str) -> str:
+    def run(self, *command: str, expected: int = 0, **more: str) -> str:
         ended = subprocess.run(
             command,
             cwd=self.directory,
@@ -49,7 +60,7 @@ class Tools:
             text=True,
             timeout=100,
         )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert ended.returncode == expected, ended.stdout + ended.stderr
         return ended.stdout
 
     def check(self, back: str) -> None:
@@ -115,6 +126,106 @@ def test_restic(tools: Tools) -> None:
     assert "no errors were found" in restic("check", "--read-data")
     restic("restore", "latest", "--target", "back")
     tools.check("back/tree")
+
+
+def test_aws(tools: Tools) -> None:
+    require(no_programs(AWS))
+
+    def aws(*command: str, expected: int = 0) -> str:
+        place = ("--endpoint-url", tools.url, "--region", "us-east-1", "--output", "json")
+        return tools.run(AWS, *place, *command, expected=expected)
+
+    aws("s3", "mb", "s3://bucket")
+    aws("s3", "sync", "tree", "s3://bucket/tree", "--no-progress")
+    assert aws("s3", "sync", "tree", "s3://bucket/tree") == "", "all is there"
+    aws("s3", "mv", "s3://bucket/tree/a", "s3://bucket/tree/moved")
+    aws("s3", "cp", "s3://bucket/tree/moved", "s3://bucket/tree/a")
+    listed = aws("s3", "ls", "--recursive", "--summarize", "s3://bucket/tree/")
+    assert "tree/sub/ü b" in listed and "Total Objects: 5" in listed
+    aws("s3", "cp", "--recursive", "s3://bucket/tree", "back")
+    tools.check("back")
+    url = aws("s3", "presign", "s3://bucket/tree/moved").strip()
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        assert answer.read() == (tools.directory / "tree" / "a").read_bytes()
+
+    def api(*command: str) -> dict[str, Any]:
+        return dict(json.loads(aws("s3api", *command, "--bucket", "bucket") or "{}"))
+
+    api("put-bucket-versioning", "--versioning-configuration", "Status=Enabled")
+    aws("s3", "rm", "s3://bucket/tree/moved")
+    found = api("list-object-versions", "--prefix", "tree/moved")
+    assert (len(found["DeleteMarkers"]), found["Versions"][0]["VersionId"]) == (1, "null")
+    aws("s3", "rb", "--force", "s3://bucket", expected=1)
+    for each in (each for rows in api("list-object-versions").values() if rows for each in _named(rows)):
+        api("delete-object", "--key", each["Key"], "--version-id", each["VersionId"])
+    aws("s3", "rb", "s3://bucket")
+    assert aws("s3", "ls") == ""
+
+
+def _named(rows: Any) -> list[dict[str, Any]]:
+    return [each for each in rows if isinstance(each, dict)] if isinstance(rows, list) else []
+
+
+def test_s5cmd(tools: Tools) -> None:
+    program = str(Path(sys.executable).with_name("s5cmd"))
+
+    def s5cmd(*command: str) -> str:
+        return tools.run(program, "--endpoint-url", tools.url, *command, AWS_REGION="us-east-1")
+
+    s5cmd("mb", "s3://bucket")
+    s5cmd("cp", "--part-size", "5", "tree/", "s3://bucket/tree/")
+    s5cmd("mv", "s3://bucket/tree/a", "s3://bucket/tree/moved")
+    s5cmd("cp", "s3://bucket/tree/moved", "s3://bucket/tree/a")
+    rows = [json.loads(line) for line in s5cmd("--json", "ls", "s3://bucket/*").splitlines()]
+    assert "s3://bucket/tree/sub/ü b" in [row["key"] for row in rows] and len(rows) == 5
+    assert s5cmd("cat", "s3://bucket/tree/empty") == ""
+    s5cmd("sync", "s3://bucket/tree/*", "back/")
+    tools.check("back")
+    (tools.directory / "tree" / "new").write_bytes(b"new")
+    said = s5cmd("sync", "--size-only", "tree/", "s3://bucket/tree/")
+    assert len(said.splitlines()) == 1 and "tree/new" in said
+    s5cmd("rm", "s3://bucket/*")
+    s5cmd("rb", "s3://bucket")
+    assert s5cmd("ls") == ""
+
+
+def test_minio(tools: Tools) -> None:
+    place = urllib.parse.urlsplit(tools.url).netloc
+    about = {"access_key": tools.key["id"], "secret_key": tools.key["secret"], "region": "us-east-1"}
+    s3 = Minio(place, secure=False, **about)
+    s3.make_bucket("bucket")
+    tree = tools.directory / "tree"
+    for path in (each for each in tree.rglob("*") if each.is_file()):
+        name = f"tree/{path.relative_to(tree)}"
+        s3.fput_object("bucket", name, str(path), part_size=5 * MIB, metadata={"from": "here"})
+    s3.copy_object("bucket", "copy", CopySource("bucket", "tree/a"))
+    s3.compose_object(
+        "bucket",
+        "composed",
+        [ComposeSource("bucket", "tree/sub/deep/large"), ComposeSource("bucket", "tree/a")],
+    )
+    assert s3.stat_object("bucket", "composed").size == 23 * MIB + 1007
+    found = s3.stat_object("bucket", "tree/a")
+    assert found.metadata is not None and found.metadata["x-amz-meta-from"] == "here"
+    listed = sorted(str(each.object_name) for each in s3.list_objects("bucket", "tree/sub/"))
+    assert listed == ["tree/sub/deep/", "tree/sub/ü b"]
+    for each in s3.list_objects("bucket", "tree/", recursive=True):
+        s3.fget_object("bucket", str(each.object_name), str(tools.directory / "back" / str(each.object_name)))
+    tools.check("back/tree")
+    tags = Tags.new_object_tags()
+    tags["a"] = "b"
+    s3.set_object_tags("bucket", "copy", tags)
+    assert s3.get_object_tags("bucket", "copy") == tags
+    s3.set_bucket_versioning("bucket", VersioningConfig(ENABLED))
+    s3.remove_object("bucket", "copy")
+    with pytest.raises(MinioError, match="NoSuchKey"):
+        s3.stat_object("bucket", "copy")
+    all_versions = list(s3.list_objects("bucket", recursive=True, include_version=True))
+    assert sum(each.is_delete_marker for each in all_versions) == 1 and len(all_versions) == 7
+    gone = [DeleteObject(str(each.object_name), each.version_id) for each in all_versions]
+    assert list(s3.remove_objects("bucket", gone)) == []
+    s3.remove_bucket("bucket")
+    assert list(s3.list_buckets()) == []
 
 
 @pytest.fixture
