@@ -173,19 +173,28 @@ async def _kept(call: Call, name: str, otherwise: str) -> str:
     return text
 
 
-# -- what there is not -----------------------------------------------------------------------------------
+# -- versions --------------------------------------------------------------------------------------------
 
 
 async def get_versioning(call: Call) -> Answer:
     await call.allow()
-    return xml(results.versioning(None))
+    state = (await call.record()).versioning
+    return xml(results.versioning(None if state is None else state.capitalize()))
 
 
 async def put_versioning(call: Call) -> Answer:
+    body = await call.document(documents.SMALL_MAX)
     await call.allow()
-    if documents.versioning(await call.document(documents.SMALL_MAX)) == "Enabled":
-        raise S3Error("NotImplemented", "Versions of objects are not implemented here.")
-    raise S3Error("NotImplemented", "Versions of objects are not implemented here: there is none to suspend.")
+    try:
+        await call.place.records.set_versioning(await call.record(), documents.versioning(body).lower())
+    except Invalid as error:
+        if isinstance(error, NotFound):
+            raise
+        raise S3Error("InvalidBucketState", "Versions stay on in a bucket with object lock.") from None
+    return Answer()
+
+
+# -- what there is not -----------------------------------------------------------------------------------
 
 
 async def no_lock(call: Call) -> Answer:

@@ -152,7 +152,7 @@ class Gateway:
         told = errors.error_of(error)
         if told.status >= 500 and not isinstance(error, S3Error):
             log.warning("%s %s: %s: %s", operation or request.method, request_id, told.code, error)
-        headers = {"Content-Type": XML}
+        headers = {"Content-Type": XML, **told.headers}
         if told.status == 503:
             headers["Retry-After"] = str(RETRY_AFTER_S)
         body = b"" if told.status == 304 else errors.render(told, request.path, request_id)

@@ -44,6 +44,12 @@ class Record:
     def owner(self) -> str:
         return str(self.shown["principal"])
 
+    @property
+    def versioning(self) -> str | None:
+        """``enabled`` or ``suspended``; None where versions were never on, or metadata does not know any."""
+        found = self.shown.get("versioning")
+        return None if found is None else str(found)
+
     def document(self, name: str) -> str | None:
         found = self.shown["documents"].get(name)
         return None if found is None else str(found)
@@ -98,6 +104,12 @@ class Records:
     async def set_document(self, record: Record, name: str, text: str | None) -> None:
         try:
             await record.bucket.set_document(name, text)
+        finally:
+            self.expire(record.name)
+
+    async def set_versioning(self, record: Record, state: str) -> None:
+        try:
+            await record.bucket.set_versioning(state)
         finally:
             self.expire(record.name)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from moorage.client.objects.bucket import Bucket, ObjectInfo
-from moorage.gateway.s3 import checksums, conditions, documents, names, properties, results
+from moorage.gateway.s3 import checksums, conditions, documents, names, properties, results, versions
 from moorage.gateway.s3.answer import Answer, nothing, xml
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.checksums import Algorithm, Kind
@@ -167,7 +167,7 @@ async def complete_upload(call: Call) -> Answer:
             )
         except NotFound:  # another completion, or a part that was put anew, came first
             return await _completed(call, bucket, id)
-    return _told(call, info)
+    return await _told(call, info)
 
 
 async def _completed(call: Call, bucket: Bucket, id: str) -> Answer:
@@ -178,14 +178,15 @@ async def _completed(call: Call, bucket: Bucket, id: str) -> Answer:
         raise _no_upload(id) from None
     if not id or properties.of_attributes(info.attributes).upload != id:
         raise _no_upload(id)
-    return _told(call, info)
+    return await _told(call, info)
 
 
-def _told(call: Call, info: ObjectInfo) -> Answer:
+async def _told(call: Call, info: ObjectInfo) -> Answer:
     scheme = "https" if call.request.secure else "http"
     location = f"{scheme}://{call.request.header('host')}/{call.name}/{quote(call.key)}"
     checksum = properties.checksum_of(info.attributes)
-    return xml(results.complete_upload(location, call.name, call.key, info.etag, checksum))
+    document = results.complete_upload(location, call.name, call.key, info.etag, checksum)
+    return xml(document, versions.told(await call.record(), info))
 
 
 async def _parts(bucket: Bucket, id: str) -> AsyncIterator[results.Part]:

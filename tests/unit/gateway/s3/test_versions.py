@@ -1,0 +1,218 @@
+"""What answers tell of versions, and of what is not there: operations on a bucket in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from moorage.client.objects.bucket import Deletion, ObjectInfo, VersionListing
+from moorage.gateway.s3 import routing, signature
+from moorage.gateway.s3.answer import Answer
+from moorage.gateway.s3.call import Call, Place
+from moorage.gateway.s3.errors import S3Error
+from moorage.gateway.s3.gateway import OPERATIONS
+from moorage.gateway.s3.records import POLICY, Record
+from moorage.gateway.s3.request import Request
+from moorage.wire.errors import NotFound
+
+from .support import NOW_MS, read_by_botocore
+
+V1, V2, V3 = (f"{number:016x}" for number in (1, 2, 3))
+
+
+class Bucket:
+    """``versions``: of each key the newest first."""
+
+    name = "photos"
+
+    def __init__(self, *versions: ObjectInfo) -> None:
+        self.versions = list(versions)
+        self.locked: set[str] = set()
+        self.pages: list[dict[str, Any]] = []
+
+    async def head(self, key: str, *, version: str | None = None) -> ObjectInfo:
+        for each in self.versions:
+            if each.key == key and version in (None, each.version):
+                if each.marker:
+                    raise NotFound("it was deleted", key=key, marker=each.version)
+                return each
+        raise NotFound("it is not there", key=key, **({} if version is None else {"version": version}))
+
+    async def open(self, key: str, *, version: str | None = None) -> tuple[ObjectInfo, Any]:
+        return await self.head(key, version=version), None
+
+    async def delete_versions(
+        self, wanted: Sequence[tuple[str, str | None]], *, condition: Any = None
+    ) -> list[Deletion]:
+        return [self._deleted(key, version) for key, version in wanted]
+
+    def _deleted(self, key: str, version: str | None) -> Deletion:
+        if version is None:
+            return Deletion(True, V3, True)
+        there = [each for each in self.versions if (each.key, each.version) == (key, version)]
+        is_marker = any(each.marker for each in there)
+        return Deletion(bool(there), version, is_marker, version in self.locked)
+
+    async def versions_page(self, prefix: str, **asked: Any) -> VersionListing:
+        self.pages.append(asked)
+        return VersionListing(self.versions[: asked["limit"]], [], ("k", self.versions[0].version))
+
+
+NEWEST = ObjectInfo("k", 1, "e2", NOW_MS, version=V2)
+OLD = ObjectInfo("k", 2, "e1", NOW_MS, version=V1, latest=False)
+MARKER = ObjectInfo("gone", 0, "", NOW_MS, version=V2, marker=True)
+BEFORE = ObjectInfo("gone", 2, "e1", NOW_MS, version=V1, latest=False)
+
+
+class _Records:
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    async def get(self, name: str) -> Record:
+        return self._record
+
+
+async def _bytes(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+async def ask(
+    bucket: Any,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    *,
+    versioning: str | None = "enabled",
+    principal: str = "team-a",
+    policy: dict[str, Any] | None = None,
+) -> Answer:
+    documents = {} if policy is None else {POLICY: json.dumps({"Version": "2012-10-17", **policy})}
+    shown = {"id": 1, "principal": "team-a", "documents": documents, "versioning": versioning}
+    place = Place(*[None] * 2, _Records(Record(bucket, shown)), "eu", 3)  # type: ignore[arg-type]
+    at, _, query = path.partition("?")
+    headers = [("content-length", str(len(body))), ("x-amz-content-sha256", "UNSIGNED-PAYLOAD")]
+    request = Request(method, at, query, headers)
+    route = routing.route(request)
+    call = Call(
+        *(place, request, route.operation, route.bucket, route.key, route.action, principal),
+        *(signature.anonymous(request), False, NOW_MS, _bytes(body)),
+    )
+    return await OPERATIONS[route.operation](call)
+
+
+async def refused(bucket: Any, method: str, path: str, **more: Any) -> S3Error:
+    with pytest.raises(S3Error) as caught:
+        await ask(bucket, method, path, **more)
+    return caught.value
+
+
+async def test_which_version_it_is() -> None:
+    bucket = Bucket(NEWEST, OLD)
+    for method in ("GET", "HEAD"):
+        for query, etag, version in (("", "e2", V2), (f"?versionId={V1}", "e1", V1)):
+            answer = await ask(bucket, method, f"/photos/k{query}")
+            assert (answer.headers["ETag"], answer.headers["x-amz-version-id"]) == (f'"{etag}"', version)
+    answer = await ask(bucket, "GET", f"/photos/k?tagging&versionId={V1}")
+    assert answer.headers["x-amz-version-id"] == V1
+
+
+async def test_a_version_is_told_where_there_are_any() -> None:
+    plain = Bucket(replace(NEWEST, version="null"))
+    for versioning, told in ((None, None), ("enabled", "null"), ("suspended", "null")):
+        answer = await ask(plain, "HEAD", "/photos/k?versionId=null", versioning=versioning)
+        assert answer.headers.get("x-amz-version-id") == told
+    answer = await ask(Bucket(NEWEST), "HEAD", "/photos/k", versioning=None)
+    assert answer.headers["x-amz-version-id"] == V2, "versions were switched on a moment ago"
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "told"),
+    [
+        (f"k?versionId={V3}", "NoSuchVersion", {}),
+        ("k?versionId=", "InvalidArgument", {}),
+        ("k?versionId=x", "InvalidArgument", {}),
+        ("absent", "NoSuchKey", {}),
+        ("gone", "NoSuchKey", {"x-amz-delete-marker": "true", "x-amz-version-id": V2}),
+        (
+            f"gone?versionId={V2}",
+            "MethodNotAllowed",
+            {"x-amz-delete-marker": "true", "x-amz-version-id": V2, "Allow": "DELETE"},
+        ),
+    ],
+)
+async def test_what_is_not_there(path: str, code: str, told: dict[str, str]) -> None:
+    bucket = Bucket(MARKER, BEFORE, NEWEST)
+    for method in ("GET", "HEAD"):
+        error = await refused(bucket, method, f"/photos/{path}")
+        assert (error.code, error.headers) == (code, told)
+    assert (await ask(bucket, "GET", f"/photos/gone?versionId={V1}")).headers["ETag"] == '"e1"'
+
+
+def statement(effect: str, *actions: str, **more: Any) -> dict[str, Any]:
+    about = {"Effect": effect, "Principal": "*", "Action": list(actions), "Resource": "arn:aws:s3:::photos*"}
+    return {"Statement": [about | more]}
+
+
+async def test_who_may_read_versions() -> None:
+    bucket = Bucket(MARKER, BEFORE, NEWEST)
+    other: dict[str, Any] = {"principal": "team-b", "policy": statement("Allow", "s3:GetObject")}
+    assert (await ask(bucket, "GET", "/photos/k", **other)).headers["x-amz-version-id"] == V2
+    assert (await refused(bucket, "GET", f"/photos/k?versionId={V2}", **other)).code == "AccessDenied"
+    error = await refused(bucket, "GET", "/photos/gone", **other)
+    assert (error.code, error.headers) == ("AccessDenied", {}), "who may not list is told nothing"
+    one = {"Condition": {"StringEquals": {"s3:VersionId": V2}}}
+    other["policy"] = statement("Allow", "s3:GetObjectVersion", **one)
+    assert (await ask(bucket, "GET", f"/photos/k?versionId={V2}", **other)).status == 200
+    assert (await refused(bucket, "GET", f"/photos/k?versionId={V1}", **other)).code == "AccessDenied"
+
+
+async def test_deletions() -> None:
+    bucket = Bucket(NEWEST, OLD, MARKER)
+    answer = await ask(bucket, "DELETE", "/photos/k")
+    assert answer.headers == {"x-amz-version-id": V3, "x-amz-delete-marker": "true"}
+    answer = await ask(bucket, "DELETE", f"/photos/k?versionId={V1}")
+    assert answer.headers == {"x-amz-version-id": V1}
+    answer = await ask(bucket, "DELETE", f"/photos/gone?versionId={V2}")
+    assert answer.headers == {"x-amz-version-id": V2, "x-amz-delete-marker": "true"}
+    bucket.locked = {V1}
+    assert (await refused(bucket, "DELETE", f"/photos/k?versionId={V1}")).code == "AccessDenied"
+
+
+async def test_many_deletions() -> None:
+    bucket = Bucket(NEWEST, OLD, MARKER)
+    bucket.locked = {V1}
+    rows = (("k", V1), ("gone", V2), ("k", V2), ("k", ""), ("k", "x"), ("kept", V1), ("kept", ""))
+    items = "".join(
+        f"<Object><Key>{key}</Key>{f'<VersionId>{version}</VersionId>' if version else ''}</Object>"
+        for key, version in rows
+    )
+    denied = statement("Deny", "s3:DeleteObjectVersion", Resource="arn:aws:s3:::photos/kept")
+    body = f"<Delete>{items}</Delete>".encode()
+    found = read_by_botocore(
+        "DeleteObjects", (await ask(bucket, "POST", "/photos?delete", body, policy=denied)).body
+    )
+    errors = {(row["Key"], row["VersionId"]): row["Code"] for row in found["Errors"]}
+    assert errors == {("k", V1): "AccessDenied", ("k", "x"): "InvalidArgument", ("kept", V1): "AccessDenied"}
+    assert found["Deleted"] == [
+        {"Key": "gone", "VersionId": V2, "DeleteMarker": True, "DeleteMarkerVersionId": V2},
+        {"Key": "k", "VersionId": V2},
+        {"Key": "k", "DeleteMarker": True, "DeleteMarkerVersionId": V3},
+        {"Key": "kept", "DeleteMarker": True, "DeleteMarkerVersionId": V3},
+    ]
+
+
+async def test_lists() -> None:
+    bucket = Bucket(MARKER, NEWEST, OLD)
+    answer = await ask(bucket, "GET", f"/photos?versions&key-marker=a&version-id-marker={V3}&max-keys=3")
+    assert bucket.pages == [{"delimiter": "", "after": "a", "after_version": V3, "limit": 3}]
+    found = read_by_botocore("ListObjectVersions", answer.body)
+    rows = [(row["Key"], row["VersionId"], row["IsLatest"], row["Size"]) for row in found["Versions"]]
+    assert rows == [("k", V2, True, 1), ("k", V1, False, 2)]
+    assert [(row["Key"], row["VersionId"]) for row in found["DeleteMarkers"]] == [("gone", V2)]
+    assert (found["NextKeyMarker"], found["NextVersionIdMarker"]) == ("k", V2)
+    answer = await ask(bucket, "GET", "/photos?versions&max-keys=0")
+    assert "Versions" not in read_by_botocore("ListObjectVersions", answer.body) and len(bucket.pages) == 1
