@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from moorage.client.objects.bucket import Deletion, ObjectInfo, VersionListing
-from moorage.gateway.s3 import routing, signature
-from moorage.gateway.s3.answer import Answer
-from moorage.gateway.s3.call import Call, Place
-from moorage.gateway.s3.errors import S3Error
-from moorage.gateway.s3.gateway import OPERATIONS
-from moorage.gateway.s3.records import POLICY, Record
-from moorage.gateway.s3.request import Request
 from moorage.wire.errors import NotFound
 
+from .asking import Kept, ask, refused
 from .support import NOW_MS, read_by_botocore
 
 V1, V2, V3 = (f"{number:016x}" for number in (1, 2, 3))
 
 
-class Bucket:
+class Bucket(Kept):
     """``versions``: of each key the newest first."""
 
-    name = "photos"
-
     def __init__(self, *versions: ObjectInfo) -> None:
+        super().__init__()
         self.versions = list(versions)
         self.locked: set[str] = set()
         self.pages: list[dict[str, Any]] = []
@@ -46,7 +38,7 @@ class Bucket:
         return await self.head(key, version=version), None
 
     async def delete_versions(
-        self, wanted: Sequence[tuple[str, str | None]], *, condition: Any = None
+        self, wanted: Sequence[tuple[str, str | None]], *, condition: Any = None, bypass: bool = False
     ) -> list[Deletion]:
         return [self._deleted(key, version) for key, version in wanted]
 
@@ -68,48 +60,6 @@ MARKER = ObjectInfo("gone", 0, "", NOW_MS, version=V2, marker=True)
 BEFORE = ObjectInfo("gone", 2, "e1", NOW_MS, version=V1, latest=False)
 
 
-class _Records:
-    def __init__(self, record: Record) -> None:
-        self._record = record
-
-    async def get(self, name: str) -> Record:
-        return self._record
-
-
-async def _bytes(body: bytes) -> AsyncIterator[bytes]:
-    yield body
-
-
-async def ask(
-    bucket: Any,
-    method: str,
-    path: str,
-    body: bytes = b"",
-    *,
-    versioning: str | None = "enabled",
-    principal: str = "team-a",
-    policy: dict[str, Any] | None = None,
-) -> Answer:
-    documents = {} if policy is None else {POLICY: json.dumps({"Version": "2012-10-17", **policy})}
-    shown = {"id": 1, "principal": "team-a", "documents": documents, "versioning": versioning}
-    place = Place(*[None] * 2, _Records(Record(bucket, shown)), "eu", 3)  # type: ignore[arg-type]
-    at, _, query = path.partition("?")
-    headers = [("content-length", str(len(body))), ("x-amz-content-sha256", "UNSIGNED-PAYLOAD")]
-    request = Request(method, at, query, headers)
-    route = routing.route(request)
-    call = Call(
-        *(place, request, route.operation, route.bucket, route.key, route.action, principal),
-        *(signature.anonymous(request), False, NOW_MS, _bytes(body)),
-    )
-    return await OPERATIONS[route.operation](call)
-
-
-async def refused(bucket: Any, method: str, path: str, **more: Any) -> S3Error:
-    with pytest.raises(S3Error) as caught:
-        await ask(bucket, method, path, **more)
-    return caught.value
-
-
 async def test_which_version_it_is() -> None:
     bucket = Bucket(NEWEST, OLD)
     for method in ("GET", "HEAD"):
@@ -123,9 +73,12 @@ async def test_which_version_it_is() -> None:
 async def test_a_version_is_told_where_there_are_any() -> None:
     plain = Bucket(replace(NEWEST, version="null"))
     for versioning, told in ((None, None), ("enabled", "null"), ("suspended", "null")):
-        answer = await ask(plain, "HEAD", "/photos/k?versionId=null", versioning=versioning)
+        plain.versioning = versioning
+        answer = await ask(plain, "HEAD", "/photos/k?versionId=null")
         assert answer.headers.get("x-amz-version-id") == told
-    answer = await ask(Bucket(NEWEST), "HEAD", "/photos/k", versioning=None)
+    late = Bucket(NEWEST)
+    late.versioning = None
+    answer = await ask(late, "HEAD", "/photos/k")
     assert answer.headers["x-amz-version-id"] == V2, "versions were switched on a moment ago"
 
 
@@ -152,22 +105,18 @@ async def test_what_is_not_there(path: str, code: str, told: dict[str, str]) -> 
     assert (await ask(bucket, "GET", f"/photos/gone?versionId={V1}")).headers["ETag"] == '"e1"'
 
 
-def statement(effect: str, *actions: str, **more: Any) -> dict[str, Any]:
-    about = {"Effect": effect, "Principal": "*", "Action": list(actions), "Resource": "arn:aws:s3:::photos*"}
-    return {"Statement": [about | more]}
-
-
 async def test_who_may_read_versions() -> None:
-    bucket = Bucket(MARKER, BEFORE, NEWEST)
-    other: dict[str, Any] = {"principal": "team-b", "policy": statement("Allow", "s3:GetObject")}
-    assert (await ask(bucket, "GET", "/photos/k", **other)).headers["x-amz-version-id"] == V2
-    assert (await refused(bucket, "GET", f"/photos/k?versionId={V2}", **other)).code == "AccessDenied"
-    error = await refused(bucket, "GET", "/photos/gone", **other)
+    bucket, other = Bucket(MARKER, BEFORE, NEWEST), "team-b"
+    bucket.set_policy("Allow", "s3:GetObject")
+    assert (await ask(bucket, "GET", "/photos/k", principal=other)).headers["x-amz-version-id"] == V2
+    error = await refused(bucket, "GET", f"/photos/k?versionId={V2}", principal=other)
+    assert error.code == "AccessDenied"
+    error = await refused(bucket, "GET", "/photos/gone", principal=other)
     assert (error.code, error.headers) == ("AccessDenied", {}), "who may not list is told nothing"
-    one = {"Condition": {"StringEquals": {"s3:VersionId": V2}}}
-    other["policy"] = statement("Allow", "s3:GetObjectVersion", **one)
-    assert (await ask(bucket, "GET", f"/photos/k?versionId={V2}", **other)).status == 200
-    assert (await refused(bucket, "GET", f"/photos/k?versionId={V1}", **other)).code == "AccessDenied"
+    bucket.set_policy("Allow", "s3:GetObjectVersion", Condition={"StringEquals": {"s3:VersionId": V2}})
+    assert (await ask(bucket, "GET", f"/photos/k?versionId={V2}", principal=other)).status == 200
+    error = await refused(bucket, "GET", f"/photos/k?versionId={V1}", principal=other)
+    assert error.code == "AccessDenied"
 
 
 async def test_deletions() -> None:
@@ -190,11 +139,9 @@ async def test_many_deletions() -> None:
         f"<Object><Key>{key}</Key>{f'<VersionId>{version}</VersionId>' if version else ''}</Object>"
         for key, version in rows
     )
-    denied = statement("Deny", "s3:DeleteObjectVersion", Resource="arn:aws:s3:::photos/kept")
-    body = f"<Delete>{items}</Delete>".encode()
-    found = read_by_botocore(
-        "DeleteObjects", (await ask(bucket, "POST", "/photos?delete", body, policy=denied)).body
-    )
+    bucket.set_policy("Deny", "s3:DeleteObjectVersion", Resource="arn:aws:s3:::photos/kept")
+    answer = await ask(bucket, "POST", "/photos?delete", f"<Delete>{items}</Delete>".encode())
+    found = read_by_botocore("DeleteObjects", answer.body)
     errors = {(row["Key"], row["VersionId"]): row["Code"] for row in found["Errors"]}
     assert errors == {("k", V1): "AccessDenied", ("k", "x"): "InvalidArgument", ("kept", V1): "AccessDenied"}
     assert found["Deleted"] == [
@@ -216,3 +163,22 @@ async def test_lists() -> None:
     assert (found["NextKeyMarker"], found["NextVersionIdMarker"]) == ("k", V2)
     answer = await ask(bucket, "GET", "/photos?versions&max-keys=0")
     assert "Versions" not in read_by_botocore("ListObjectVersions", answer.body) and len(bucket.pages) == 1
+
+
+async def test_versions_are_switched_on_and_off() -> None:
+    bucket = Bucket()
+    bucket.versioning = None
+
+    async def state() -> dict[str, Any]:
+        return read_by_botocore("GetBucketVersioning", (await ask(bucket, "GET", "/photos?versioning")).body)
+
+    assert await state() == {}
+    for status in ("Enabled", "Suspended"):
+        body = f"<VersioningConfiguration><Status>{status}</Status></VersioningConfiguration>".encode()
+        error = await refused(bucket, "PUT", "/photos?versioning", body, principal="team-b")
+        assert error.code == "AccessDenied"
+        await ask(bucket, "PUT", "/photos?versioning", body)
+        assert await state() == {"Status": status}
+    bucket.locks = True
+    assert (await refused(bucket, "PUT", "/photos?versioning", body)).code == "InvalidBucketState"
+    assert (await refused(bucket, "PUT", "/photos?versioning", b"<a/>")).code == "MalformedXML"
