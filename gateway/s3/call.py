@@ -5,7 +5,7 @@ Owns the permission checks. Every operation on a bucket goes through :meth:`Call
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moorage.client.cluster import Cluster
@@ -83,6 +83,15 @@ class Call:
         """Of the object, that the request names. Raises InvalidArgument for what can be none."""
         return check_version(self.request.parameter("versionId"))
 
+    @property
+    def bypasses(self) -> bool:
+        """Whether retention for governance is to be passed over."""
+        return (self.request.header("x-amz-bypass-governance-retention") or "").lower() == "true"
+
+    def bypassing(self) -> Sequence[str]:
+        """The permission that this needs, where it is asked for."""
+        return ("s3:BypassGovernanceRetention",) if self.bypasses else ()
+
     async def allow(self, *more: str, tags: Mapping[str, str] | None = None) -> Bucket:
         """The bucket, if the request may do what it wants, and ``more`` actions beside; ``tags``: those that
         an object is to get. Raises AccessDenied."""
@@ -124,6 +133,14 @@ class Call:
             return properties.of_attributes((await bucket.head(key, version=version)).attributes)
         except NotFound:
             return None
+
+    async def may(self, record: Record, action: str) -> bool:
+        """With the object of the request, and the version that it names."""
+        try:
+            await self.check(record, action, self.key, self.version)
+        except S3Error:
+            return False
+        return True
 
     async def missing(self, record: Record, key: str, version: str | None, error: NotFound) -> S3Error:
         """What is told of an object that is not there: to who may not list the bucket, nothing."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from moorage.client.objects.bucket import ObjectInfo
 from moorage.client.objects.reading import ObjectReader
-from moorage.gateway.s3 import acl, checksums, conditions, names, properties, ranges, results, versions
+from moorage.gateway.s3 import acl, checksums, conditions, locks, names, properties, ranges, results, versions
 from moorage.gateway.s3.answer import Answer, xml
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.checksums import Algorithm, encode
@@ -48,7 +48,7 @@ class _Digesting:
 async def copy_object(call: Call) -> Answer:
     source, reader, told = await _source(call)
     found = properties.of_attributes(source.attributes)
-    new = await _copied(call, found, source.latest)
+    new, lock = await _copied(call, found, source.latest), await locks.asked(call)
     bucket = await allow_write(call, new)
     names.check_put_size(source.size)
     asked = conditions.of_request(call.request)
@@ -58,15 +58,17 @@ async def copy_object(call: Call) -> Answer:
     body = _Digesting(reader, former if stated is None else checksums.algorithm_of(stated))
 
     async def put() -> Answer:
+        record = await call.record()
         with judged(asked):
             info = await bucket.put(
                 call.key,
                 body,
                 attributes=lambda: properties.to_attributes(replace(new, checksum=body.checksum)),
                 condition=condition_of(asked),
+                lock=locks.of_new(record, lock, call.now_ms),
             )
         document = results.copy_object(info.etag, info.modified_ms, body.checksum)
-        return xml(document, told | versions.told(await call.record(), info))
+        return xml(document, told | versions.told(record, info))
 
     return await patiently(call, put(), told)
 

@@ -14,6 +14,7 @@ from moorage.gateway.s3 import (
     documents,
     expiry,
     lifecycle,
+    locks,
     names,
     properties,
     ranges,
@@ -41,13 +42,21 @@ Named = tuple[str, str | None]  # a key, and a version of it; None: the object a
 
 
 async def put_object(call: Call) -> Answer:
-    found = await wanted_properties(call)
+    found, lock = await wanted_properties(call), await locks.asked(call)
     bucket = await allow_write(call, found)
     asked = conditions.of_request(call.request)
     await check_early(bucket, call.key, asked)
-    payload = Payload(call)
-    info = await put(call, bucket, call.key, payload, found, asked)
-    told = {**checksum_told(payload.digests), **about(await call.record(), info)}
+    payload, record = Payload(call), await call.record()
+    with judged(asked):
+        info = await bucket.put(
+            call.key,
+            await payload.source(),
+            attributes=lambda: properties.to_attributes(found.with_digests(payload.digests)),
+            condition=condition_of(asked),
+            etag=payload.etag,
+            lock=locks.of_new(record, lock, call.now_ms),
+        )
+    told = {**checksum_told(payload.digests), **about(record, info)}
     return Answer(headers={"ETag": f'"{info.etag}"', **told})
 
 
@@ -61,20 +70,7 @@ async def wanted_properties(call: Call) -> Properties:
 
 async def allow_write(call: Call, found: Properties) -> Bucket:
     more = ["s3:PutObjectTagging"] * bool(found.tags) + ["s3:PutObjectAcl"] * (found.grants is not None)
-    return await call.allow(*more, tags=found.tags)
-
-
-async def put(
-    call: Call, bucket: Bucket, key: str, payload: Payload, found: Properties, asked: Conditions
-) -> ObjectInfo:
-    with judged(asked):
-        return await bucket.put(
-            key,
-            await payload.source(),
-            attributes=lambda: properties.to_attributes(found.with_digests(payload.digests)),
-            condition=condition_of(asked),
-            etag=payload.etag,
-        )
+    return await call.allow(*more, *locks.actions(call.request), tags=found.tags)
 
 
 async def check_early(bucket: Bucket, key: str, asked: Conditions, version: str | None = None) -> None:
@@ -111,13 +107,15 @@ def checksum_told(digests: Digests) -> dict[str, str]:
 
 
 async def delete_object(call: Call) -> Answer:
-    bucket, version = await call.allow(), call.version
+    bucket, version = await call.allow(*call.bypassing()), call.version
     asked = conditions.of_request(call.request)
     await check_early(bucket, call.key, asked, version)
     with judged(asked):
-        (done,) = await bucket.delete_versions([(call.key, version)], condition=condition_of(asked))
+        (done,) = await bucket.delete_versions(
+            [(call.key, version)], condition=condition_of(asked), bypass=call.bypasses
+        )
     if done.locked:
-        raise S3Error("AccessDenied")
+        raise _locked()
     return nothing(versions.deletion_told(done))
 
 
@@ -131,29 +129,34 @@ async def delete_objects(call: Call) -> Answer:
         try:
             await _allow_deletion(call, record, each)
             if (each.etag, each.modified_ms, each.size) != (None, None, None):
-                told[named] = await _delete_if(record.bucket, each)
+                told[named] = await _delete_if(call, record.bucket, each)
             elif named not in plain:
                 plain.append(named)
         except (S3Error, MoorageError) as error:
             told[named] = Deleted(*named, error=error_of(error))
     if plain:
-        gone = zip(plain, await record.bucket.delete_versions(plain), strict=True)
+        gone = zip(plain, await record.bucket.delete_versions(plain, bypass=call.bypasses), strict=True)
         told |= {named: _deleted(named, done) for named, done in gone}
     return xml(results.deleted(told.values(), quiet))
 
 
 async def _allow_deletion(call: Call, record: Record, each: documents.Deletion) -> None:
     action = "s3:DeleteObject" if check_version(each.version) is None else "s3:DeleteObjectVersion"
-    await call.check(record, action, each.key, each.version)
+    for needed in (action, *call.bypassing()):
+        await call.check(record, needed, each.key, each.version)
+
+
+def _locked() -> S3Error:
+    return S3Error("AccessDenied", "The version is locked.")
 
 
 def _deleted(named: Named, done: Deletion) -> Deleted:
     if done.locked:
-        return Deleted(*named, error=S3Error("AccessDenied"))
+        return Deleted(*named, error=_locked())
     return Deleted(*named, done.version if done.marker else None)
 
 
-async def _delete_if(bucket: Bucket, each: documents.Deletion) -> Deleted:
+async def _delete_if(call: Call, bucket: Bucket, each: documents.Deletion) -> Deleted:
     """Of an object that is as it was described: judged once more, by its ETag, when it goes."""
     named = each.key, each.version
     try:
@@ -167,7 +170,9 @@ async def _delete_if(bucket: Bucket, each: documents.Deletion) -> Deleted:
     if not (same_time and same_size and each.etag in (None, "*", found.etag)):
         raise S3Error("PreconditionFailed")
     try:
-        (done,) = await bucket.delete_versions([named], condition=Condition(etags=[found.etag]))
+        (done,) = await bucket.delete_versions(
+            [named], condition=Condition(etags=[found.etag]), bypass=call.bypasses
+        )
     except PreconditionFailed:
         raise S3Error("ConditionalRequestConflict") from None
     return _deleted(named, done)
@@ -183,17 +188,17 @@ async def get_object(call: Call) -> Answer:
         info, reader = await bucket.open(call.key, version=call.version)
     except NotFound as error:
         raise await call.missing(await call.record(), call.key, call.version, error) from None
-    return _told(call, await call.record(), info, reader)
+    return await _told(call, info, reader)
 
 
 async def head_object(call: Call) -> Answer:
     await call.allow()
     properties.check_supported(call.request)
-    return _told(call, await call.record(), await call.head(), None)
+    return await _told(call, await call.head(), None)
 
 
-def _told(call: Call, record: Record, info: ObjectInfo, reader: ObjectReader | None) -> Answer:
-    found = properties.of_attributes(info.attributes)
+async def _told(call: Call, info: ObjectInfo, reader: ObjectReader | None) -> Answer:
+    record, found = await call.record(), properties.of_attributes(info.attributes)
     headers = {
         "ETag": f'"{info.etag}"',
         "Last-Modified": times.http(info.modified_ms),
@@ -206,6 +211,7 @@ def _told(call: Call, record: Record, info: ObjectInfo, reader: ObjectReader | N
         if error.code == "NotModified":
             return Answer(error.status, headers)
         raise
+    headers |= await locks.told(call, record, info)
     headers |= found.told() | routing.response_headers(call.request, anonymous=call.principal is None)
     part, parts = _range(call, info)
     if parts:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from moorage.client.objects.bucket import Bucket, ObjectInfo
-from moorage.gateway.s3 import checksums, conditions, documents, names, properties, results, versions
+from moorage.gateway.s3 import checksums, conditions, documents, locks, names, properties, results, versions
 from moorage.gateway.s3.answer import Answer, nothing, xml
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.checksums import Algorithm, Kind
@@ -36,7 +36,7 @@ PAGE: Final = 1000
 
 
 async def create_upload(call: Call) -> Answer:
-    found = await wanted_properties(call)
+    found = replace(await wanted_properties(call), lock=await locks.asked(call))
     headers = {}
     stated = call.request.header("x-amz-checksum-algorithm")
     kind = call.request.header("x-amz-checksum-type")
@@ -156,7 +156,7 @@ async def complete_upload(call: Call) -> Answer:
     await check_early(bucket, call.key, asked)
     checksum = _checksum_of(call, found, chosen)
     etag = checksums.multipart_etag([bytes.fromhex(part.etag) for part in chosen])
-    new = replace(found, algorithm=None, kind=None, upload=id, checksum=checksum)
+    new = replace(found, algorithm=None, kind=None, lock=None, upload=id, checksum=checksum)
     with judged(asked):
         try:
             info = await bucket.complete_upload(
@@ -164,6 +164,7 @@ async def complete_upload(call: Call) -> Answer:
                 etag=etag,
                 attributes=properties.to_attributes(new),
                 condition=condition_of(asked),
+                lock=locks.of_new(await call.record(), found.lock, call.now_ms),
             )
         except NotFound:  # another completion, or a part that was put anew, came first
             return await _completed(call, bucket, id)

@@ -248,6 +248,12 @@ DOCUMENTS: list[tuple[Callable[[bytes], Any], bytes]] = [
     (_again(documents.versioning, results.versioning), results.versioning("Enabled")),
     (_again(_object_tags, results.tagging), results.tagging({"a": "b"})),
     (
+        _again(documents.object_lock, results.object_lock),
+        results.object_lock(documents.LockRule("GOVERNANCE", 1)),
+    ),
+    (documents.retention, results.retention(documents.Retention("COMPLIANCE", NOW_MS))),
+    (_again(documents.legal_hold, results.legal_hold), results.legal_hold(True)),
+    (
         _again(cors.parse, cors.render),
         cors.render([cors.Rule(("*",), ("GET",), ("x-*",), ("ETag",), 5, "a")]),
     ),
