@@ -48,7 +48,7 @@ class _Digesting:
 async def copy_object(call: Call) -> Answer:
     source, reader, told = await _source(call)
     found = properties.of_attributes(source.attributes)
-    new, lock = await _copied(call, found, source.latest), await locks.asked(call)
+    new, lock = await _copied(call, found), await locks.asked(call)
     bucket = await allow_write(call, new)
     names.check_put_size(source.size)
     asked = conditions.of_request(call.request)
@@ -91,17 +91,17 @@ async def _source(call: Call) -> tuple[ObjectInfo, ObjectReader, dict[str, str]]
     return info, reader, versions.told(record, info, versions.SOURCE)
 
 
-async def _copied(call: Call, found: Properties, is_latest: bool) -> Properties:
-    """What the copy is to have: of the source, or of the request. A former version that is copied to its own
-    key is the current object again."""
+async def _copied(call: Call, found: Properties) -> Properties:
+    """What the copy is to have: of the source, or of the request. A version that is copied to its own key is
+    the current object again."""
     given = properties.of_request(call.request)
     other_metadata = _is_replaced(call, "x-amz-metadata-directive")
     other_tags = _is_replaced(call, "x-amz-tagging-directive")
     record = await call.record()
     listed = acl.of_headers(call.request, record.owner, record.owner)
-    name, key, _ = names.copy_source(call.request.header("x-amz-copy-source") or "")
+    name, key, version = names.copy_source(call.request.header("x-amz-copy-source") or "")
     changes = other_metadata or other_tags or listed is not None
-    if (name, key) == (call.name, call.key) and is_latest and not changes:
+    if (name, key, version) == (call.name, call.key, None) and not changes:
         raise S3Error("InvalidRequest", "A copy of an object to itself has to change something of it.")
     chosen = given if other_metadata else found
     return Properties(

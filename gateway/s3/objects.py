@@ -56,7 +56,7 @@ async def put_object(call: Call) -> Answer:
             etag=payload.etag,
             lock=locks.of_new(record, lock, call.now_ms),
         )
-    told = {**checksum_told(payload.digests), **about(record, info)}
+    told = {**checksum_told(payload.digests), **about(call, record, info)}
     return Answer(headers={"ETag": f'"{info.etag}"', **told})
 
 
@@ -203,7 +203,7 @@ async def _told(call: Call, info: ObjectInfo, reader: ObjectReader | None) -> An
         "ETag": f'"{info.etag}"',
         "Last-Modified": times.http(info.modified_ms),
         "Accept-Ranges": "bytes",
-        **about(record, info),
+        **about(call, record, info),
     }
     try:
         conditions.check_read(conditions.of_request(call.request), info.etag, info.modified_ms)
@@ -228,11 +228,12 @@ async def _told(call: Call, info: ObjectInfo, reader: ObjectReader | None) -> An
     return answer
 
 
-def about(record: Record, info: ObjectInfo) -> dict[str, str]:
-    """Headers of each answer to who puts or reads it: which version it is, and when it expires."""
+def about(call: Call, record: Record, info: ObjectInfo) -> dict[str, str]:
+    """Headers of each answer to who puts or reads it: which version it is, and when the current one
+    expires."""
     headers = versions.told(record, info)
     text = lifecycle.expiration_header(record.lifecycle, expiry.found(info), info.modified_ms)
-    if text is not None and info.latest:
+    if text is not None and call.version is None:
         headers["x-amz-expiration"] = text
     return headers
 
