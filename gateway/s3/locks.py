@@ -79,7 +79,8 @@ async def told(call: Call, record: Record, info: ObjectInfo) -> dict[str, str]:
     """Headers of an answer about an object: those that the request may know."""
     headers = {}
     if info.lock.mode and await call.may(record, "s3:GetObjectRetention"):
-        headers = {_MODE: info.lock.mode, _UNTIL: times.iso(info.lock.until_ms)}
+        retention = _retention(info.lock)
+        headers = {_MODE: retention.mode, _UNTIL: times.iso(retention.until_ms)}
     if info.lock.hold and await call.may(record, "s3:GetObjectLegalHold"):
         headers[_HOLD] = "ON"
     return headers
@@ -92,8 +93,12 @@ async def get_retention(call: Call) -> Answer:
     record, info = await _found(call)
     if not info.lock.mode:
         raise S3Error("NoSuchObjectLockConfiguration", Key=call.key)
-    document = results.retention(Retention(info.lock.mode, info.lock.until_ms))
-    return xml(document, versions.told(record, info))
+    return xml(results.retention(_retention(info.lock)), versions.told(record, info))
+
+
+def _retention(lock: Lock) -> Retention:
+    """As it can be told: a program may have locked for longer than there are dates."""
+    return Retention(lock.mode, min(lock.until_ms, times.LAST_MS))
 
 
 async def get_legal_hold(call: Call) -> Answer:
@@ -112,13 +117,13 @@ async def put_retention(call: Call) -> Answer:
     else:
         until_ms = _in_future(wanted.until_ms, call.now_ms)
         lock = replace(info.lock, mode=wanted.mode, until_ms=until_ms)
-    return await _changed(call, record, info, lock)
+    return await _changed(call, record, info, lock, bypass=call.bypasses)
 
 
 async def put_legal_hold(call: Call) -> Answer:
     is_on = documents.legal_hold(await call.document(documents.SMALL_MAX))
     record, info = await _found(call)
-    return await _changed(call, record, info, replace(info.lock, hold=is_on))
+    return await _changed(call, record, info, replace(info.lock, hold=is_on), bypass=False)
 
 
 async def _found(call: Call, *more: str) -> tuple[Record, ObjectInfo]:
@@ -133,9 +138,9 @@ def _check_bucket(record: Record) -> None:
         raise S3Error("InvalidRequest", "Bucket is missing Object Lock Configuration")
 
 
-async def _changed(call: Call, record: Record, info: ObjectInfo, lock: Lock) -> Answer:
+async def _changed(call: Call, record: Record, info: ObjectInfo, lock: Lock, *, bypass: bool) -> Answer:
     try:
-        await record.bucket.set_lock(info, lock, bypass=call.bypasses)
+        await record.bucket.set_lock(info, lock, bypass=bypass)
     except NotFound:
         raise S3Error("NoSuchKey", Key=call.key) from None
     except PreconditionFailed:

@@ -122,6 +122,9 @@ async def test_what_is_told_and_to_whom() -> None:
     bucket.set_policy("Allow", "s3:GetObject", "s3:GetObjectLegalHold")
     headers = (await ask(bucket, "HEAD", "/photos/k", principal="team-b")).headers
     assert [name for name in headers if "object-lock" in name] == [HOLD]
+    bucket.info = replace(bucket.info, lock=Lock("COMPLIANCE", 1 << 62))
+    assert (await ask(bucket, "HEAD", "/photos/k")).headers[UNTIL] == "9999-12-31T23:59:59.999Z"
+    assert b">9999-12-31T" in (await ask(bucket, "GET", "/photos/k?retention")).body
     bucket.info = replace(bucket.info, lock=Lock())
     assert not told.keys() & (await ask(bucket, "HEAD", "/photos/k")).headers.keys()
 
@@ -160,6 +163,9 @@ async def test_holds() -> None:
     assert found == {"LegalHold": {"Status": "ON"}}
     await ask(bucket, "PUT", path, results.legal_hold(False))
     assert bucket.info.lock == Lock()
+    bucket.info = replace(bucket.info, lock=Lock("GOVERNANCE", LATER_MS))
+    with pytest.raises(Locked):
+        await ask(bucket, "PUT", path, results.legal_hold(True), BYPASS)
     bucket.locks = False
     assert (await refused(bucket, "PUT", path, results.legal_hold(True))).code == "InvalidRequest"
 
