@@ -123,20 +123,20 @@ async def delete_objects(call: Call) -> Answer:
     wanted, quiet = documents.deletions(await call.document(documents.DELETE_MAX))
     record = await call.record()
     told: dict[Named, Deleted] = {}
-    plain: list[Named] = []
+    plain: dict[Named, None] = {}
     for each in wanted:
         named = each.key, each.version
         try:
             await _allow_deletion(call, record, each)
             if (each.etag, each.modified_ms, each.size) != (None, None, None):
                 told[named] = await _delete_if(call, record.bucket, each)
-            elif named not in plain:
-                plain.append(named)
+            else:
+                plain[named] = None
         except (S3Error, MoorageError) as error:
             told[named] = Deleted(*named, error=error_of(error))
     if plain:
-        gone = zip(plain, await record.bucket.delete_versions(plain, bypass=call.bypasses), strict=True)
-        told |= {named: _deleted(named, done) for named, done in gone}
+        gone = await record.bucket.delete_versions(list(plain), bypass=call.bypasses)
+        told |= {named: _deleted(named, done) for named, done in zip(plain, gone, strict=True)}
     return xml(results.deleted(told.values(), quiet))
 
 

@@ -228,6 +228,10 @@ def test_who_may(served: Served) -> None:
     assert other.get_object(Bucket=name, Key="k")["Body"].read() == b"2"
     assert code_of(other.get_object, Bucket=name, Key="k", VersionId=first) == "AccessDenied"
     assert code_of(other.list_object_versions, Bucket=name) == "AccessDenied"
+    other.create_bucket(Bucket="of-team-b")
+    former = {"Bucket": name, "Key": "k", "VersionId": first}
+    other.copy_object(Bucket="of-team-b", Key="k", CopySource=f"{name}/k")
+    assert code_of(other.copy_object, Bucket="of-team-b", Key="k", CopySource=former) == "AccessDenied"
     assert code_of(other.delete_object, Bucket=name, Key="k", VersionId=first) == "AccessDenied"
     wanted = {"Objects": [{"Key": "k"}, {"Key": "k", "VersionId": first}]}
     found = other.delete_objects(Bucket=name, Delete=wanted)
@@ -238,6 +242,8 @@ def test_who_may(served: Served) -> None:
     s3.put_bucket_policy(Bucket=name, Policy=policy % ('"s3:*Version*"', name, name))
     assert other.get_object(Bucket=name, Key="k", VersionId=first)["Body"].read() == b"1"
     assert len(other.list_object_versions(Bucket=name)["Versions"]) == 2
+    copied = other.copy_object(Bucket="of-team-b", Key="k", CopySource=former)
+    assert copied["CopySourceVersionId"] == first and "VersionId" not in copied
     other.delete_object(Bucket=name, Key="k", VersionId=first)
 
 

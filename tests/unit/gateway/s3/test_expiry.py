@@ -201,6 +201,7 @@ async def test_markers_that_hide_nothing_go() -> None:
         bucket.put(key, marker=True)
     bucket.put("m3", 5)
     bucket.put("m3", 4, marker=True)
+    bucket.put("m4", marker=True)
     await act(bucket)
     assert sorted(bucket.kept) == ["m3", "n"]
 

@@ -24,6 +24,7 @@ class Bucket(Kept):
         super().__init__()
         self.versions = list(versions)
         self.locked: set[str] = set()
+        self.bypassed = False
         self.pages: list[dict[str, Any]] = []
 
     async def head(self, key: str, *, version: str | None = None) -> ObjectInfo:
@@ -40,6 +41,7 @@ class Bucket(Kept):
     async def delete_versions(
         self, wanted: Sequence[tuple[str, str | None]], *, condition: Any = None, bypass: bool = False
     ) -> list[Deletion]:
+        self.bypassed = bypass
         return [self._deleted(key, version) for key, version in wanted]
 
     def _deleted(self, key: str, version: str | None) -> Deletion:
@@ -134,7 +136,7 @@ async def test_deletions() -> None:
 async def test_many_deletions() -> None:
     bucket = Bucket(NEWEST, OLD, MARKER)
     bucket.locked = {V1}
-    rows = (("k", V1), ("gone", V2), ("k", V2), ("k", ""), ("k", "x"), ("kept", V1), ("kept", ""))
+    rows = (("k", V1), ("gone", V2), ("k", V2), ("k", ""), ("k", "x"), ("kept", V3), ("kept", ""))
     items = "".join(
         f"<Object><Key>{key}</Key>{f'<VersionId>{version}</VersionId>' if version else ''}</Object>"
         for key, version in rows
@@ -143,13 +145,30 @@ async def test_many_deletions() -> None:
     answer = await ask(bucket, "POST", "/photos?delete", f"<Delete>{items}</Delete>".encode())
     found = read_by_botocore("DeleteObjects", answer.body)
     errors = {(row["Key"], row["VersionId"]): row["Code"] for row in found["Errors"]}
-    assert errors == {("k", V1): "AccessDenied", ("k", "x"): "InvalidArgument", ("kept", V1): "AccessDenied"}
+    assert errors == {("k", V1): "AccessDenied", ("k", "x"): "InvalidArgument", ("kept", V3): "AccessDenied"}
     assert found["Deleted"] == [
         {"Key": "gone", "VersionId": V2, "DeleteMarker": True, "DeleteMarkerVersionId": V2},
         {"Key": "k", "VersionId": V2},
         {"Key": "k", "DeleteMarker": True, "DeleteMarkerVersionId": V3},
         {"Key": "kept", "DeleteMarker": True, "DeleteMarkerVersionId": V3},
     ]
+
+
+async def test_who_may_pass_over_governance() -> None:
+    bucket, wanted = Bucket(NEWEST, OLD), {"x-amz-bypass-governance-retention": "true"}
+    one = "DELETE", f"/photos/k?versionId={V1}", b""
+    row = f"<Delete><Object><Key>k</Key><VersionId>{V1}</VersionId></Object></Delete>"
+    many = "POST", "/photos?delete", row.encode()
+    for method, path, body in (one, many):
+        await ask(bucket, method, path, body)
+        assert not bucket.bypassed
+        await ask(bucket, method, path, body, wanted)
+        assert bucket.bypassed
+    bucket.set_policy("Deny", "s3:BypassGovernanceRetention")
+    bucket.bypassed = False
+    assert (await refused(bucket, *one, wanted)).code == "AccessDenied"
+    assert b"<Code>AccessDenied</Code>" in (await ask(bucket, *many, wanted)).body and not bucket.bypassed
+    await ask(bucket, *one)
 
 
 async def test_lists() -> None:
