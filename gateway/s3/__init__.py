@@ -4,7 +4,8 @@ The server: ``server.py`` has the sockets, ``gateway.py`` the table of operation
 ``buckets.py``, ``objects.py``, ``copies.py``, ``uploads.py``, ``listings.py`` and ``forms.py``. ``call.py``
 a request on its way, and what it may; ``credentials.py`` and ``records.py`` what is remembered of keys and
 buckets; ``properties.py`` what is kept of an object; ``payload.py`` its body on the way in;
-``multipart.py`` that of a form; ``answer.py`` and ``patience.py`` the way out.
+``multipart.py`` that of a form; ``versions.py`` what is told of versions, ``locks.py`` what is asked and
+told of their locks; ``answer.py`` and ``patience.py`` the way out; ``expiry.py`` acts on lifecycle rules.
 
 The protocol, without sockets and without a store, bytes and texts in, plain values out, time an argument
 everywhere: ``request.py`` a request's head; ``routing.py`` which operation it is; ``signature.py`` who sent

@@ -10,7 +10,7 @@ from moorage.gateway.s3 import acl, cors, documents, lifecycle, names, policy_do
 from moorage.gateway.s3.answer import Answer, nothing, xml
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.errors import S3Error
-from moorage.gateway.s3.records import ACL, CORS, LIFECYCLE, POLICY, TAGGING
+from moorage.gateway.s3.records import ACL, CORS, ENABLED, LIFECYCLE, POLICY, TAGGING
 from moorage.wire.errors import Busy, Invalid, MoorageError, NameTaken, NotEnoughHosts, NotFound
 
 _DELETES = {
@@ -26,8 +26,7 @@ async def create_bucket(call: Call) -> Answer:
     wanted = documents.creation(await call.document(documents.SMALL_MAX))
     if wanted.location not in ("", call.place.region):
         raise S3Error("IllegalLocationConstraintException", f"Buckets here are in {call.place.region}.")
-    if (call.request.header("x-amz-bucket-object-lock-enabled") or "").lower() == "true":
-        raise S3Error("NotImplemented", "Object lock is not implemented here.")
+    with_locks = (call.request.header("x-amz-bucket-object-lock-enabled") or "").lower() == "true"
     listed = acl.of_headers(call.request, owner, owner)
     try:
         await call.place.cluster.buckets.create(call.name, replicas=call.place.replicas, principal=owner)
@@ -37,6 +36,8 @@ async def create_bucket(call: Call) -> Answer:
         raise S3Error("ServiceUnavailable", "There are too few hosts for the replicas of a bucket.") from None
     call.place.records.expire(call.name)
     record = await call.record()
+    if with_locks:
+        await call.place.records.set_versioning(record, ENABLED, locks=True)
     if listed is not None:
         await call.place.records.set_document(record, ACL, acl.render(listed).decode())
     if wanted.tags:
@@ -173,29 +174,28 @@ async def _kept(call: Call, name: str, otherwise: str) -> str:
     return text
 
 
-# -- what there is not -----------------------------------------------------------------------------------
+# -- versions --------------------------------------------------------------------------------------------
 
 
 async def get_versioning(call: Call) -> Answer:
     await call.allow()
-    return xml(results.versioning(None))
+    state = (await call.record()).versioning
+    return xml(results.versioning(None if state is None else state.capitalize()))
 
 
 async def put_versioning(call: Call) -> Answer:
+    body = await call.document(documents.SMALL_MAX)
     await call.allow()
-    if documents.versioning(await call.document(documents.SMALL_MAX)) == "Enabled":
-        raise S3Error("NotImplemented", "Versions of objects are not implemented here.")
-    raise S3Error("NotImplemented", "Versions of objects are not implemented here: there is none to suspend.")
+    try:
+        await call.place.records.set_versioning(await call.record(), documents.versioning(body).lower())
+    except Invalid as error:
+        if isinstance(error, NotFound):
+            raise
+        raise S3Error("InvalidBucketState", "Versions stay on in a bucket with object lock.") from None
+    return Answer()
 
 
-async def no_lock(call: Call) -> Answer:
-    await call.allow()
-    if call.operation == "GetObjectLockConfiguration":
-        raise S3Error("ObjectLockConfigurationNotFoundError", BucketName=call.name)
-    if call.operation in ("GetObjectRetention", "GetObjectLegalHold"):
-        await call.head()
-        raise S3Error("NoSuchObjectLockConfiguration", Key=call.key)
-    raise S3Error("NotImplemented", "Object lock is not implemented here.")
+# -- what there is not -----------------------------------------------------------------------------------
 
 
 async def unset(call: Call) -> Answer:

@@ -5,17 +5,17 @@ Owns the permission checks. Every operation on a bucket goes through :meth:`Call
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moorage.client.cluster import Cluster
 from moorage.client.objects.bucket import Bucket, ObjectInfo
-from moorage.gateway.s3 import policy, properties
+from moorage.gateway.s3 import policy, properties, versions
 from moorage.gateway.s3.acl import Acl
 from moorage.gateway.s3.body import Body
 from moorage.gateway.s3.credentials import Credentials
 from moorage.gateway.s3.errors import S3Error
-from moorage.gateway.s3.names import check_put_size
+from moorage.gateway.s3.names import check_put_size, check_version
 from moorage.gateway.s3.policy import Ask
 from moorage.gateway.s3.properties import Properties
 from moorage.gateway.s3.records import Record, Records
@@ -25,7 +25,10 @@ from moorage.gateway.s3.signature import Proof
 from moorage.wire.errors import NotFound
 
 # Of these the list of the object says who may, and it has to be looked at.
-_BY_LIST = {"s3:GetObject", "s3:GetObjectAcl", "s3:PutObjectAcl"}
+_BY_LIST = {
+    *("s3:GetObject", "s3:GetObjectAcl", "s3:PutObjectAcl"),
+    *("s3:GetObjectVersion", "s3:GetObjectVersionAcl", "s3:PutObjectVersionAcl"),
+}
 _UPLOADS_KEPT = 1000
 
 
@@ -75,26 +78,43 @@ class Call:
                 raise S3Error("AccessDenied")
         return self._record
 
-    async def allow(
-        self, *more: str, tags: Mapping[str, str] | None = None, key: str | None = None
-    ) -> Bucket:
-        """The bucket, if the request may do what it wants, and ``more`` actions beside; ``key``: in place of
-        its own; ``tags``: those that an object is to get. Raises AccessDenied."""
+    @property
+    def version(self) -> str | None:
+        """Of the object, that the request names. Raises InvalidArgument for what can be none."""
+        return check_version(self.request.parameter("versionId"))
+
+    @property
+    def bypasses(self) -> bool:
+        """Whether retention for governance is to be passed over."""
+        return (self.request.header("x-amz-bypass-governance-retention") or "").lower() == "true"
+
+    def bypassing(self) -> Sequence[str]:
+        """The permission that this needs, where it is asked for."""
+        return ("s3:BypassGovernanceRetention",) if self.bypasses else ()
+
+    async def allow(self, *more: str, tags: Mapping[str, str] | None = None) -> Bucket:
+        """The bucket, if the request may do what it wants, and ``more`` actions beside; ``tags``: those that
+        an object is to get. Raises AccessDenied."""
         record = await self.record()
         for action in (self.action, *more):
-            await self.check(record, action, self.key if key is None else key, tags)
+            await self.check(record, action, self.key, self.version, tags)
         return record.bucket
 
     async def check(
-        self, record: Record, action: str, key: str, tags: Mapping[str, str] | None = None
+        self,
+        record: Record,
+        action: str,
+        key: str,
+        version: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Of any bucket and key. Raises AccessDenied."""
+        """Of any bucket, key and version. Raises AccessDenied."""
         listed: Acl | None = None
         there: Mapping[str, str] | None = None
         is_owner = self.principal == record.owner
         by_tags = record.policy is not None and policy.asks_for_tags(record.policy)
         if key and (by_tags or (not is_owner and action in _BY_LIST)):
-            found = await self._properties(record.bucket, key)
+            found = await self._properties(record.bucket, key, version)
             if found is not None:
                 listed, there = found.acl(record.owner), found.tags
         context = policy.context_of(
@@ -102,38 +122,42 @@ class Call:
             presigned=self.presigned,
             request_tags=tags,
             object_tags=there,
+            version=version,
         )
         ask = Ask(self.principal, action, record.name, key, context)
         policy.check(ask, record.owner, record.policy, record.acl, listed)
 
     @staticmethod
-    async def _properties(bucket: Bucket, key: str) -> Properties | None:
+    async def _properties(bucket: Bucket, key: str, version: str | None) -> Properties | None:
         try:
-            return properties.of_attributes((await bucket.head(key)).attributes)
+            return properties.of_attributes((await bucket.head(key, version=version)).attributes)
         except NotFound:
             return None
 
-    async def missing(self, record: Record, key: str) -> S3Error:
-        """What is told of a key that is not there: to who may not list the bucket, nothing."""
+    async def may(self, record: Record, action: str) -> bool:
+        """With the object of the request, and the version that it names."""
+        try:
+            await self.check(record, action, self.key, self.version)
+        except S3Error:
+            return False
+        return True
+
+    async def missing(self, record: Record, key: str, version: str | None, error: NotFound) -> S3Error:
+        """What is told of an object that is not there: to who may not list the bucket, nothing."""
         try:
             await self.check(record, "s3:ListBucket", "")
-        except S3Error as error:
-            return error
-        return S3Error("NoSuchKey", Key=key)
+        except S3Error as refused:
+            return refused
+        return versions.missing(key, version, error)
 
     async def head(self) -> ObjectInfo:
-        """The object of the request. Raises NoSuchKey, NoSuchVersion."""
-        self.check_version()
+        """The object of the request, or the version that it names. Raises NoSuchKey, NoSuchVersion, and
+        MethodNotAllowed for a delete marker."""
         record = await self.record()
         try:
-            return await record.bucket.head(self.key)
-        except NotFound:
-            raise await self.missing(record, self.key) from None
-
-    def check_version(self) -> None:
-        """There is one version of each object, which S3 calls "null" in a bucket without versions."""
-        if self.request.parameter("versionId") not in (None, "", "null"):
-            raise S3Error("NoSuchVersion", Key=self.key)
+            return await record.bucket.head(self.key, version=self.version)
+        except NotFound as error:
+            raise await self.missing(record, self.key, self.version, error) from None
 
     def signed_in(self) -> str:
         """The principal. Raises AccessDenied where nobody signed."""

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from moorage.client.objects.bucket import ObjectInfo
 from moorage.client.objects.reading import ObjectReader
-from moorage.gateway.s3 import acl, checksums, conditions, names, properties, ranges, results
-from moorage.gateway.s3.answer import Answer
+from moorage.gateway.s3 import acl, checksums, conditions, locks, names, properties, ranges, results, versions
+from moorage.gateway.s3.answer import Answer, xml
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.checksums import Algorithm, encode
 from moorage.gateway.s3.errors import S3Error
@@ -46,8 +46,9 @@ class _Digesting:
 
 
 async def copy_object(call: Call) -> Answer:
-    source, reader, found = await _source(call)
-    new = await _copied(call, found)
+    source, reader, told = await _source(call)
+    found = properties.of_attributes(source.attributes)
+    new, lock = await _copied(call, found), await locks.asked(call)
     bucket = await allow_write(call, new)
     names.check_put_size(source.size)
     asked = conditions.of_request(call.request)
@@ -56,46 +57,51 @@ async def copy_object(call: Call) -> Answer:
     former = None if found.checksum is None else found.checksum.algorithm
     body = _Digesting(reader, former if stated is None else checksums.algorithm_of(stated))
 
-    async def put() -> bytes:
+    async def put() -> Answer:
+        record = await call.record()
         with judged(asked):
             info = await bucket.put(
                 call.key,
                 body,
                 attributes=lambda: properties.to_attributes(replace(new, checksum=body.checksum)),
                 condition=condition_of(asked),
+                lock=locks.of_new(record, lock, call.now_ms),
             )
-        return results.copy_object(info.etag, info.modified_ms, body.checksum)
+        document = results.copy_object(info.etag, info.modified_ms, body.checksum)
+        return xml(document, told | versions.told(record, info))
 
-    return await patiently(call, put())
+    return await patiently(call, put(), told)
 
 
-async def _source(call: Call) -> tuple[ObjectInfo, ObjectReader, Properties]:
-    """What ``x-amz-copy-source`` names, if the request may read it and its conditions hold."""
+async def _source(call: Call) -> tuple[ObjectInfo, ObjectReader, dict[str, str]]:
+    """What ``x-amz-copy-source`` names, if the request may read it and its conditions hold; and headers of
+    the answer."""
     name, key, version = names.copy_source(call.request.header("x-amz-copy-source") or "")
     record = await call.place.records.get(name)
     if call.request.header("x-amz-source-expected-bucket-owner") not in (None, record.owner):
         raise S3Error("AccessDenied")
-    await call.check(record, "s3:GetObject", key)
-    if version not in (None, "null"):
-        raise S3Error("NoSuchVersion", Key=key)
+    await call.check(record, "s3:GetObject" if version is None else "s3:GetObjectVersion", key, version)
     try:
-        info, reader = await record.bucket.open(key)
-    except NotFound:
-        raise await call.missing(record, key) from None
+        info, reader = await record.bucket.open(key, version=version)
+    except NotFound as error:
+        if version is not None and "marker" in error.details:
+            raise S3Error("InvalidRequest", "A delete marker cannot be copied.") from None
+        raise await call.missing(record, key, version, error) from None
     conditions.check_copy(conditions.of_request(call.request, of_source=True), info.etag, info.modified_ms)
-    return info, reader, properties.of_attributes(info.attributes)
+    return info, reader, versions.told(record, info, versions.SOURCE)
 
 
 async def _copied(call: Call, found: Properties) -> Properties:
-    """What the copy is to have: of the source, or of the request."""
+    """What the copy is to have: of the source, or of the request. A version that is copied to its own key is
+    the current object again."""
     given = properties.of_request(call.request)
     other_metadata = _is_replaced(call, "x-amz-metadata-directive")
     other_tags = _is_replaced(call, "x-amz-tagging-directive")
     record = await call.record()
     listed = acl.of_headers(call.request, record.owner, record.owner)
-    name, key, _ = names.copy_source(call.request.header("x-amz-copy-source") or "")
+    name, key, version = names.copy_source(call.request.header("x-amz-copy-source") or "")
     changes = other_metadata or other_tags or listed is not None
-    if (name, key) == (call.name, call.key) and not changes:
+    if (name, key, version) == (call.name, call.key, None) and not changes:
         raise S3Error("InvalidRequest", "A copy of an object to itself has to change something of it.")
     chosen = given if other_metadata else found
     return Properties(
@@ -117,14 +123,14 @@ async def upload_part_copy(call: Call) -> Answer:
     bucket = await call.allow()
     number = names.part_number(call.request.parameter("partNumber"))
     id, upload = await upload_of(call)
-    source, reader, _ = await _source(call)
+    source, reader, told = await _source(call)
     part = ranges.of_copy(call.request.header("x-amz-copy-source-range"), source.size)
     if part is not None:
         reader = reader.range(part.first, part.length)
     names.check_put_size(source.size if part is None else part.length)
     body = _Digesting(reader, upload.algorithm)
 
-    async def put() -> bytes:
+    async def put() -> Answer:
         try:
             stored = await bucket.put_part(
                 id,
@@ -134,6 +140,6 @@ async def upload_part_copy(call: Call) -> Answer:
             )
         except NotFound:
             raise S3Error("NoSuchUpload", UploadId=id) from None
-        return results.copy_part(stored["etag"], stored["at_ms"], body.checksum)
+        return xml(results.copy_part(stored["etag"], stored["at_ms"], body.checksum), told)
 
-    return await patiently(call, put())
+    return await patiently(call, put(), told)

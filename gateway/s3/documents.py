@@ -178,3 +178,65 @@ def _tag_pairs(node: Node) -> list[tuple[str, str]]:
 def tag_pair(node: Node) -> tuple[str, str]:
     node.expect("Key", "Value")
     return node.one("Key").leaf(), node.one("Value").leaf()
+
+
+# -- locks -----------------------------------------------------------------------------------------------
+
+MODES: Final = ("GOVERNANCE", "COMPLIANCE")
+_DAYS_MAX: Final = 36_500
+_YEARS_MAX: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LockRule:
+    """What a new object gets. One of ``days`` and ``years`` is set."""
+
+    mode: str
+    days: int | None = None
+    years: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    mode: str
+    until_ms: int
+
+
+def object_lock(body: bytes) -> LockRule | None:
+    """The bucket's default; None: locks are possible, and no object gets one by itself."""
+    with reading():
+        root = tree(body, "ObjectLockConfiguration")
+        root.expect("ObjectLockEnabled", "Rule")
+        root.word("ObjectLockEnabled", "Enabled")
+        rule = root.maybe("Rule")
+        if rule is None:
+            return None
+        rule.expect("DefaultRetention")
+        default = rule.one("DefaultRetention")
+        default.expect("Mode", "Days", "Years")
+        found = LockRule(default.word("Mode", *MODES), default.number("Days", 1), default.number("Years", 1))
+        if (found.days is None) == (found.years is None):
+            raise Malformed("DefaultRetention has either Days or Years")
+    if (found.days or 0) > _DAYS_MAX or (found.years or 0) > _YEARS_MAX:
+        raise S3Error("InvalidArgument", f"At most {_DAYS_MAX} days, or {_YEARS_MAX} years.")
+    return found
+
+
+def retention(body: bytes) -> Retention | None:
+    """None: it is to be taken away."""
+    with reading():
+        root = tree(body, "Retention")
+        root.expect("Mode", "RetainUntilDate")
+        if not root.children:
+            return None
+        until_ms = times.parse_iso(root.one("RetainUntilDate").leaf())
+        if until_ms is None:
+            raise Malformed("RetainUntilDate is not a time")
+        return Retention(root.word("Mode", *MODES), until_ms)
+
+
+def legal_hold(body: bytes) -> bool:
+    with reading():
+        root = tree(body, "LegalHold")
+        root.expect("Status")
+        return root.word("Status", "ON", "OFF") == "ON"

@@ -104,13 +104,15 @@ TABLE: Final[dict[str, tuple[int, str]]] = {
 
 
 class S3Error(Exception):
-    """A request ends with this. ``details`` become elements of the document, as ``Key="a"`` does."""
+    """A request ends with this. ``details`` become elements of the document, as ``Key="a"`` does;
+    ``headers`` are those that the answer has beside the usual ones."""
 
     def __init__(self, code: str, message: str = "", **details: str) -> None:
         self.code = code
         self.status, usual = TABLE[code]
         self.message = message or usual
         self.details = details
+        self.headers: dict[str, str] = {}
         super().__init__(f"{code}: {self.message}")
 
 
@@ -132,6 +134,7 @@ def render(error: S3Error, resource: str, request_id: str) -> bytes:
 _BY_ERROR: Final[tuple[tuple[type[errors.MoorageError], str], ...]] = (
     (errors.LimitExceeded, "QuotaExceeded"),
     (errors.Busy, "OperationAborted"),
+    (errors.Locked, "AccessDenied"),
     (errors.Invalid, "InvalidRequest"),
     (errors.Denied, "AccessDenied"),
     (errors.DeadlineExceeded, "ServiceUnavailable"),

@@ -18,7 +18,7 @@ from moorage.client.cluster import Cluster
 from moorage.client.objects.bucket import Bucket, ObjectInfo
 from moorage.gateway.s3 import lifecycle, properties
 from moorage.gateway.s3.errors import S3Error
-from moorage.gateway.s3.lifecycle import Found, Rule
+from moorage.gateway.s3.lifecycle import Found, Rule, Succession
 from moorage.gateway.s3.records import LIFECYCLE
 from moorage.gateway.s3.times import DAY_MS
 from moorage.wire.errors import MoorageError, NotFound
@@ -69,37 +69,60 @@ async def see_to(bucket: Bucket) -> None:
     if shown["documents"].get(DONE) == done:
         return
     rules = lifecycle.parse(text.encode())
-    objects = sum([await _expire(bucket, rules, prefix, now_ms) for prefix in prefixes(rules)])
+    wanted = prefixes(rules, with_versions=shown.get("versioning") is not None)
+    objects = sum([await _expire(bucket, rules, prefix, now_ms) for prefix in wanted])
     uploads = await _abort(bucket, rules, now_ms)
     if objects or uploads:
         log.info("bucket %s: %d objects have expired, and %d uploads", bucket.name, objects, uploads)
     await bucket.set_document(DONE, done)
 
 
-def prefixes(rules: Sequence[Rule]) -> list[str]:
-    """Of objects that may expire: each is below one of these."""
-    wanted = {rule.prefix for rule in rules if rule.enabled and (rule.days or rule.date_ms is not None)}
+def prefixes(rules: Sequence[Rule], *, with_versions: bool) -> list[str]:
+    """Of what may expire: each is below one of these. ``with_versions``: former versions and delete markers
+    as well."""
+    wanted = {rule.prefix for rule in rules if rule.enabled and _deletes(rule, with_versions)}
     return sorted(each for each in wanted if not any(each != one and each.startswith(one) for one in wanted))
 
 
+def _deletes(rule: Rule, with_versions: bool) -> bool:
+    of_versions = with_versions and (rule.markers or rule.noncurrent_days is not None)
+    return of_versions or rule.days is not None or rule.date_ms is not None
+
+
 async def _expire(bucket: Bucket, rules: Sequence[Rule], prefix: str, now_ms: int) -> int:
-    count, start = 0, b""
+    """Page by page: what is due of one goes before the next is looked at."""
+    count, succession = 0, Succession(rules, now_ms)
+    after = "", ""
     while True:
-        page = await bucket.page(prefix, start=start)
-        due = [each for each in page.objects if _is_due(rules, each, now_ms)]
+        page = await bucket.versions_page(prefix, after=after[0], after_version=after[1])
+        due = [each for each in page.versions if _is_due(rules, each, now_ms)]
         if due:
             count += sum(await bucket.delete_these(due))
-        if not (start := page.next):
-            return count
+        former = [one for each in page.versions for one in succession.see(found(each), each.modified_ms)]
+        count += await _remove(bucket, former)
+        if page.next is None:
+            return count + await _remove(bucket, succession.end())
+        after = page.next
 
 
 def _is_due(rules: Sequence[Rule], info: ObjectInfo, now_ms: int) -> bool:
-    return lifecycle.current_due(rules, found(info), info.modified_ms, now_ms)
+    """Of current objects; where versions are on, a delete marker is put before each."""
+    is_current = info.latest and not info.marker
+    return is_current and lifecycle.current_due(rules, found(info), info.modified_ms, now_ms)
+
+
+async def _remove(bucket: Bucket, due: Sequence[Found]) -> int:
+    """For good; what is locked stays, and is due again the next day."""
+    if not due:
+        return 0
+    gone = await bucket.delete_versions([(each.key, each.version) for each in due])
+    return sum(each.existed and not each.locked for each in gone)
 
 
 def found(info: ObjectInfo) -> Found:
     """As rules look at it."""
-    return Found(info.key, info.size, properties.of_attributes(info.attributes).tags)
+    tags = properties.of_attributes(info.attributes).tags
+    return Found(info.key, info.size, tags, info.version, info.marker)
 
 
 async def _abort(bucket: Bucket, rules: Sequence[Rule], now_ms: int) -> int:

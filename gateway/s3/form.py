@@ -25,6 +25,7 @@ _HEADERS: Final = {
     *("cache-control", "content-type", "content-disposition", "content-encoding", "content-language"),
     *("expires", "x-amz-storage-class", "x-amz-website-redirect-location"),
 }
+_PREFIXES: Final = (names.METADATA_PREFIX, "x-amz-checksum-", "x-amz-object-lock-")
 _SIGNED: Final = ("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature")
 
 
@@ -121,9 +122,7 @@ def upload_of(fields: Mapping[str, str], bucket: str, filename: str, now_ms: int
         size_min, size_max = _check_policy(fields, bucket, now_ms)
     base = filename.replace("\\", "/").rpartition("/")[2]
     headers = {
-        name: value
-        for name, value in fields.items()
-        if name in _HEADERS or name.startswith((names.METADATA_PREFIX, "x-amz-checksum-"))
+        name: value for name, value in fields.items() if name in _HEADERS or name.startswith(_PREFIXES)
     }
     if "acl" in fields:
         headers["x-amz-acl"] = fields["acl"]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from urllib.parse import quote, urlencode, urlsplit
 
-from moorage.gateway.s3 import checksums, documents, form, names, properties, results
+from moorage.gateway.s3 import checksums, documents, form, locks, names, properties, results, versions
 from moorage.gateway.s3.answer import XML, Answer
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.errors import S3Error
@@ -38,13 +38,19 @@ async def post_object(call: Call) -> Answer:
     upload = form.upload_of(fields, call.name, filename, call.now_ms)
     call.key = upload.key
     call.request = _as_put(call.request, upload)
-    found = await wanted_properties(call)
+    found, lock = await wanted_properties(call), await locks.asked(call)
     if upload.tagging:
         found = replace(found, tags=documents.tagging(upload.tagging.encode(), names.OBJECT_TAGS_MAX))
     bucket = await allow_write(call, found)
     body = _File(call.request, upload, reader.file())
-    info = await bucket.put(upload.key, body, attributes=lambda: properties.to_attributes(body.noted(found)))
-    return _told(call, upload, info.etag)
+    record = await call.record()
+    info = await bucket.put(
+        upload.key,
+        body,
+        attributes=lambda: properties.to_attributes(body.noted(found)),
+        lock=locks.of_new(record, lock, call.now_ms),
+    )
+    return _told(call, upload, info.etag, versions.told(record, info))
 
 
 def _as_put(request: Request, upload: Upload) -> Request:
@@ -88,8 +94,8 @@ class _File:
         return replace(found, checksum=Checksum(self._announced.algorithm, text))
 
 
-def _told(call: Call, upload: Upload, etag: str) -> Answer:
-    headers = {"ETag": f'"{etag}"'}
+def _told(call: Call, upload: Upload, etag: str, more: dict[str, str]) -> Answer:
+    headers = {"ETag": f'"{etag}"', **more}
     if upload.redirect and urlsplit(upload.redirect).scheme in ("http", "https"):
         told = urlencode({"bucket": call.name, "key": upload.key, "etag": f'"{etag}"'})
         headers["Location"] = f"{upload.redirect}{'&' if '?' in upload.redirect else '?'}{told}"

@@ -20,6 +20,7 @@ from moorage.gateway.s3 import (
     errors,
     forms,
     listings,
+    locks,
     objects,
     routing,
     signature,
@@ -41,10 +42,6 @@ _UNSET: Final = (
     *("GetBucketAccelerateConfiguration", "GetBucketEncryption", "GetBucketLogging"),
     *("GetBucketNotificationConfiguration", "GetBucketOwnershipControls", "GetBucketReplication"),
     *("GetBucketRequestPayment", "GetBucketWebsite", "GetPublicAccessBlock"),
-)
-_LOCKS: Final = (
-    *("GetObjectLockConfiguration", "PutObjectLockConfiguration", "GetObjectRetention"),
-    *("PutObjectRetention", "GetObjectLegalHold", "PutObjectLegalHold"),
 )
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -76,6 +73,12 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "DeleteObjectTagging": objects.delete_object_tagging,
     "GetObjectAcl": objects.get_object_acl,
     "PutObjectAcl": objects.put_object_acl,
+    "GetObjectRetention": locks.get_retention,
+    "PutObjectRetention": locks.put_retention,
+    "GetObjectLegalHold": locks.get_legal_hold,
+    "PutObjectLegalHold": locks.put_legal_hold,
+    "GetObjectLockConfiguration": locks.get_configuration,
+    "PutObjectLockConfiguration": locks.put_configuration,
     "GetBucketPolicy": buckets.get_policy,
     "PutBucketPolicy": buckets.put_policy,
     "DeleteBucketPolicy": buckets.delete_document,
@@ -95,7 +98,6 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "PutBucketVersioning": buckets.put_versioning,
     "Preflight": buckets.preflight,
     **dict.fromkeys(_UNSET, buckets.unset),
-    **dict.fromkeys(_LOCKS, buckets.no_lock),
 }
 
 
@@ -152,7 +154,7 @@ class Gateway:
         told = errors.error_of(error)
         if told.status >= 500 and not isinstance(error, S3Error):
             log.warning("%s %s: %s: %s", operation or request.method, request_id, told.code, error)
-        headers = {"Content-Type": XML}
+        headers = {"Content-Type": XML, **told.headers}
         if told.status == 503:
             headers["Retry-After"] = str(RETRY_AFTER_S)
         body = b"" if told.status == 304 else errors.render(told, request.path, request_id)

@@ -46,11 +46,14 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An object, or one version of it, as rules look at it."""
+    """An object, or one version of it, as rules look at it. ``bare``: a delete marker, or an upload, which
+    has neither tags nor a size."""
 
     key: str
     size: int = 0
     tags: Mapping[str, str] = field(default_factory=dict)
+    version: str = "null"
+    bare: bool = False
 
 
 # -- what is due -----------------------------------------------------------------------------------------
@@ -83,18 +86,72 @@ def current_due(rules: Sequence[Rule], found: Found, modified_ms: int, now_ms: i
     return due is not None and due[0] <= now_ms
 
 
+def noncurrent_due(rules: Sequence[Rule], found: Found, superseded_ms: int, newer: int, now_ms: int) -> bool:
+    """Of a version, also a delete marker, that another one followed at ``superseded_ms``. ``newer``: how many
+    noncurrent versions of the key are newer than it."""
+    return any(
+        rule.noncurrent_days is not None
+        and newer >= rule.noncurrent_kept
+        and _midnight_after(superseded_ms, rule.noncurrent_days) <= now_ms
+        for rule in rules
+        if _about(rule, found)
+    )
+
+
+def marker_due(rules: Sequence[Rule], found: Found, modified_ms: int, now_ms: int) -> bool:
+    """Of a delete marker that is the only version its key has: it goes as an object would, by its age too."""
+    asked = any(rule.markers and _about(rule, found) for rule in rules)
+    return asked or current_due(rules, found, modified_ms, now_ms)
+
+
+class Succession:
+    """Which versions are due to go for good. It is shown all of them, of each key the newest first, as a
+    listing has them."""
+
+    def __init__(self, rules: Sequence[Rule], now_ms: int) -> None:
+        self._rules = rules
+        self._now_ms = now_ms
+        self._key = ""
+        self._newer_ms = (
+            0  # when the version that was shown before was made: the next one is noncurrent since
+        )
+        self._noncurrent = 0
+        self._alone: Found | None = None  # a marker that is due, unless another version of its key follows
+
+    def see(self, found: Found, modified_ms: int) -> list[Found]:
+        """What is known by now to be due: at most one, this version or the one before."""
+        if found.key != self._key:
+            due = self.end()
+            self._key, self._noncurrent = found.key, 0
+            if found.bare and marker_due(self._rules, found, modified_ms, self._now_ms):
+                self._alone = found
+        else:
+            self._alone = None
+            is_due = noncurrent_due(self._rules, found, self._newer_ms, self._noncurrent, self._now_ms)
+            due = [found] if is_due else []
+            self._noncurrent += 1
+        self._newer_ms = modified_ms
+        return due
+
+    def end(self) -> list[Found]:
+        """Likewise, when there is no other one."""
+        due, self._alone = self._alone, None
+        return [] if due is None else [due]
+
+
 def upload_due(rules: Sequence[Rule], key: str, initiated_ms: int, now_ms: int) -> bool:
     """Of a multipart upload that was not completed."""
     return any(
         rule.abort_days is not None and _midnight_after(initiated_ms, rule.abort_days) <= now_ms
         for rule in rules
-        if not _narrow(rule) and _about(rule, Found(key))
+        if _about(rule, Found(key, bare=True))
     )
 
 
 def _about(rule: Rule, found: Found) -> bool:
     return (
         rule.enabled
+        and not (found.bare and _narrow(rule))
         and found.key.startswith(rule.prefix)
         and (rule.larger_than is None or found.size > rule.larger_than)
         and (rule.smaller_than is None or found.size < rule.smaller_than)

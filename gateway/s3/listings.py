@@ -71,16 +71,32 @@ def _object(info: ObjectInfo, owner: Owner | None) -> Object:
 
 
 async def list_versions(call: Call) -> Answer:
-    """Each object has one version, "null", as in a bucket of S3 where versions were never switched on."""
     bucket = await call.allow()
     asked = listing.asked(call.request, "ListObjectVersions")
     owner = await call.owner()
-    found = await _objects(bucket, asked.query, None)
-    versions = [
-        Version(each.key, "null", True, each.modified_ms, owner, each.etag, each.size, checksum=each.checksum)
-        for each in found.entries
-    ]
-    return xml(results.list_versions(call.name, asked, Page(versions, found.prefixes, found.next)))
+    return xml(results.list_versions(call.name, asked, await _versions(bucket, asked.query, owner)))
+
+
+async def _versions(bucket: Bucket, query: Query, owner: Owner) -> Page[Version]:
+    """As :func:`_objects`."""
+    if not query.limit:
+        return Page()
+    found = await bucket.versions_page(
+        query.prefix,
+        delimiter=query.delimiter,
+        after=query.after.key,
+        after_version=query.after.id,
+        limit=query.limit,
+    )
+    following = None if found.next is None else Cursor(*found.next)
+    return Page([_version(each, owner) for each in found.versions], found.prefixes, following)
+
+
+def _version(info: ObjectInfo, owner: Owner) -> Version:
+    about = info.key, info.version, info.latest, info.modified_ms, owner
+    if info.marker:
+        return Version(*about)
+    return Version(*about, info.etag, info.size, checksum=properties.checksum_of(info.attributes))
 
 
 async def list_uploads(call: Call) -> Answer:

@@ -28,6 +28,7 @@ BUCKET_TAGS_MAX: Final = 50
 METADATA_PREFIX: Final = "x-amz-meta-"
 
 _BUCKET = re.compile(r"(?=.{3,63}\Z)[a-z0-9](?:[a-z0-9-]|[.](?![.]))*[a-z0-9]", re.ASCII)
+_VERSION = re.compile(r"null|[0-9a-f]{16}", re.ASCII)
 _IP = re.compile(r"[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+", re.ASCII)
 _TAKEN_PREFIXES: Final = ("xn--", "sthree-", "amzn-s3-demo-")
 _TAKEN_SUFFIXES: Final = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
@@ -147,6 +148,17 @@ def _fit(text: str) -> bool:
     return all(each in "_.:/=+-@" or unicodedata.category(each)[0] in "LNZM" for each in text)
 
 
+# -- versions --------------------------------------------------------------------------------------------
+
+
+def check_version(text: str | None) -> str | None:
+    """None: none is named. Raises InvalidArgument for what can be no version's id."""
+    if text is not None and not _VERSION.fullmatch(text):
+        known = {"ArgumentName": "versionId", "ArgumentValue": text}
+        raise S3Error("InvalidArgument", "Invalid version id specified", **known)
+    return text
+
+
 # -- the source of a copy --------------------------------------------------------------------------------
 
 
@@ -161,7 +173,7 @@ def copy_source(text: str) -> tuple[str, str, str | None]:
     bucket, _, key = whole.removeprefix("/").partition("/")
     if not bucket or not key or (pairs and pairs[0][0] != "versionId"):
         raise _bad_source()
-    return check_bucket(bucket), check_key(key), pairs[0][1] if pairs else None
+    return check_bucket(bucket), check_key(key), check_version(pairs[0][1] if pairs else None)
 
 
 def _bad_source() -> S3Error:

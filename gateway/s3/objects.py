@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-from moorage.client.objects.bucket import Bucket, Condition, ObjectInfo
+from moorage.client.objects.bucket import Bucket, Condition, Deletion, ObjectInfo
 from moorage.client.objects.reading import ObjectReader
 from moorage.gateway.s3 import (
     acl,
@@ -14,19 +14,21 @@ from moorage.gateway.s3 import (
     documents,
     expiry,
     lifecycle,
+    locks,
     names,
     properties,
     ranges,
     results,
     routing,
     times,
+    versions,
 )
 from moorage.gateway.s3.answer import Answer, nothing, xml
 from moorage.gateway.s3.body import Digests
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.conditions import Conditions
-from moorage.gateway.s3.documents import Deletion
 from moorage.gateway.s3.errors import S3Error, error_of
+from moorage.gateway.s3.names import check_version
 from moorage.gateway.s3.payload import Payload
 from moorage.gateway.s3.properties import Properties
 from moorage.gateway.s3.ranges import Range
@@ -34,17 +36,27 @@ from moorage.gateway.s3.records import Record
 from moorage.gateway.s3.results import Deleted
 from moorage.wire.errors import MoorageError, NotFound, PreconditionFailed
 
+Named = tuple[str, str | None]  # a key, and a version of it; None: the object as it is now
+
 # -- writing ---------------------------------------------------------------------------------------------
 
 
 async def put_object(call: Call) -> Answer:
-    found = await wanted_properties(call)
+    found, lock = await wanted_properties(call), await locks.asked(call)
     bucket = await allow_write(call, found)
     asked = conditions.of_request(call.request)
     await check_early(bucket, call.key, asked)
-    payload = Payload(call)
-    info = await put(call, bucket, call.key, payload, found, asked)
-    told = {**checksum_told(payload.digests), **expiry_told(await call.record(), info)}
+    payload, record = Payload(call), await call.record()
+    with judged(asked):
+        info = await bucket.put(
+            call.key,
+            await payload.source(),
+            attributes=lambda: properties.to_attributes(found.with_digests(payload.digests)),
+            condition=condition_of(asked),
+            etag=payload.etag,
+            lock=locks.of_new(record, lock, call.now_ms),
+        )
+    told = {**checksum_told(payload.digests), **about(call, record, info)}
     return Answer(headers={"ETag": f'"{info.etag}"', **told})
 
 
@@ -56,31 +68,18 @@ async def wanted_properties(call: Call) -> Properties:
     return found if listed is None else replace(found, grants=listed.grants)
 
 
-async def allow_write(call: Call, found: Properties, key: str | None = None) -> Bucket:
+async def allow_write(call: Call, found: Properties) -> Bucket:
     more = ["s3:PutObjectTagging"] * bool(found.tags) + ["s3:PutObjectAcl"] * (found.grants is not None)
-    return await call.allow(*more, tags=found.tags, key=key)
+    return await call.allow(*more, *locks.actions(call.request), tags=found.tags)
 
 
-async def put(
-    call: Call, bucket: Bucket, key: str, payload: Payload, found: Properties, asked: Conditions
-) -> ObjectInfo:
-    with judged(asked):
-        return await bucket.put(
-            key,
-            await payload.source(),
-            attributes=lambda: properties.to_attributes(found.with_digests(payload.digests)),
-            condition=condition_of(asked),
-            etag=payload.etag,
-        )
-
-
-async def check_early(bucket: Bucket, key: str, asked: Conditions) -> None:
+async def check_early(bucket: Bucket, key: str, asked: Conditions, version: str | None = None) -> None:
     """What cannot be put is not worth its bytes; it is judged again with the put."""
     if not asked.asked:
         return
     etag = None
     with contextlib.suppress(NotFound):
-        etag = (await bucket.head(key)).etag
+        etag = (await bucket.head(key, version=version)).etag
     conditions.check_write(asked, etag)
 
 
@@ -108,51 +107,75 @@ def checksum_told(digests: Digests) -> dict[str, str]:
 
 
 async def delete_object(call: Call) -> Answer:
-    bucket = await call.allow()
-    call.check_version()
+    bucket, version = await call.allow(*call.bypassing()), call.version
     asked = conditions.of_request(call.request)
-    await check_early(bucket, call.key, asked)
+    await check_early(bucket, call.key, asked, version)
     with judged(asked):
-        await bucket.delete(call.key, condition=condition_of(asked))
-    return nothing()
+        (done,) = await bucket.delete_versions(
+            [(call.key, version)], condition=condition_of(asked), bypass=call.bypasses
+        )
+    if done.locked:
+        raise _locked()
+    return nothing(versions.deletion_told(done))
 
 
 async def delete_objects(call: Call) -> Answer:
     wanted, quiet = documents.deletions(await call.document(documents.DELETE_MAX))
-    bucket = (await call.record()).bucket
-    results_by_key = {}
-    plain: list[str] = []
+    record = await call.record()
+    told: dict[Named, Deleted] = {}
+    plain: dict[Named, None] = {}
     for each in wanted:
+        named = each.key, each.version
         try:
-            await call.allow(key=each.key)
-            if each.version not in (None, "null"):
-                raise S3Error("NoSuchVersion")
-            if (each.etag, each.modified_ms, each.size) == (None, None, None):
-                plain.append(each.key)
+            await _allow_deletion(call, record, each)
+            if (each.etag, each.modified_ms, each.size) != (None, None, None):
+                told[named] = await _delete_if(call, record.bucket, each)
             else:
-                await _delete_if(bucket, each)
-            results_by_key[each.key] = Deleted(each.key, each.version)
+                plain[named] = None
         except (S3Error, MoorageError) as error:
-            results_by_key[each.key] = Deleted(each.key, each.version, error=error_of(error))
+            told[named] = Deleted(*named, error=error_of(error))
     if plain:
-        await bucket.delete(*plain)
-    return xml(results.deleted(results_by_key.values(), quiet))
+        gone = await record.bucket.delete_versions(list(plain), bypass=call.bypasses)
+        told |= {named: _deleted(named, done) for named, done in zip(plain, gone, strict=True)}
+    return xml(results.deleted(told.values(), quiet))
 
 
-async def _delete_if(bucket: Bucket, each: Deletion) -> None:
+async def _allow_deletion(call: Call, record: Record, each: documents.Deletion) -> None:
+    action = "s3:DeleteObject" if check_version(each.version) is None else "s3:DeleteObjectVersion"
+    for needed in (action, *call.bypassing()):
+        await call.check(record, needed, each.key, each.version)
+
+
+def _locked() -> S3Error:
+    return S3Error("AccessDenied", "The version is locked.")
+
+
+def _deleted(named: Named, done: Deletion) -> Deleted:
+    if done.locked:
+        return Deleted(*named, error=_locked())
+    return Deleted(*named, done.version if done.marker else None)
+
+
+async def _delete_if(call: Call, bucket: Bucket, each: documents.Deletion) -> Deleted:
     """Of an object that is as it was described: judged once more, by its ETag, when it goes."""
+    named = each.key, each.version
     try:
-        found = await bucket.head(each.key)
-    except NotFound:
-        return
+        found = await bucket.head(each.key, version=each.version)
+    except NotFound as error:
+        if each.version is not None and "marker" in error.details:  # which has nothing that was described
+            raise S3Error("PreconditionFailed") from None
+        return Deleted(*named)
     same_time = each.modified_ms is None or found.modified_ms // 1000 == each.modified_ms // 1000
     same_size = each.size is None or found.size == each.size
     if not (same_time and same_size and each.etag in (None, "*", found.etag)):
         raise S3Error("PreconditionFailed")
     try:
-        await bucket.delete(each.key, condition=Condition(etags=[found.etag]))
+        (done,) = await bucket.delete_versions(
+            [named], condition=Condition(etags=[found.etag]), bypass=call.bypasses
+        )
     except PreconditionFailed:
         raise S3Error("ConditionalRequestConflict") from None
+    return _deleted(named, done)
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -161,26 +184,26 @@ async def _delete_if(bucket: Bucket, each: Deletion) -> None:
 async def get_object(call: Call) -> Answer:
     bucket = await call.allow()
     properties.check_supported(call.request)
-    call.check_version()
     try:
-        info, reader = await bucket.open(call.key)
-    except NotFound:
-        raise await call.missing(await call.record(), call.key) from None
-    return _told(call, await call.record(), info, reader)
+        info, reader = await bucket.open(call.key, version=call.version)
+    except NotFound as error:
+        raise await call.missing(await call.record(), call.key, call.version, error) from None
+    return await _told(call, info, reader)
 
 
 async def head_object(call: Call) -> Answer:
     await call.allow()
     properties.check_supported(call.request)
-    return _told(call, await call.record(), await call.head(), None)
+    return await _told(call, await call.head(), None)
 
 
-def _told(call: Call, record: Record, info: ObjectInfo, reader: ObjectReader | None) -> Answer:
-    found = properties.of_attributes(info.attributes)
+async def _told(call: Call, info: ObjectInfo, reader: ObjectReader | None) -> Answer:
+    record, found = await call.record(), properties.of_attributes(info.attributes)
     headers = {
         "ETag": f'"{info.etag}"',
         "Last-Modified": times.http(info.modified_ms),
         "Accept-Ranges": "bytes",
+        **about(call, record, info),
     }
     try:
         conditions.check_read(conditions.of_request(call.request), info.etag, info.modified_ms)
@@ -188,8 +211,8 @@ def _told(call: Call, record: Record, info: ObjectInfo, reader: ObjectReader | N
         if error.code == "NotModified":
             return Answer(error.status, headers)
         raise
+    headers |= await locks.told(call, record, info)
     headers |= found.told() | routing.response_headers(call.request, anonymous=call.principal is None)
-    headers |= expiry_told(record, info)
     part, parts = _range(call, info)
     if parts:
         headers["x-amz-mp-parts-count"] = str(parts)
@@ -205,9 +228,14 @@ def _told(call: Call, record: Record, info: ObjectInfo, reader: ObjectReader | N
     return answer
 
 
-def expiry_told(record: Record, info: ObjectInfo) -> dict[str, str]:
+def about(call: Call, record: Record, info: ObjectInfo) -> dict[str, str]:
+    """Headers of each answer to who puts or reads it: which version it is, and when the current one
+    expires."""
+    headers = versions.told(record, info)
     text = lifecycle.expiration_header(record.lifecycle, expiry.found(info), info.modified_ms)
-    return {} if text is None else {"x-amz-expiration": text}
+    if text is not None and call.version is None:
+        headers["x-amz-expiration"] = text
+    return headers
 
 
 def _range(call: Call, info: ObjectInfo) -> tuple[Range | None, int]:
@@ -256,7 +284,8 @@ async def get_object_attributes(call: Call) -> Answer:
             with_parts and len(parts) > after + limit,
         )
     )
-    return xml(document, {"Last-Modified": times.http(info.modified_ms)})
+    told = versions.told(await call.record(), info)
+    return xml(document, {"Last-Modified": times.http(info.modified_ms), **told})
 
 
 # -- tags and lists of access ----------------------------------------------------------------------------
@@ -264,34 +293,33 @@ async def get_object_attributes(call: Call) -> Answer:
 
 async def get_object_tagging(call: Call) -> Answer:
     await call.allow()
-    found = properties.of_attributes((await call.head()).attributes)
-    return xml(results.tagging(dict(found.tags)))
+    info = await call.head()
+    found = properties.of_attributes(info.attributes)
+    return xml(results.tagging(dict(found.tags)), versions.told(await call.record(), info))
 
 
 async def put_object_tagging(call: Call) -> Answer:
     tags = documents.tagging(await call.document(documents.SMALL_MAX), names.OBJECT_TAGS_MAX)
     bucket = await call.allow(tags=tags)
-    await _change(call, bucket, tags=tags)
-    return Answer()
+    return Answer(headers=await _change(call, bucket, tags=tags))
 
 
 async def delete_object_tagging(call: Call) -> Answer:
-    await _change(call, await call.allow(), tags={})
-    return nothing()
+    return nothing(await _change(call, await call.allow(), tags={}))
 
 
 async def get_object_acl(call: Call) -> Answer:
     await call.allow()
-    found = properties.of_attributes((await call.head()).attributes)
-    return xml(acl.render(found.acl((await call.record()).owner)))
+    record, info = await call.record(), await call.head()
+    found = properties.of_attributes(info.attributes)
+    return xml(acl.render(found.acl(record.owner)), versions.told(record, info))
 
 
 async def put_object_acl(call: Call) -> Answer:
     record = await call.record()
     body = await call.document(documents.SMALL_MAX)
     listed = acl.of_headers(call.request, record.owner, record.owner) or acl.parse(body, record.owner)
-    await _change(call, await call.allow(), grants=listed.grants)
-    return Answer()
+    return Answer(headers=await _change(call, await call.allow(), grants=listed.grants))
 
 
 async def _change(
@@ -300,8 +328,9 @@ async def _change(
     *,
     tags: dict[str, str] | None = None,
     grants: tuple[acl.Grant, ...] | None = None,
-) -> None:
-    """Of the object as it is; of one that is replaced meanwhile, nothing is changed."""
+) -> dict[str, str]:
+    """Of the object as it is; of one that is replaced meanwhile, nothing is changed. Headers of the
+    answer."""
     info = await call.head()
     found = properties.of_attributes(info.attributes)
     if tags is not None:
@@ -314,3 +343,4 @@ async def _change(
         raise S3Error("NoSuchKey", Key=call.key) from None
     except PreconditionFailed:
         raise S3Error("OperationAborted") from None
+    return versions.told(await call.record(), info)

@@ -20,8 +20,11 @@ from moorage.wire.errors import MoorageError
 SOON_S: Final = 10.0  # clients wait a minute for the first byte, and proxies often half of it
 
 
-async def patiently(call: Call, work: Coroutine[Any, Any, bytes], every_s: float = SOON_S) -> Answer:
-    """``work`` gives an XML document. It is cancelled with whoever waits for the answer."""
+async def patiently(
+    call: Call, work: Coroutine[Any, Any, Answer], told: dict[str, str], every_s: float = SOON_S
+) -> Answer:
+    """``work`` gives an answer that is an XML document; ``told``: those of its headers that are known before.
+    It is cancelled with whoever waits for the answer."""
     task = asyncio.create_task(work, name=f"s3 {call.operation}")
     try:
         done, _ = await asyncio.wait({task}, timeout=every_s)
@@ -29,13 +32,13 @@ async def patiently(call: Call, work: Coroutine[Any, Any, bytes], every_s: float
         task.cancel()
         raise
     if done:
-        return xml(task.result())
-    answer = xml(b"")
+        return task.result()
+    answer = xml(b"", told)
     answer.stream = _blanks(call, task, every_s)
     return answer
 
 
-async def _blanks(call: Call, task: asyncio.Task[bytes], every_s: float) -> AsyncIterator[memoryview]:
+async def _blanks(call: Call, task: asyncio.Task[Answer], every_s: float) -> AsyncIterator[memoryview]:
     declaration = DECLARATION.encode()
     try:
         yield memoryview(declaration)
@@ -47,8 +50,8 @@ async def _blanks(call: Call, task: asyncio.Task[bytes], every_s: float) -> Asyn
         task.cancel()
 
 
-def _outcome(call: Call, task: asyncio.Task[bytes]) -> bytes:
+def _outcome(call: Call, task: asyncio.Task[Answer]) -> bytes:
     try:
-        return task.result()
+        return task.result().body
     except (S3Error, MoorageError) as error:
         return errors.render(errors.error_of(error), call.request.path, "")

@@ -102,9 +102,10 @@ def context_of(
     presigned: bool = False,
     request_tags: Mapping[str, str] | None = None,
     object_tags: Mapping[str, str] | None = None,
+    version: str | None = None,
 ) -> dict[str, str]:
     """``object_tags``: of the object that is there, where a policy may ask for them
-    (:func:`asks_for_tags`)."""
+    (:func:`asks_for_tags`). ``version``: that it is about, which not only a query can name."""
     found: dict[str, str | None] = {
         "aws:currenttime": times.iso(now_ms),
         "aws:epochtime": str(now_ms // 1000),
@@ -113,7 +114,7 @@ def context_of(
         "aws:sourceip": request.source_ip or None,
         "aws:useragent": request.header("user-agent"),
         "aws:username": principal,
-        "s3:versionid": request.parameter("versionId"),
+        "s3:versionid": version,
     }
     for name in ("delimiter", "max-keys", "prefix"):
         found[f"s3:{name}"] = request.parameter(name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from moorage.client.objects.bucket import Lock
 from moorage.gateway.s3 import names
 from moorage.gateway.s3.acl import Acl, Grant, Permission
 from moorage.gateway.s3.body import Digests
@@ -25,16 +26,16 @@ _HEADERS: Final = ("cache-control", "content-disposition", "content-language", "
 _USUAL_TYPE: Final = "binary/octet-stream"
 # Headers of requests that ask for what there is not: to pass over them would be a promise that is not kept.
 _REFUSED: Final = (
-    *("x-amz-server-side-encryption", "x-amz-object-lock", "x-amz-website-redirect-location"),
-    *("x-amz-write-offset-bytes", "x-amz-copy-source-server-side-encryption"),
+    *("x-amz-server-side-encryption", "x-amz-website-redirect-location", "x-amz-write-offset-bytes"),
+    "x-amz-copy-source-server-side-encryption",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Properties:
     """``headers``: of the content, names in lower case. ``grants``: None where nobody has set a list.
-    ``algorithm`` and ``kind``: of the checksum that an upload in parts is to have; ``upload``: the one that
-    the object was made by."""
+    ``algorithm`` and ``kind``: of the checksum that an upload in parts is to have, and the ``lock`` that was
+    asked for; ``upload``: the one that the object was made by."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Properties:
     algorithm: Algorithm | None = None
     kind: Kind | None = None
     upload: str = ""
+    lock: Lock | None = None
 
     def with_digests(self, digests: Digests) -> Properties:
         if digests.algorithm is None or digests.checksum is None:
@@ -117,6 +119,7 @@ def to_attributes(found: Properties, beside: Mapping[str, Any] | None = None) ->
         "algorithm": None if found.algorithm is None else str(found.algorithm),
         "kind": None if found.kind is None else str(found.kind),
         "upload": found.upload,
+        "lock": None if found.lock is None else [found.lock.mode, found.lock.until_ms, found.lock.hold],
     }
     return {**(beside or {}), ENTRY: {name: value for name, value in entry.items() if value or value == []}}
 
@@ -130,6 +133,7 @@ def of_attributes(attributes: Mapping[str, Any]) -> Properties:
     if not isinstance(entry, dict):
         return Properties()
     grants, algorithm, kind = entry.get("grants"), entry.get("algorithm"), entry.get("kind")
+    lock = entry.get("lock")
     return Properties(
         entry.get("headers", {}),
         entry.get("metadata", {}),
@@ -139,6 +143,7 @@ def of_attributes(attributes: Mapping[str, Any]) -> Properties:
         None if algorithm is None else Algorithm(algorithm),
         None if kind is None else Kind(kind),
         entry.get("upload", ""),
+        None if lock is None else Lock(*lock),
     )
 
 

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from moorage.client.cluster import Cluster
 from moorage.client.objects.bucket import Bucket
-from moorage.gateway.s3 import acl, cors, lifecycle, policy, policy_document
+from moorage.gateway.s3 import acl, cors, documents, lifecycle, policy, policy_document
 from moorage.gateway.s3.acl import Acl, Grant, Permission
+from moorage.gateway.s3.documents import LockRule
 from moorage.gateway.s3.errors import S3Error
 from moorage.wire.errors import Invalid, NotFound
 
@@ -23,6 +24,9 @@ BUCKETS_MAX: Final = 10_000
 
 # Names of documents.
 POLICY, ACL, CORS, TAGGING, LIFECYCLE = "policy", "acl", "cors", "tagging", "lifecycle"
+OBJECT_LOCK: Final = "object-lock"
+
+ENABLED: Final = "enabled"  # of versions
 
 
 @dataclass
@@ -43,6 +47,17 @@ class Record:
     @property
     def owner(self) -> str:
         return str(self.shown["principal"])
+
+    @property
+    def versioning(self) -> str | None:
+        """``enabled`` or ``suspended``; None where versions were never on, or metadata does not know any."""
+        found = self.shown.get("versioning")
+        return None if found is None else str(found)
+
+    @property
+    def locks(self) -> bool:
+        """Whether versions can be locked."""
+        return bool(self.shown.get("locks"))
 
     def document(self, name: str) -> str | None:
         found = self.shown["documents"].get(name)
@@ -69,6 +84,12 @@ class Record:
     def lifecycle(self) -> list[lifecycle.Rule]:
         text = self.document(LIFECYCLE)
         return [] if text is None else lifecycle.parse(text.encode())
+
+    @cached_property
+    def lock_rule(self) -> LockRule | None:
+        """What an object gets that is put without a lock."""
+        text = self.document(OBJECT_LOCK)
+        return None if text is None else documents.object_lock(text.encode())
 
 
 class Records:
@@ -98,6 +119,12 @@ class Records:
     async def set_document(self, record: Record, name: str, text: str | None) -> None:
         try:
             await record.bucket.set_document(name, text)
+        finally:
+            self.expire(record.name)
+
+    async def set_versioning(self, record: Record, state: str, *, locks: bool = False) -> None:
+        try:
+            await record.bucket.set_versioning(state, locks=locks)
         finally:
             self.expire(record.name)
 

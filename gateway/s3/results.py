@@ -12,6 +12,7 @@ from typing import Final
 
 from moorage.gateway.s3 import times
 from moorage.gateway.s3.checksums import Algorithm, Kind
+from moorage.gateway.s3.documents import LockRule, Retention
 from moorage.gateway.s3.errors import S3Error
 from moorage.gateway.s3.listing import Asked, Page, token_of
 from moorage.gateway.s3.markup import branch, document, element, escape, maybe
@@ -428,6 +429,15 @@ def tagging(tags: dict[str, str]) -> bytes:
     return document("Tagging", branch("TagSet", *rows))
 
 
+def retention(found: Retention) -> bytes:
+    until = element("RetainUntilDate", times.iso(found.until_ms))
+    return document("Retention", element("Mode", found.mode), until)
+
+
+def legal_hold(on: bool) -> bytes:
+    return document("LegalHold", element("Status", "ON" if on else "OFF"))
+
+
 # -- buckets ---------------------------------------------------------------------------------------------
 
 
@@ -439,6 +449,14 @@ def location(region: str) -> bytes:
 def versioning(status: str | None) -> bytes:
     """None: it was never set."""
     return document("VersioningConfiguration", maybe("Status", status))
+
+
+def object_lock(rule: LockRule | None) -> bytes:
+    default = ""
+    if rule is not None:
+        span = maybe("Days", rule.days) + maybe("Years", rule.years)
+        default = branch("Rule", branch("DefaultRetention", element("Mode", rule.mode), span))
+    return document("ObjectLockConfiguration", element("ObjectLockEnabled", "Enabled"), default)
 
 
 def policy_status(public: bool) -> bytes:

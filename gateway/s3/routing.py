@@ -27,7 +27,7 @@ class Level(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Row:
     """``sub``: the parameter of the query that makes it this operation. ``version_action``: the permission
-    where the request names a version."""
+    where the request names a version, "" where it cannot."""
 
     level: Level
     method: str
@@ -102,10 +102,10 @@ TABLE: Final = (
             *("DELETE", "tagging", "DeleteObjectTagging"),
             *("s3:DeleteObjectTagging", "s3:DeleteObjectVersionTagging"),
         ),
-        ("GET", "retention", "GetObjectRetention", "s3:GetObjectRetention"),
-        ("PUT", "retention", "PutObjectRetention", "s3:PutObjectRetention"),
-        ("GET", "legal-hold", "GetObjectLegalHold", "s3:GetObjectLegalHold"),
-        ("PUT", "legal-hold", "PutObjectLegalHold", "s3:PutObjectLegalHold"),
+        ("GET", "retention", "GetObjectRetention", "s3:GetObjectRetention", "s3:GetObjectRetention"),
+        ("PUT", "retention", "PutObjectRetention", "s3:PutObjectRetention", "s3:PutObjectRetention"),
+        ("GET", "legal-hold", "GetObjectLegalHold", "s3:GetObjectLegalHold", "s3:GetObjectLegalHold"),
+        ("PUT", "legal-hold", "PutObjectLegalHold", "s3:PutObjectLegalHold", "s3:PutObjectLegalHold"),
         ("POST", "uploads", "CreateMultipartUpload", "s3:PutObject"),
         ("PUT", "uploadId", "UploadPart", "s3:PutObject"),
         ("POST", "uploadId", "CompleteMultipartUpload", "s3:PutObject"),
@@ -155,10 +155,16 @@ def route(request: Request, domains: Iterable[str] = ()) -> Route:
     row = _BY_PLACE.get((level, request.method, sub))
     if row is None:
         raise _unknown(level, request.method, sub)
-    action = row.action
-    if row.version_action and request.parameter("versionId") is not None:
-        action = row.version_action
-    return Route(_operation(row, request), bucket, key, action)
+    return Route(_operation(row, request), bucket, key, _action(row, request))
+
+
+def _action(row: Row, request: Request) -> str:
+    """A version that is named where none can be is no matter to pass over: it was not put, or not read."""
+    if row.level is not Level.OBJECT or not row.action or request.parameter("versionId") is None:
+        return row.action
+    if not row.version_action:
+        raise S3Error("InvalidArgument", "This operation does not accept a version-id.")
+    return row.version_action
 
 
 def _operation(row: Row, request: Request) -> str:

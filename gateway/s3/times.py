@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 DAY_MS: Final = 86_400_000
+LAST_MS: Final = 253_402_300_799_999  # in the year 9999: nothing later can be written
 _BASIC = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})T([0-9]{2})([0-9]{2})([0-9]{2})Z", re.ASCII)
 _EXTENDED = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})"

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from moorage.client.objects.bucket import Bucket, ObjectInfo
-from moorage.gateway.s3 import checksums, conditions, documents, names, properties, results
+from moorage.gateway.s3 import checksums, conditions, documents, locks, names, properties, results, versions
 from moorage.gateway.s3.answer import Answer, nothing, xml
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.checksums import Algorithm, Kind
@@ -36,7 +36,7 @@ PAGE: Final = 1000
 
 
 async def create_upload(call: Call) -> Answer:
-    found = await wanted_properties(call)
+    found = replace(await wanted_properties(call), lock=await locks.asked(call))
     headers = {}
     stated = call.request.header("x-amz-checksum-algorithm")
     kind = call.request.header("x-amz-checksum-type")
@@ -156,7 +156,7 @@ async def complete_upload(call: Call) -> Answer:
     await check_early(bucket, call.key, asked)
     checksum = _checksum_of(call, found, chosen)
     etag = checksums.multipart_etag([bytes.fromhex(part.etag) for part in chosen])
-    new = replace(found, algorithm=None, kind=None, upload=id, checksum=checksum)
+    new = replace(found, algorithm=None, kind=None, lock=None, upload=id, checksum=checksum)
     with judged(asked):
         try:
             info = await bucket.complete_upload(
@@ -164,10 +164,11 @@ async def complete_upload(call: Call) -> Answer:
                 etag=etag,
                 attributes=properties.to_attributes(new),
                 condition=condition_of(asked),
+                lock=locks.of_new(await call.record(), found.lock, call.now_ms),
             )
         except NotFound:  # another completion, or a part that was put anew, came first
             return await _completed(call, bucket, id)
-    return _told(call, info)
+    return await _told(call, info)
 
 
 async def _completed(call: Call, bucket: Bucket, id: str) -> Answer:
@@ -178,14 +179,15 @@ async def _completed(call: Call, bucket: Bucket, id: str) -> Answer:
         raise _no_upload(id) from None
     if not id or properties.of_attributes(info.attributes).upload != id:
         raise _no_upload(id)
-    return _told(call, info)
+    return await _told(call, info)
 
 
-def _told(call: Call, info: ObjectInfo) -> Answer:
+async def _told(call: Call, info: ObjectInfo) -> Answer:
     scheme = "https" if call.request.secure else "http"
     location = f"{scheme}://{call.request.header('host')}/{call.name}/{quote(call.key)}"
     checksum = properties.checksum_of(info.attributes)
-    return xml(results.complete_upload(location, call.name, call.key, info.etag, checksum))
+    document = results.complete_upload(location, call.name, call.key, info.etag, checksum)
+    return xml(document, versions.told(await call.record(), info))
 
 
 async def _parts(bucket: Bucket, id: str) -> AsyncIterator[results.Part]:

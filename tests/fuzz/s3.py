@@ -89,10 +89,10 @@ def _head(request: Request) -> None:
 
 HEADS = [
     b"GET /bucket?list-type=2&prefix=a%2F&delimiter=/&max-keys=5&encoding-type=url&start-after=b\nHost: h",
-    b"GET /bucket?versions&key-marker=a&version-id-marker=v\nHost: h",
+    b"GET /bucket?versions&key-marker=a&version-id-marker=null\nHost: h",
     b"GET /a%20b/c?versionId=null&response-content-type=text/plain\nHost: bucket.s3.example:9000\n"
     b'Range: bytes=1-5\nIf-Range: "e"\nIf-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT',
-    b"PUT /bucket/k?uploadId=u&partNumber=5\nHost: [::1]:1\nx-amz-copy-source: /bucket/k?versionId=v\n"
+    b"PUT /bucket/k?uploadId=u&partNumber=5\nHost: [::1]:1\nx-amz-copy-source: /bucket/k?versionId=null\n"
     b'x-amz-copy-source-range: bytes=0-9\nx-amz-copy-source-if-match: "e", W/"f"',
     b"PUT /bucket/k\nHost: h\nIf-None-Match: *\nx-amz-tagging: a=b&c=d\nx-amz-meta-a: b\nx-amz-acl: private\n"
     b"x-amz-checksum-crc32: AAAAAA==\nContent-MD5: AAAAAAAAAAAAAAAAAAAAAA==",
@@ -247,6 +247,12 @@ DOCUMENTS: list[tuple[Callable[[bytes], Any], bytes]] = [
     ),
     (_again(documents.versioning, results.versioning), results.versioning("Enabled")),
     (_again(_object_tags, results.tagging), results.tagging({"a": "b"})),
+    (
+        _again(documents.object_lock, results.object_lock),
+        results.object_lock(documents.LockRule("GOVERNANCE", 1)),
+    ),
+    (documents.retention, results.retention(documents.Retention("COMPLIANCE", NOW_MS))),
+    (_again(documents.legal_hold, results.legal_hold), results.legal_hold(True)),
     (
         _again(cors.parse, cors.render),
         cors.render([cors.Rule(("*",), ("GET",), ("x-*",), ("ETag",), 5, "a")]),

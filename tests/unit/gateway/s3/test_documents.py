@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from moorage.gateway.s3 import documents, errors, markup, results
 from moorage.gateway.s3.checksums import Algorithm, Kind, encode
-from moorage.gateway.s3.documents import CompletedPart, Creation, Deletion
+from moorage.gateway.s3.documents import CompletedPart, Creation, Deletion, LockRule, Retention
 from moorage.gateway.s3.errors import S3Error
 from moorage.gateway.s3.listing import Asked, Cursor, Page, Query, token_of
 from moorage.gateway.s3.markup import NAMESPACE
@@ -133,6 +133,42 @@ def test_small_ones() -> None:
         "NotImplemented",
     )
     refused(documents.versioning, b"", "MissingRequestBodyError")
+
+
+def test_locks() -> None:
+    retention = {"Mode": "GOVERNANCE", "RetainUntilDate": AT}
+    body = written("put_object_retention", Key="k", Retention=retention)
+    assert documents.retention(body) == Retention("GOVERNANCE", AT_MS)
+    rendered = results.retention(Retention("GOVERNANCE", AT_MS))
+    assert read_by_botocore("GetObjectRetention", rendered)["Retention"]["Mode"] == "GOVERNANCE"
+    assert documents.retention(b"<Retention/>") is None
+    refused(documents.retention, b"<Retention><Mode>GOVERNANCE</Mode></Retention>", "MalformedXML")
+    for on in (True, False):
+        body = written("put_object_legal_hold", Key="k", LegalHold={"Status": "ON" if on else "OFF"})
+        assert documents.legal_hold(body) is on
+        assert documents.legal_hold(results.legal_hold(on)) is on
+    for rule in (LockRule("COMPLIANCE", days=3), LockRule("GOVERNANCE", years=1), None):
+        rendered = results.object_lock(rule)
+        found = read_by_botocore("GetObjectLockConfiguration", rendered)["ObjectLockConfiguration"]
+        body = written("put_object_lock_configuration", ObjectLockConfiguration=found)
+        assert documents.object_lock(body) == rule
+
+
+@pytest.mark.parametrize(
+    ("default", "code"),
+    [
+        ("<Mode>GOVERNANCE</Mode><Days>1</Days><Years>1</Years>", "MalformedXML"),
+        ("<Mode>GOVERNANCE</Mode>", "MalformedXML"),
+        ("<Mode>A</Mode><Days>1</Days>", "MalformedXML"),
+        ("<Mode>COMPLIANCE</Mode><Days>0</Days>", "MalformedXML"),
+        ("<Mode>COMPLIANCE</Mode><Days>36501</Days>", "InvalidArgument"),
+        ("<Mode>COMPLIANCE</Mode><Years>101</Years>", "InvalidArgument"),
+    ],
+)
+def test_defaults_of_locks_that_are_refused(default: str, code: str) -> None:
+    begin = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>"
+    end = "</DefaultRetention></Rule></ObjectLockConfiguration>"
+    refused(documents.object_lock, f"{begin}{default}{end}".encode(), code)
 
 
 BOMB = (

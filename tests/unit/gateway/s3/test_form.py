@@ -52,6 +52,13 @@ def test_what_botocore_signs() -> None:
             found.check_size(size)
 
 
+def test_what_it_asks_for_of_locks() -> None:
+    fields = signed([["starts-with", "$x-amz-object-lock-legal-hold", ""]])
+    found = proved(fields | {"x-amz-object-lock-legal-hold": "ON"})
+    assert found.headers["x-amz-object-lock-legal-hold"] == "ON"
+    refused(fields | {"x-amz-object-lock-legal-hold": "ON", "x-amz-object-lock-mode": "G"}, "AccessDenied")
+
+
 def test_what_its_policy_does_not_allow() -> None:
     fields = signed()
     refused(fields | {"x-amz-meta-a": "b"}, "AccessDenied")

@@ -162,8 +162,8 @@ def test_what_is_asked_for() -> None:
     assert found.query.after == Cursor("x")  # goes on where it was, whatever start-after says
     assert (found.start_after, found.token, found.fetch_owner) == ("a", token, True)
     assert of("list-type=2&start-after=a", "ListObjectsV2").query.after == Cursor("a")
-    assert of("versions&key-marker=a&version-id-marker=v", "ListObjectVersions").query.after == Cursor(
-        "a", "v"
+    assert of("versions&key-marker=a&version-id-marker=null", "ListObjectVersions").query.after == Cursor(
+        "a", "null"
     )
     assert of("uploads&upload-id-marker=v&max-uploads=2", "ListMultipartUploads").query == Query(limit=2)
     assert of("max-keys=5000", "ListObjects").query.limit == 1000
@@ -179,7 +179,8 @@ def test_what_is_asked_for() -> None:
         ("max-keys=2147483648", "ListObjects"),
         ("encoding-type=base64", "ListObjects"),
         ("continuation-token=", "ListObjectsV2"),
-        ("version-id-marker=v", "ListObjectVersions"),
+        ("version-id-marker=null", "ListObjectVersions"),
+        ("key-marker=a&version-id-marker=v", "ListObjectVersions"),
     ],
 )
 def test_what_cannot_be_asked_for(query: str, operation: str) -> None:

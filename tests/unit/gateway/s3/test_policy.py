@@ -260,7 +260,9 @@ def test_who_may() -> None:
 def test_contexts() -> None:
     headers = [("User-Agent", "curl"), ("x-amz-acl", "private"), ("Referer", "http://a/")]
     request = Request("GET", "/b", "prefix=a%2F&max-keys=5", headers, secure=True, source_ip="10.0.0.1")
-    found = policy.context_of(request, "team-a", NOW_MS, presigned=True, object_tags={"Team": "a"})
+    found = policy.context_of(
+        request, "team-a", NOW_MS, presigned=True, object_tags={"Team": "a"}, version="null"
+    )
     assert found == {
         "aws:currenttime": "2026-01-02T03:04:05.000Z",
         "aws:epochtime": "1767323045",
@@ -275,6 +277,7 @@ def test_contexts() -> None:
         "s3:authtype": "REST-QUERY-STRING",
         "s3:signatureversion": "AWS4-HMAC-SHA256",
         "s3:existingobjecttag/Team": "a",
+        "s3:versionid": "null",
     }
     nobody = policy.context_of(Request("GET", "/b", "", []), None, NOW_MS, request_tags={"a": "b"})
     assert set(nobody) == {"aws:currenttime", "aws:epochtime", "aws:securetransport", "s3:requestobjecttag/a"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from moorage.client.objects.bucket import Lock
 from moorage.gateway.s3 import properties
 from moorage.gateway.s3.acl import EVERYBODY, Acl, Grant, Permission
 from moorage.gateway.s3.body import Digests
@@ -23,6 +24,7 @@ FULL = Properties(
     Algorithm.CRC32,
     Kind.COMPOSITE,
     "u1",
+    Lock("GOVERNANCE", 5, True),
 )
 
 
@@ -69,7 +71,6 @@ def test_of_a_request() -> None:
     ("header", "value", "code"),
     [
         ("x-amz-server-side-encryption", "AES256", "NotImplemented"),
-        ("x-amz-object-lock-mode", "GOVERNANCE", "NotImplemented"),
         ("x-amz-storage-class", "GLACIER", "InvalidStorageClass"),
         ("x-amz-meta-a", "\udcff", "InvalidArgument"),
     ],

@@ -120,6 +120,8 @@ def test_places(host: str, path: str, bucket: str, key: str) -> None:
         ("PUT", "/bucket", "website", "NotImplemented"),
         ("PUT", "/bucket", "inventory&id=1", "NotImplemented"),
         ("PUT", "/bucket/k", "versioning", "MethodNotAllowed"),
+        ("PUT", "/bucket/k", "versionId=null", "InvalidArgument"),
+        ("POST", "/bucket/k", "uploads&versionId=null", "InvalidArgument"),
         ("POST", "/bucket/k", "", "MethodNotAllowed"),
         ("POST", "/bucket", "", "MethodNotAllowed"),
         ("PATCH", "/bucket/k", "", "MethodNotAllowed"),
@@ -137,6 +139,8 @@ def test_forms_preflights_and_versions() -> None:
     form = of("POST", "/bucket", content_type="Multipart/Form-Data; boundary=x")
     assert form.operation == "PostObject"
     assert of("OPTIONS", "/bucket/k", "acl").operation == "Preflight"
+    assert of("OPTIONS", "/bucket/k", "versionId=a").operation == "Preflight"
+    assert of("PUT", "/bucket/k", "retention&versionId=a").action == "s3:PutObjectRetention"
     assert of("GET", "/bucket/k", "versionId=a").action == "s3:GetObjectVersion"
     assert of("GET", "/bucket/k", "acl&versionId=a").action == "s3:GetObjectVersionAcl"
     assert of("GET", "/bucket/k", "x-id=GetObject&other=1").operation == "GetObject"
@@ -236,14 +240,22 @@ def test_tags_that_are_refused(text: str, code: str) -> None:
     assert caught.value.code == code
 
 
+VERSION = "00000000000000ff"
+
+
+def test_versions() -> None:
+    for text in (None, "null", VERSION):
+        assert names.check_version(text) == text
+    for text in ("", "NULL", VERSION.upper(), VERSION[1:], VERSION + "0", VERSION + "\n", "../../etc"):
+        with pytest.raises(S3Error, match="InvalidArgument"):
+            names.check_version(text)
+
+
 @given(key=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_sources_of_copies_as_botocore_writes_them(key: str) -> None:
-    request = request_of(
-        sent(
-            "copy_object", Bucket="b-1", Key="k", CopySource={"Bucket": "from", "Key": key, "VersionId": "v"}
-        )
-    )
-    assert names.copy_source(request.header("x-amz-copy-source") or "") == ("from", key, "v")
+    source = {"Bucket": "from", "Key": key, "VersionId": VERSION}
+    request = request_of(sent("copy_object", Bucket="b-1", Key="k", CopySource=source))
+    assert names.copy_source(request.header("x-amz-copy-source") or "") == ("from", key, VERSION)
 
 
 @pytest.mark.parametrize(

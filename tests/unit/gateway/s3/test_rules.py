@@ -268,6 +268,69 @@ def test_what_rules_are_about(rule: Rule, found: Found, due: bool) -> None:
     assert lifecycle.current_due([rule], found, 0, 50 * DAY_MS) is due
 
 
+def test_noncurrent_versions() -> None:
+    rules = [Rule("a", noncurrent_days=3, noncurrent_kept=2)]
+    late = 20 * DAY_MS
+    assert not lifecycle.noncurrent_due(rules, Found("k"), NOON, 1, late)
+    assert lifecycle.noncurrent_due(rules, Found("k"), NOON, 2, late)
+    assert not lifecycle.noncurrent_due(rules, Found("k"), NOON, 2, 14 * DAY_MS - 1)
+    assert not lifecycle.noncurrent_due([Rule("b", days=1)], Found("k"), NOON, 9, late)
+    narrow = [Rule("c", noncurrent_days=3, smaller_than=9)]
+    assert lifecycle.noncurrent_due(narrow, Found("k", 5), NOON, 0, late)
+    assert not lifecycle.noncurrent_due(narrow, Found("k", bare=True), NOON, 0, late)
+
+
+@pytest.mark.parametrize(
+    ("rule", "now_ms", "due"),
+    [
+        (Rule("a", markers=True), NOON, True),
+        (Rule("a", markers=True, enabled=False), NOON, False),
+        (Rule("a", markers=True, prefix="p"), NOON, False),
+        (Rule("a", days=1), 12 * DAY_MS, True),
+        (Rule("a", days=1), 12 * DAY_MS - 1, False),
+        (Rule("a", abort_days=1, noncurrent_days=1), 99 * DAY_MS, False),
+        (Rule("a", days=1, tags={"t": "1"}), 99 * DAY_MS, False),
+        (Rule("a", days=1, smaller_than=9), 99 * DAY_MS, False),
+        (Rule("a", days=1, larger_than=0), 99 * DAY_MS, False),
+        (Rule("a", date_ms=NOON), NOON, True),
+        (Rule("a", date_ms=NOON + 1), NOON, False),
+    ],
+)
+def test_markers_that_hide_nothing(rule: Rule, now_ms: int, due: bool) -> None:
+    assert lifecycle.marker_due([rule], Found("k", bare=True), NOON, now_ms) is due
+
+
+def gone(rules: list[Rule], text: str, now_day: int = 20) -> str:
+    """Of versions that are written as a key, the day on which each was made, and ``-`` for a marker."""
+    succession = lifecycle.Succession(rules, now_day * DAY_MS)
+    due: list[Found] = []
+    for each in text.split():
+        found = Found(each[0], version=each, bare=each.endswith("-"))
+        due += succession.see(found, int(each[1:].rstrip("-")) * DAY_MS)
+    return " ".join(each.version for each in due + succession.end())
+
+
+def test_a_version_is_noncurrent_since_the_next_one_was_made() -> None:
+    rules = [Rule("a", noncurrent_days=5)]
+    assert gone(rules, "a9 a1 b17 b14 b2") == "a1 b2"
+    assert gone(rules, "a16- a15 a1 b16 b1") == "a1", "a marker counts"
+    assert gone(rules, "a19 a15- a14- a1") == "a14- a1", "markers go as well"
+    assert gone(rules, "a15 a1", 19) == "" and gone(rules, "a15 a1", 20) == "a1"
+
+
+def test_the_newest_noncurrent_versions_are_kept() -> None:
+    rules = [Rule("a", noncurrent_days=1, noncurrent_kept=2), Rule("b", prefix="b", noncurrent_days=9)]
+    assert gone(rules, "a9 a8 a7 a6 a5 b19 b18 b17 b3 b2 b1") == "a6 a5 b3 b2 b1"
+
+
+def test_a_marker_goes_when_it_is_the_only_version() -> None:
+    rules = [Rule("a", markers=True)]
+    assert gone(rules, "a2- b2- b1 c9 d1-") == "a2- d1-"
+    assert gone(rules, "a3- a2- b1") == ""
+    assert gone(rules, "") == ""
+    assert gone([Rule("b", days=3), Rule("c", noncurrent_days=1)], "a19- b3- c3- c2") == "b3- c2"
+
+
 def test_uploads_that_are_due() -> None:
     assert lifecycle.upload_due([Rule("a", abort_days=7)], "k", NOON, 18 * DAY_MS)
     assert not lifecycle.upload_due([Rule("a", abort_days=7)], "k", NOON, 18 * DAY_MS - 1)

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from moorage.client.keys import AccessKey
+from moorage.gateway.s3.answer import Answer, xml
 from moorage.gateway.s3.credentials import FRESH_S, Credentials
 from moorage.gateway.s3.errors import S3Error
 from moorage.gateway.s3.gateway import OPERATIONS
@@ -53,21 +54,21 @@ class _Call:
     request = Request("PUT", "/b/k", "", [])
 
 
-async def _long(seconds: float, error: Exception | None = None) -> bytes:
+async def _long(seconds: float, error: Exception | None = None) -> Answer:
     await asyncio.sleep(seconds)
     if error is not None:
         raise error
-    return document("CopyObjectResult", element("ETag", "e"))
+    return xml(document("CopyObjectResult", element("ETag", "e")), {"late": "1"})
 
 
 CALL: Any = _Call()
 
 
 async def test_what_ends_soon_is_answered_as_it_is() -> None:
-    answer = await patiently(CALL, _long(0))
-    assert answer.stream is None and answer.body.startswith(b"<?xml")
+    answer = await patiently(CALL, _long(0), {"early": "1"})
+    assert answer.stream is None and answer.body.startswith(b"<?xml") and "late" in answer.headers
     with pytest.raises(S3Error, match="NoSuchKey"):
-        await patiently(CALL, _long(0, S3Error("NoSuchKey")))
+        await patiently(CALL, _long(0, S3Error("NoSuchKey")), {})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,8 @@ async def test_what_ends_soon_is_answered_as_it_is() -> None:
     [(None, "CopyObjectResult"), (S3Error("PreconditionFailed"), "Error"), (NoQuorum("h1"), "Error")],
 )
 async def test_what_takes_long_is_answered_with_blanks_before(error: Exception | None, root: str) -> None:
-    answer = await patiently(CALL, _long(0.05, error), every_s=0.01)
+    answer = await patiently(CALL, _long(0.05, error), {"early": "1"}, every_s=0.01)
+    assert "early" in answer.headers
     assert (answer.status, answer.length) == (200, None) and answer.stream is not None
     text = b"".join([bytes(piece) async for piece in answer.stream])
     assert text.count(b"  ") and text.count(b"<?xml") == 1
@@ -85,17 +87,17 @@ async def test_what_takes_long_is_answered_with_blanks_before(error: Exception |
 async def test_who_does_not_wait_any_more_cancels_the_work() -> None:
     ended = asyncio.Event()
 
-    async def work() -> bytes:
+    async def work() -> Answer:
         try:
             return await _long(60)
         finally:
             ended.set()
 
-    waiting = asyncio.create_task(patiently(CALL, work()))
+    waiting = asyncio.create_task(patiently(CALL, work(), {}))
     await asyncio.sleep(0.01)
     waiting.cancel()
     await asyncio.wait_for(ended.wait(), 5)
-    answer = await patiently(CALL, work(), every_s=0.01)
+    answer = await patiently(CALL, work(), {}, every_s=0.01)
     ended.clear()
     assert answer.stream is not None
     await anext(answer.stream)
