@@ -226,11 +226,21 @@ class Bucket:
         about = {"attributes": attributes, "request": secrets.token_hex(16)}
         return ObjectInfo.from_wire(await self._propose("metadata.set_attributes", {**_named(info), **about}))
 
-    async def set_lock(self, info: ObjectInfo, lock: Lock, *, bypass: bool = False) -> ObjectInfo:
-        """Lock this version, or change that. ``bypass``: governance does not count. Raises Locked when a
-        retention would end early; Invalid in a bucket without locks."""
-        about = {"lock": lock.to_wire(), "bypass": bypass, "request": secrets.token_hex(16)}
-        return ObjectInfo.from_wire(await self._propose("metadata.set_lock", {**_named(info), **about}))
+    async def set_retention(
+        self, info: ObjectInfo, mode: str, until_ms: int, *, bypass: bool = False
+    ) -> ObjectInfo:
+        """Keep this version until then, by a mode of :class:`Lock`; with none ("", 0) no longer. ``bypass``:
+        governance does not count. Raises Locked when a retention would end early; Invalid in a bucket
+        without locks."""
+        return await self._set_lock(info, {"retention": [mode, until_ms], "bypass": bypass})
+
+    async def set_hold(self, info: ObjectInfo, hold: bool) -> ObjectInfo:
+        """Keep this version until that is taken away."""
+        return await self._set_lock(info, {"hold": hold})
+
+    async def _set_lock(self, info: ObjectInfo, change: dict[str, Any]) -> ObjectInfo:
+        params = {**_named(info), **change, "request": secrets.token_hex(16)}
+        return ObjectInfo.from_wire(await self._propose("metadata.set_lock", params))
 
     async def head(self, key: str, *, version: str | None = None) -> ObjectInfo:
         """What there is of it, without its bytes. ``version``: a former one, not the current object. Where
@@ -298,12 +308,13 @@ class Bucket:
         wanted: Sequence[tuple[str, str | None]],
         *,
         condition: Condition | None = None,
+        former: bool = False,
         bypass: bool = False,
     ) -> list[Deletion]:
         """Up to 1000 keys and versions: these go for good, and what was before the newest one is the current
-        object again. Without a version (None) it is as :meth:`delete`. ``bypass``: governance does not
-        count."""
-        about: dict[str, Any] = {"bypass": bypass}
+        object again. Without a version (None) it is as :meth:`delete`. ``former``: one that is the newest
+        by now stays. ``bypass``: governance does not count."""
+        about: dict[str, Any] = {"former": former, "bypass": bypass}
         if condition is not None:
             about["condition"] = condition.to_wire()
         names = {"versions": [version for _, version in wanted]}

@@ -103,15 +103,22 @@ class Bucket:
         wanted: Sequence[tuple[str, str | None]],
         *,
         condition: Condition | None = None,
+        former: bool = False,
         bypass: bool = False,
     ) -> list[Deletion]:
-        return self._loop.run(self._bucket.delete_versions(wanted, condition=condition, bypass=bypass))
+        deleting = self._bucket.delete_versions(wanted, condition=condition, former=former, bypass=bypass)
+        return self._loop.run(deleting)
 
     def set_versioning(self, state: str, *, locks: bool = False) -> None:
         self._loop.run(self._bucket.set_versioning(state, locks=locks))
 
-    def set_lock(self, info: ObjectInfo, lock: Lock, *, bypass: bool = False) -> ObjectInfo:
-        return self._loop.run(self._bucket.set_lock(info, lock, bypass=bypass))
+    def set_retention(
+        self, info: ObjectInfo, mode: str, until_ms: int, *, bypass: bool = False
+    ) -> ObjectInfo:
+        return self._loop.run(self._bucket.set_retention(info, mode, until_ms, bypass=bypass))
+
+    def set_hold(self, info: ObjectInfo, hold: bool) -> ObjectInfo:
+        return self._loop.run(self._bucket.set_hold(info, hold))
 
     def page(
         self, prefix: str = "", *, delimiter: str = "", after: str = "", start: bytes = b"", limit: int = 1000

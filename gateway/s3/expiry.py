@@ -112,11 +112,14 @@ def _is_due(rules: Sequence[Rule], info: ObjectInfo, now_ms: int) -> bool:
 
 
 async def _remove(bucket: Bucket, due: Sequence[Found]) -> int:
-    """For good; what is locked stays, and is due again the next day."""
-    if not due:
-        return 0
-    gone = await bucket.delete_versions([(each.key, each.version) for each in due])
-    return sum(each.existed and not each.locked for each in gone)
+    """For good; what is locked stays, and is due again the next day. So does a former version that is the
+    newest by now."""
+    count = 0
+    for former in (True, False):
+        if some := [(each.key, each.version) for each in due if each.former is former]:
+            gone = await bucket.delete_versions(some, former=former)
+            count += sum(each.existed and not each.locked for each in gone)
+    return count
 
 
 def found(info: ObjectInfo) -> Found:

@@ -8,7 +8,7 @@ configuration" describes it. Transitions to other storage classes are NotImpleme
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from moorage.gateway.s3 import names, times
@@ -47,13 +47,14 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Found:
     """An object, or one version of it, as rules look at it. ``bare``: a delete marker, or an upload, which
-    has neither tags nor a size."""
+    has neither tags nor a size. ``former``: there is a newer version of its key."""
 
     key: str
     size: int = 0
     tags: Mapping[str, str] = field(default_factory=dict)
     version: str = "null"
     bare: bool = False
+    former: bool = False
 
 
 # -- what is due -----------------------------------------------------------------------------------------
@@ -112,9 +113,7 @@ class Succession:
         self._rules = rules
         self._now_ms = now_ms
         self._key = ""
-        self._newer_ms = (
-            0  # when the version that was shown before was made: the next one is noncurrent since
-        )
+        self._newer_ms = 0  # when the version that was shown before was made: the next is noncurrent since
         self._noncurrent = 0
         self._alone: Found | None = None  # a marker that is due, unless another version of its key follows
 
@@ -128,7 +127,7 @@ class Succession:
         else:
             self._alone = None
             is_due = noncurrent_due(self._rules, found, self._newer_ms, self._noncurrent, self._now_ms)
-            due = [found] if is_due else []
+            due = [replace(found, former=True)] if is_due else []
             self._noncurrent += 1
         self._newer_ms = modified_ms
         return due

@@ -6,7 +6,7 @@ is. Until when a version is kept is metadata's to judge, by its own.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Awaitable
 from typing import Final
 
 from moorage.client.objects.bucket import Lock, ObjectInfo
@@ -112,18 +112,17 @@ async def get_legal_hold(call: Call) -> Answer:
 async def put_retention(call: Call) -> Answer:
     wanted = documents.retention(await call.document(documents.SMALL_MAX))
     record, info = await _found(call, *call.bypassing())
-    if wanted is None:
-        lock = replace(info.lock, mode="", until_ms=0)
-    else:
-        until_ms = _in_future(wanted.until_ms, call.now_ms)
-        lock = replace(info.lock, mode=wanted.mode, until_ms=until_ms)
-    return await _changed(call, record, info, lock, bypass=call.bypasses)
+    mode, until_ms = "", 0
+    if wanted is not None:
+        mode, until_ms = wanted.mode, _in_future(wanted.until_ms, call.now_ms)
+    change = record.bucket.set_retention(info, mode, until_ms, bypass=call.bypasses)
+    return await _changed(call, record, info, change)
 
 
 async def put_legal_hold(call: Call) -> Answer:
     is_on = documents.legal_hold(await call.document(documents.SMALL_MAX))
     record, info = await _found(call)
-    return await _changed(call, record, info, replace(info.lock, hold=is_on), bypass=False)
+    return await _changed(call, record, info, record.bucket.set_hold(info, is_on))
 
 
 async def _found(call: Call, *more: str) -> tuple[Record, ObjectInfo]:
@@ -138,9 +137,9 @@ def _check_bucket(record: Record) -> None:
         raise S3Error("InvalidRequest", "Bucket is missing Object Lock Configuration")
 
 
-async def _changed(call: Call, record: Record, info: ObjectInfo, lock: Lock, *, bypass: bool) -> Answer:
+async def _changed(call: Call, record: Record, info: ObjectInfo, change: Awaitable[ObjectInfo]) -> Answer:
     try:
-        await record.bucket.set_lock(info, lock, bypass=bypass)
+        await change
     except NotFound:
         raise S3Error("NoSuchKey", Key=call.key) from None
     except PreconditionFailed:

@@ -198,9 +198,11 @@ class ObjectCalls:
         return await self._changed(bucket["id"], command)
 
     async def set_lock(self, context: CallContext | None, params: Params) -> Reply:
-        """Of a version: ``lock`` as locks.py has it; ``bypass``: whether governance is passed over."""
-        check_known(params, "name", "key", "id", "version", "lock", "bypass", "request")
-        about = {**_check_version(params), "lock": locks.check(params.get("lock")), "bypass": _bypass(params)}
+        """Of a version: ``retention``, [mode, until_ms], and ``hold``; one that is not given stays.
+        ``bypass``: whether governance is passed over."""
+        check_known(params, "name", "key", "id", "version", "retention", "hold", "bypass", "request")
+        change = locks.check_change(params.get("retention"), params.get("hold"))
+        about = {**_check_version(params), **change, "bypass": _flag(params, "bypass")}
         bucket = await self._bucket(context, params)
         now = {"now_ms": wall_ms()}
         command = {"do": "set_lock", "bucket": bucket["id"], **about, **now, **_request(params)}
@@ -228,9 +230,11 @@ class ObjectCalls:
         return {}
 
     async def delete_objects(self, context: CallContext | None, params: Params) -> Reply:
-        """``versions``: of each key, the one that goes, or None: the current object. Of each: ``outcomes``
-        (:class:`versions.Outcome`), and ``markers``: the version that a marker was given, or None."""
-        check_known(params, "name", "keys", "ids", "versions", "condition", "bypass", "request")
+        """``versions``: of each key, the one that goes, or None: the current object; ``former``: those that
+        are not the newest. Of each: ``outcomes`` (:class:`versions.Outcome`), and ``markers``: the version
+        that a marker was given, or None."""
+        known = ("name", "keys", "ids", "versions", "condition", "former", "bypass", "request")
+        check_known(params, *known)
         keys, condition = params.get("keys"), _check_condition(params)
         if not isinstance(keys, list | tuple) or not keys:
             raise Invalid("keys: use a list of keys")
@@ -239,7 +243,8 @@ class ObjectCalls:
         checked = [limits.check_key(key) for key in keys]
         beside = {name: _beside(params, name, len(keys)) for name in ("ids", "versions") if name in params}
         names: list[str | None] = beside.get("versions") or [None] * len(keys)
-        about = {"do": "delete_objects", "condition": condition, "bypass": _bypass(params)}
+        about: Params = {"do": "delete_objects", "condition": condition}
+        about |= {name: _flag(params, name) for name in ("former", "bypass")}
         bucket = await self._bucket(context, params)
         outcomes: list[int] = []
         markers: list[str | None] = []
@@ -528,10 +533,10 @@ def _beside(params: Params, name: str, count: int) -> list[Any]:
     return list(found)
 
 
-def _bypass(params: Params) -> bool:
-    found = params.get("bypass", False)
+def _flag(params: Params, name: str) -> bool:
+    found = params.get(name, False)
     if not isinstance(found, bool):
-        raise Invalid("bypass must be true or false")
+        raise Invalid(f"{name} must be true or false")
     return found
 
 

@@ -26,6 +26,20 @@ def check(value: Any) -> Lock | None:
     raise Invalid("lock: use [mode, until_ms, hold], mode of GOVERNANCE, COMPLIANCE, or empty with 0")
 
 
+def check_change(retention: Any, hold: Any) -> dict[str, Any]:
+    """From the wire, None for what is to stay. Raises Invalid."""
+    found: dict[str, Any] = {}
+    if retention is not None:
+        if not isinstance(retention, list | tuple) or check([*retention, True]) is None:
+            raise Invalid("retention: use [mode, until_ms]")
+        found["retention"] = list(retention)
+    if hold is not None:
+        if not isinstance(hold, bool):
+            raise Invalid("hold must be true or false")
+        found["hold"] = hold
+    return found
+
+
 def _is_sound(mode: str, until_ms: int) -> bool:
     return (mode in (GOVERNANCE, COMPLIANCE) and 0 < until_ms < 1 << 63) or (not mode and until_ms == 0)
 
@@ -38,10 +52,14 @@ def is_locked(lock: Lock | None, now_ms: int, bypass: bool) -> bool:
     return hold or (until_ms > now_ms and not (mode == GOVERNANCE and bypass))
 
 
-def check_change(former: Lock | None, lock: Lock | None, now_ms: int, bypass: bool) -> None:
-    """Raises Locked when that would end a retention early. (A hold may be taken away at any time.)"""
-    if former is None or not is_locked([*former[:2], False], now_ms, bypass):
-        return
-    mode, until_ms, _ = lock if lock is not None else ["", 0, False]
-    if until_ms < former[1] or (mode != COMPLIANCE and former[0] == COMPLIANCE):
-        raise Locked(f"it is retained ({former[0]}) for longer: that cannot be shortened", until_ms=former[1])
+def changed(lock: Lock | None, change: dict[str, Any], now_ms: int, bypass: bool) -> Lock | None:
+    """``change``: ``retention``, a mode and until when, and ``hold``, or one of them: the other stays. Raises
+    Locked when that would end a retention early. (A hold may be taken away at any time.)"""
+    former_mode, former_until_ms, hold = lock if lock is not None else ["", 0, False]
+    mode, until_ms = change.get("retention", [former_mode, former_until_ms])
+    if is_locked([former_mode, former_until_ms, False], now_ms, bypass) and (
+        until_ms < former_until_ms or (mode != COMPLIANCE and former_mode == COMPLIANCE)
+    ):
+        text = f"it is retained ({former_mode}) for longer: that cannot be shortened"
+        raise Locked(text, until_ms=former_until_ms)
+    return check([mode, until_ms, change.get("hold", hold)])

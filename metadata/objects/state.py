@@ -191,7 +191,7 @@ class Objects:
         """``{bucket, keys, at_ms, condition}`` -> ``{found, marker}``: of each key an :class:`Outcome`, and
         the version of the markers that were made, where versions are on. ``ids``: of each key; one that is
         another object by now is absent. ``versions``: of each key; that one goes, or, None, the current
-        object. ``bypass``: see locks.py."""
+        object. ``former``: only if it is not the newest of its key. ``bypass``: see locks.py."""
         bucket = existing_bucket(kv, command["bucket"])
         ids = command.get("ids") or repeat(None)
         names = command.get("versions") or repeat(None)
@@ -223,6 +223,9 @@ class Objects:
         if command.get("condition"):
             check_condition(record, command["condition"], key)
         if record is None:
+            return Outcome.ABSENT
+        newest = versions.newest(kv, bucket["id"], key)
+        if command.get("former") and newest is not None and versions.name_of(newest) == name:
             return Outcome.ABSENT
         if locks.is_locked(record.get("lock"), command["at_ms"], command.get("bypass", False)):
             return Outcome.LOCKED
@@ -259,12 +262,11 @@ class Objects:
         kv.put(layout.versioning_key(bucket["id"]), {"state": command["state"], "locks": with_locks})
 
     def _set_lock(self, kv: KV, command: Command, index: int) -> Object:
-        """``{bucket, key, id, version, lock, now_ms, bypass}``: see locks.py."""
+        """``{bucket, key, id, version, retention, hold, now_ms, bypass}``: see locks.py."""
         bucket = existing_bucket(kv, command["bucket"])
         _check_locks(kv, bucket)
         found = _existing_version(kv, bucket, command)
-        locks.check_change(found.get("lock"), command["lock"], command["now_ms"], command["bypass"])
-        found["lock"] = command["lock"]
+        found["lock"] = locks.changed(found.get("lock"), command, command["now_ms"], command["bypass"])
         versions.rewrite(kv, bucket["id"], command["key"], found)
         return found
 

@@ -207,9 +207,9 @@ async def test_versions_are_kept_got_removed_and_locked(cluster: moorage.Cluster
     restored = await bucket.copy("k", "k", version="null")
     assert await bucket.get("k") == content(1, 100_000)
     lock = moorage.Lock("COMPLIANCE", restored.modified_ms + 3_600_000)
-    assert (await bucket.set_lock(restored, lock)).lock == lock
+    assert (await bucket.set_retention(restored, lock.mode, lock.until_ms)).lock == lock
     with pytest.raises(Locked):
-        await bucket.set_lock(restored, moorage.Lock(), bypass=True)
+        await bucket.set_retention(restored, "", 0, bypass=True)
     held = await bucket.put("held", b"x", lock=moorage.Lock(hold=True))
     wanted = [("k", restored.version), ("held", held.version), ("k", new.version), ("k", "none")]
     done = await bucket.delete_versions([*wanted], bypass=True)
@@ -363,8 +363,8 @@ def _use_synchronously(local: LocalCluster, file: Path) -> None:
             bucket.get("k", version=first.version) == bucket.open("k", version=first.version).read() == b"1"
         )
         assert b"".join(map(bytes, bucket.stream("k", version=first.version))) == b"1"
-        assert bucket.set_lock(bucket.head("k", version=first.version), moorage.Lock()).id == first.id
-        bucket.set_lock(second, moorage.Lock())
+        assert bucket.set_hold(bucket.head("k", version=first.version), False).id == first.id
+        bucket.set_retention(bucket.set_hold(second, False), "GOVERNANCE", 1)
         assert [each.version for each in bucket.versions_page().versions] == [second.version, first.version]
         done = bucket.delete_versions([("k", second.version), ("k", first.version)])
         assert [each.locked for each in done] == [False, False]

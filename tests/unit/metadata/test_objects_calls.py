@@ -444,14 +444,17 @@ async def test_what_is_noted_of_a_version_is_changed_by_its_name(rig: Rig) -> No
     about = {"key": "a", "id": first["id"], "version": first["version"]}
     found = await rig.call("set_attributes", **about, attributes={"n": 1})
     assert (found["version"], found["attributes"]) == (first["version"], {"n": 1})
-    lock = ["COMPLIANCE", 1 << 60, False]
-    assert (await rig.call("set_lock", **about, lock=lock))["lock"] == lock
+    retention = ["COMPLIANCE", 1 << 60]
+    assert (await rig.call("set_lock", **about, retention=retention))["lock"] == [*retention, False]
+    assert (await rig.call("set_lock", **about, hold=True))["lock"] == [*retention, True]
     with pytest.raises(Locked, match="retained"):
-        await rig.call("set_lock", **about, lock=None, bypass=True)
+        await rig.call("set_lock", **about, retention=["", 0], bypass=True)
     locked = {"keys": ["a"], "versions": [first["version"]]}
     assert await rig.call("delete_objects", **locked, bypass=True) == {"outcomes": [3], "markers": [None]}
-    for bad in (["NONE", 5, False], ["", 5, False], ["GOVERNANCE", 0, False], "x", ["GOVERNANCE", 5]):
-        with pytest.raises(Invalid, match="lock"):
-            await rig.call("set_lock", **about, lock=bad)
+    for bad in (["NONE", 5], ["", 5], ["GOVERNANCE", 0], "x", ["GOVERNANCE", 5, False]):
+        with pytest.raises(Invalid, match=r"lock|retention"):
+            await rig.call("set_lock", **about, retention=bad)
+    with pytest.raises(Invalid, match="hold"):
+        await rig.call("set_lock", **about, hold=1)
     with pytest.raises(Invalid, match="state"):
         await rig.call("set_versioning", state="off")

@@ -89,6 +89,16 @@ def test_a_version_that_is_removed_uncovers_the_one_before_it(photos: Photos) ->
     assert photos.versions("b") == [f"-{marker}"], "a marker alone is no object"
 
 
+def test_a_former_version_that_is_current_by_now_stays(photos: Photos) -> None:
+    on(photos)
+    first, second = (versions.name_of(photos.put("a", [0, 0, block, 1])) for block in (0, 1))
+    answer = photos.outcomes("a", "a", versions=[second, first], former=True)
+    assert answer["found"] == [Outcome.ABSENT, Outcome.DELETED]
+    photos.delete("a")
+    marker = photos.versions("a")[0][1:]
+    assert photos.outcomes("a", versions=[marker], former=True)["found"] == [Outcome.ABSENT]
+
+
 def test_a_put_that_comes_again_is_the_version_that_it_was(photos: Photos) -> None:
     on(photos)
     command = {"key": "a", **photos.written([0, 0, 0, 1])}
@@ -164,7 +174,7 @@ def test_locks_are_of_buckets_where_versions_stay_on(photos: Photos) -> None:
     about = {"key": "a", "id": "o1", "version": "null", "now_ms": 0, "bypass": False}
     for _ in range(2):
         with pytest.raises(Invalid, match="cannot be locked"):
-            photos.do("set_lock", **about, lock=["GOVERNANCE", 9, False])
+            photos.do("set_lock", **about, retention=["GOVERNANCE", 9])
         on(photos)
     with pytest.raises(Invalid, match="cannot be suspended"):
         on(photos, "suspended", with_locks=True)
@@ -172,12 +182,12 @@ def test_locks_are_of_buckets_where_versions_stay_on(photos: Photos) -> None:
     on(photos)
     with pytest.raises(Invalid, match="cannot be suspended"):
         on(photos, "suspended")
-    photos.do("set_lock", **about, lock=["GOVERNANCE", 9, False])
+    photos.do("set_lock", **about, retention=["GOVERNANCE", 9])
     for wrong in ({"version": "1" * 16}, {"key": "b"}):
         with pytest.raises(NotFound):
-            photos.do("set_lock", **{**about, **wrong}, lock=None)
+            photos.do("set_lock", **{**about, **wrong}, hold=False)
     with pytest.raises(PreconditionFailed):
-        photos.do("set_lock", **{**about, "id": "o2"}, lock=None)
+        photos.do("set_lock", **{**about, "id": "o2"}, hold=False)
 
 
 def test_what_is_locked_stays_and_the_others_go(photos: Photos) -> None:
@@ -201,28 +211,34 @@ def test_only_where_there_are_locks_something_is_put_locked(photos: Photos) -> N
     assert photos.get("a") is None
 
 
+G, C = "GOVERNANCE", "COMPLIANCE"
+
+
 @pytest.mark.parametrize(
-    ("former", "lock", "bypass", "is_refused"),
+    ("former", "change", "bypass", "found"),
     [
-        (None, ["COMPLIANCE", 50, False], False, False),
-        (["GOVERNANCE", 50, False], ["GOVERNANCE", 60, False], False, False),
-        (["GOVERNANCE", 50, False], ["COMPLIANCE", 50, False], False, False),
-        (["GOVERNANCE", 50, False], ["GOVERNANCE", 40, False], False, True),
-        (["GOVERNANCE", 50, False], None, False, True),
-        (["GOVERNANCE", 50, False], None, True, False),
-        (["COMPLIANCE", 50, False], ["COMPLIANCE", 50, True], False, False),
-        (["COMPLIANCE", 50, False], ["COMPLIANCE", 49, False], True, True),
-        (["COMPLIANCE", 50, False], ["GOVERNANCE", 90, False], True, True),
-        (["COMPLIANCE", 10, False], None, False, False),
-        (["", 0, True], None, False, False),
+        (None, {"retention": [C, 50]}, False, [C, 50, False]),
+        ([G, 50, False], {"retention": [G, 60]}, False, [G, 60, False]),
+        ([G, 50, False], {"retention": [C, 50]}, False, [C, 50, False]),
+        ([G, 50, False], {"retention": [G, 40]}, False, Locked),
+        ([G, 50, False], {"retention": ["", 0]}, False, Locked),
+        ([G, 50, False], {"retention": ["", 0]}, True, None),
+        ([G, 50, True], {"retention": ["", 0]}, True, ["", 0, True]),
+        ([C, 50, False], {"hold": True}, False, [C, 50, True]),
+        ([C, 50, True], {"hold": False}, False, [C, 50, False]),
+        ([C, 50, False], {"retention": [C, 49]}, True, Locked),
+        ([C, 50, False], {"retention": [G, 90]}, True, Locked),
+        ([C, 10, False], {"retention": ["", 0]}, False, None),
+        (["", 0, True], {"hold": False}, False, None),
+        (None, {}, False, None),
     ],
 )
-def test_retention_is_not_shortened(former: Any, lock: Any, bypass: bool, is_refused: bool) -> None:
-    if is_refused:
+def test_retention_is_not_shortened(former: Any, change: Any, bypass: bool, found: Any) -> None:
+    if found is Locked:
         with pytest.raises(Locked):
-            locks.check_change(former, lock, 10, bypass)
+            locks.changed(former, change, 10, bypass)
     else:
-        locks.check_change(former, lock, 10, bypass)
+        assert locks.changed(former, change, 10, bypass) == found
 
 
 @pytest.mark.parametrize(

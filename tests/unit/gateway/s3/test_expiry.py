@@ -79,10 +79,14 @@ class Bucket:
                 self.put(info.key, marker=True)
         return there
 
-    async def delete_versions(self, wanted: list[tuple[str, str]]) -> list[Deletion]:
-        return [self._deleted(*each) for each in wanted]
+    async def delete_versions(self, wanted: list[tuple[str, str]], *, former: bool) -> list[Deletion]:
+        if self.meanwhile in self.kept:
+            del self.kept[self.meanwhile][0]
+        return [self._deleted(*each, former) for each in wanted]
 
-    def _deleted(self, key: str, version: str) -> Deletion:
+    def _deleted(self, key: str, version: str, former: bool) -> Deletion:
+        if former == (self.kept[key][0].version == version):
+            return Deletion(False, version)
         if version in self.locked:
             return Deletion(True, version, locked=True)
         self.kept[key] = [each for each in self.kept[key] if each.version != version]
@@ -181,6 +185,14 @@ async def test_former_versions_go() -> None:
     )
     assert bucket.versions("b") == [few[4], few[3]]
     assert len(bucket.pages) == 4
+
+
+async def test_a_former_version_that_is_current_by_then_stays() -> None:
+    bucket = Bucket(Rule("a", noncurrent_days=1), versioning="enabled")
+    first, _ = bucket.put("a", 9), bucket.put("a", 5)
+    bucket.meanwhile = "a"  # the newer one goes
+    assert await act(bucket) == ["a"]
+    assert bucket.versions("a") == [first]
 
 
 async def test_what_expires_where_versions_are_on_is_behind_a_marker() -> None:
