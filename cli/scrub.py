@@ -1,4 +1,4 @@
-"""`moorage scrub`: read back what a device, a host, a volume or the whole cluster holds, now."""
+"""`moorage scrub`: read back what a device, a host, a volume, a bucket or the whole cluster holds, now."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from moorage.cli import output
 from moorage.cli.options import connection_options, run_or_exit
 from moorage.client.cluster import Cluster
+from moorage.wire.errors import Invalid, NotFound
 
 POLL_S = 1.0
 Targets = dict[str, list[int] | None]  # device -> replicas; None: all
@@ -28,10 +29,12 @@ def scrub(
     secret_file: str | None,
     as_json: bool,
 ) -> None:
-    """Read back all copies of TARGET now: a device, a host, a volume, or everything when it is left out.
+    """Read back all copies of TARGET now: a device, a host, a volume or bucket, or everything when it is left
+    out.
 
     Blocks that do not match their checksums are reported, and written again by whoever has the volume
-    attached. It takes what users leave of the disks. Ctrl-C ends the watching, not the scrub.
+    attached; those of a bucket are copied from another replica. It takes what users leave of the disks.
+    Ctrl-C ends the watching, not the scrub.
     """
 
     async def run() -> None:
@@ -60,12 +63,22 @@ async def _targets(cluster: Cluster, target: str | None) -> Targets:
     if of_host or target is None:
         return of_host
     found: dict[str, list[int] | None] = {}
-    for group in (await cluster.show(target)).groups:
+    for group in await _groups(cluster, target):
         for member in group["members"]:
             replicas = found.setdefault(member["device"], [])
             assert replicas is not None
             replicas.append(member["replica"])
     return found
+
+
+async def _groups(cluster: Cluster, name: str) -> list[dict[str, Any]]:
+    try:
+        return (await cluster.show(name)).groups
+    except NotFound:
+        raise
+    except Invalid:  # it is a bucket
+        groups: list[dict[str, Any]] = (await (await cluster.bucket(name)).show())["groups"]
+        return groups
 
 
 async def _rows(cluster: Cluster, begun: dict[str, list[int]]) -> list[dict[str, Any]]:

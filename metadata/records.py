@@ -128,9 +128,9 @@ def check_name_free(kv: KV, name: str) -> None:
 
 def check_ready(volume: dict[str, Any]) -> None:
     if volume["state"] == CREATING:
-        raise Busy(f"volume {volume['name']!r} is being created: try again in some seconds")
+        raise Busy(f"{kind_of(volume)} {volume['name']!r} is being created: try again in some seconds")
     if volume["state"] == DELETING:
-        raise NotFound(f"volume {volume['name']!r} was deleted")
+        raise NotFound(f"{kind_of(volume)} {volume['name']!r} was deleted")
 
 
 def volumes(kv: KV) -> Iterator[dict[str, Any]]:

@@ -287,7 +287,8 @@ class StateMachine:
             return known
         volume = self._volume(kv, command)
         if volume["state"] == CREATING:
-            raise Busy(f"volume {volume['name']!r} is being created: try again in some seconds")
+            kind = records.kind_of(volume)
+            raise Busy(f"{kind} {volume['name']!r} is being created: try again in some seconds")
         if volume["state"] == READY:
             check_deletable(volume)
             if records.kind_of(volume) == records.BUCKET:

@@ -83,7 +83,11 @@ async def test_a_bucket_says_what_it_lacks_and_why(
 
 @pytest.mark.slow
 async def test_what_rots_is_found_and_fetched_again(
-    local: LocalCluster, cluster: moorage.Cluster, until: Callable[..., Awaitable[Any]]
+    local: LocalCluster,
+    cluster: moorage.Cluster,
+    environment: dict[str, str],
+    moorage_command: Callable[..., Awaitable[tuple[int, str, str]]],
+    until: Callable[..., Awaitable[Any]],
 ) -> None:
     """Within a minute, not only when members are asked for all they should have, hours later."""
     bucket = await cluster.buckets.create("photos")
@@ -95,8 +99,8 @@ async def test_what_rots_is_found_and_fetched_again(
 
     await until(is_whole, "all have it")
     rot(local.hosts[0])
-    (device,) = await cluster.places.devices("host", local.hosts[0].name)
-    await cluster.scrub(device)
+    code, _, err = await moorage_command("scrub", "photos", "--no-wait", env=environment)
+    assert code == 0, err
 
     async def is_found() -> bool:
         return await metric(local.hosts[0], "moorage_node_scrub_bad_blocks_total") > 0
