@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -136,27 +137,80 @@ def plan(where: Where, as_json: bool) -> None:
     run_or_exit(run, as_json=as_json)
 
 
+def scheduler_options(command: Command) -> Command:
+    """Of commands that a scheduler that runs is told."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="JSON instead of text."),
+        click.option(
+            "--token-file",
+            required=True,
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="File (mode 0600) with the bearer token of `run --token-file`.",
+        ),
+        click.option("--address", required=True, metavar="HOST:PORT", help="Where `run --http` listens."),
+    ):
+        command = option(command)
+    return command
+
+
+async def _tell(address: str, token_file: Path, name: str, params: dict[str, Any]) -> dict[str, Any]:
+    from moorage.framework.remote import call
+    from moorage.service.http import load_token
+
+    return await call(address, load_token(token_file), f"framework.{name}", params)
+
+
 @framework.command()
 @click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--address", required=True, metavar="HOST:PORT", help="Where `run --http` listens.")
-@click.option(
-    "--token-file",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File (mode 0600) with the bearer token of `run --token-file`.",
-)
+@scheduler_options
 @click.option("--dry-run", is_flag=True, help="Show the plan; nothing is changed.")
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def apply(spec_path: Path, address: str, token_file: Path, dry_run: bool, as_json: bool) -> None:
     """Give the scheduler that runs a new spec, and show what follows from it. The master keeps it; another
     command, image or other options go round host by host."""
 
     async def run() -> None:
-        from moorage.framework.remote import call
-        from moorage.service.http import load_token
-
         params = {"spec": document_of(load_spec(spec_path)), "dry_run": dry_run}
-        _show_plan(await call(address, load_token(token_file), "framework.apply", params), as_json)
+        _show_plan(await _tell(address, token_file, "apply", params), as_json)
+
+    run_or_exit(run, as_json=as_json)
+
+
+@framework.command()
+@click.option("--image", help="Of the containers that the tasks run in.")
+@click.option("--command", "line", help="That starts `moorage`, as one would type it.")
+@scheduler_options
+@click.option("--dry-run", is_flag=True, help="Show the plan; nothing is changed.")
+def upgrade(
+    image: str | None, line: str | None, address: str, token_file: Path, dry_run: bool, as_json: bool
+) -> None:
+    """Have a new release go round, host by host: the spec that the master keeps, with another image or
+    command. It waits for all to be well after each host, and goes back by itself when it does not hold.
+    `rollout` holds it, or takes it back."""
+
+    async def run() -> None:
+        params: dict[str, Any] = {"dry_run": dry_run}
+        if image is not None:
+            params["image"] = image
+        if line is not None:
+            params["command"] = shlex.split(line)
+        _show_plan(await _tell(address, token_file, "upgrade", params), as_json)
+
+    run_or_exit(run, as_json=as_json)
+
+
+@framework.command()
+@click.argument("action", type=click.Choice(["pause", "resume", "abort", "force"]))
+@scheduler_options
+def rollout(action: str, address: str, token_file: Path, as_json: bool) -> None:
+    """A release that goes round: no other host's turn comes (pause) until it goes on (resume); everything
+    goes back to the former release (abort); the next hosts do not wait until all is well (force)."""
+
+    async def run() -> None:
+        await _tell(address, token_file, "rollout", {"action": action})
+        if as_json:
+            output.emit_json({"action": action})
+        else:
+            click.echo(f"{action}: the scheduler does so; `run` says how far it is")
 
     run_or_exit(run, as_json=as_json)
 

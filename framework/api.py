@@ -16,7 +16,7 @@ from moorage.client.redundancy import Redundancy
 from moorage.framework.core import Core
 from moorage.framework.page import render
 from moorage.framework.scheduler import Scheduler
-from moorage.framework.spec import parse
+from moorage.framework.spec import document_of, parse
 from moorage.framework.view import plan_of, waits_for
 from moorage.service.embed import Route
 from moorage.wire.errors import Invalid, NotFound
@@ -34,6 +34,7 @@ class Api:
         return [
             Route("GET", "framework.status", self.status),
             Route("POST", "framework.apply", self.apply),
+            Route("POST", "framework.upgrade", self.upgrade),
             Route("POST", "framework.rollout", self.rollout),
             Route("GET", "locality", self.locality),
         ]
@@ -50,12 +51,24 @@ class Api:
     async def apply(self, params: dict[str, Any]) -> dict[str, Any]:
         """``spec``: the whole document, which counts from now on; ``dry_run``: true for the plan alone."""
         _check_fields(params, "spec", "dry_run")
+        if "spec" not in params:
+            raise Invalid("spec is missing: give the whole document, as an object")
+        return await self._apply(params["spec"], params)
+
+    async def upgrade(self, params: dict[str, Any]) -> dict[str, Any]:
+        """``command``, ``image``: of the new release, one of them or both; all else of the spec stays.
+        ``dry_run`` as for ``apply``."""
+        _check_fields(params, "command", "image", "dry_run")
+        release = {name: params[name] for name in ("command", "image") if name in params}
+        if not release:
+            raise Invalid("command and image are missing: give one, or both")
+        return await self._apply({**document_of(self._core.spec), **release}, params)
+
+    async def _apply(self, document: Any, params: dict[str, Any]) -> dict[str, Any]:
         dry_run = params.get("dry_run", False)
         if not isinstance(dry_run, bool):
             raise Invalid(f"dry_run: {dry_run!r}: use true or false")
-        if "spec" not in params:
-            raise Invalid("spec is missing: give the whole document, as an object")
-        spec = parse(params["spec"])
+        spec = parse(document)
         return plan_of(self._core, spec, await self._scheduler.apply(spec, dry_run))
 
     async def rollout(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -67,9 +67,13 @@ class Framework:
     async def apply(self, *options: str, code: int = 0) -> Any:
         """Its answer, or the error."""
         self.spec_file.write_text(yaml.safe_dump(self.spec))
+        return await self.tell("apply", str(self.spec_file), *options, code=code)
+
+    async def tell(self, *arguments: str, code: int = 0) -> Any:
+        """By a command to the scheduler that runs: its answer, or the error."""
         made = await asyncio.create_subprocess_exec(
-            *PROGRAM, "framework", "apply", str(self.spec_file), "--address", self.last["http"],
-            "--token-file", str(self.token_file), "--json", *options,
+            *PROGRAM, "framework", *arguments, "--address", self.last["http"],
+            "--token-file", str(self.token_file), "--json",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         out, said = await made.communicate()

@@ -304,14 +304,16 @@ async def test_a_release_goes_round_under_load_and_a_bad_one_goes_back(
             before = {str(name): ours.pids(str(name)) for each in ours.agents() for name in each.bindings}
             await ours.kill()
             ours.spec["command"] = release(tmp_path, "v2", ":")
-            await ours.start()
+            await ours.start(*ours.serve())
             await ours.until(lambda line: line["rollout"])
             await ours.until(lambda line: not line["rollout"] and len(line["running"]) == TASKS, 120)
             after = {str(name): ours.pids(str(name)) for each in ours.agents() for name in each.bindings}
             assert all(before[name] != after[name] for name in before)
-            await ours.kill()
-            ours.spec["command"] = release(tmp_path, "v3", "sleep 0.2; exit 1")
-            await ours.start()
+            refused = await ours.tell("rollout", "pause", code=3)
+            assert refused["error"]["message"] == "no new release goes round now"
+            (third,) = release(tmp_path, "v3", "sleep 0.2; exit 1")
+            plan = await ours.tell("upgrade", "--command", third)
+            assert {each["step"] for each in plan["steps"]} == {"new release, in its turn"}
             taken_back = await ours.until(
                 lambda line: line["rollout"].startswith("taken back: ") and len(line["running"]) == TASKS, 120
             )
@@ -430,7 +432,7 @@ async def test_others_ask_where_data_lives(mesos: MakeMesos, framework: MakeFram
                 return bool((await answer.json())["ready"])
 
         await settled(ready)  # as of its last look at the cluster
-        for call in ("rollout", "apply"):
+        for call in ("rollout", "apply", "upgrade"):
             for headers, status in (({}, 401), (token, 400)):
                 async with session.post(f"/v1/framework.{call}", headers=headers) as answer:
                     assert answer.status == status
