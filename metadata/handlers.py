@@ -68,7 +68,7 @@ class Handlers:
         self._attachments = attachments
         self._moves = Moves(replicated, directory, runner, attachments)
         self._snapshots = SnapshotCalls(group, replicated, directory, runner, attachments)
-        self._objects = ObjectCalls(replicated, directory, attachments, runner.writers)
+        self._objects = ObjectCalls(replicated, directory, attachments, runner.writers, charges.room)
         self._charges = charges
 
     def register(self, router: Router) -> None:

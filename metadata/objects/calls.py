@@ -19,6 +19,7 @@ from moorage.metadata.directory import Directory
 from moorage.metadata.objects import layout, listing, locks, versions
 from moorage.metadata.objects.layout import REGION_CHUNKS
 from moorage.metadata.objects.listing import Place
+from moorage.metadata.objects.room import Room
 from moorage.metadata.objects.state import existing_bucket, existing_upload
 from moorage.metadata.objects.writers import Writers
 from moorage.metadata.params import check_known, number_of, remaining_s
@@ -43,12 +44,18 @@ LACKS_MAX: Final = 1000  # of a replica that are counted: what is more says no m
 
 class ObjectCalls:
     def __init__(
-        self, replicated: Replicated, directory: Directory, attachments: Attachments, writers: Writers
+        self,
+        replicated: Replicated,
+        directory: Directory,
+        attachments: Attachments,
+        writers: Writers,
+        room: Room,
     ) -> None:
         self._replicated = replicated
         self._directory = directory
         self._attachments = attachments
         self._writers = writers
+        self._room = room
 
     def methods(self) -> dict[str, Handler]:
         """By name, without ``metadata.``."""
@@ -186,8 +193,17 @@ class ObjectCalls:
         condition = _check_condition(params)
         bucket = await self._bucket(context, params)
         self._writers.heard(written["writer"])
-        about = {"bucket": bucket["id"], "key": key, "condition": condition}
-        return _shown(key, await self._replicated.propose({"do": "put_object", **about, **written}))
+        command = {"do": "put_object", "bucket": bucket["id"], "key": key, "condition": condition, **written}
+        more = self._more(bucket["id"], key, written["object"]["size"])
+        async with self._room.held(bucket, more, remaining_s(context)):
+            return _shown(key, await self._replicated.propose(command))
+
+    def _more(self, bucket: int, key: str, size: int) -> int:
+        """Bytes that an object of this size adds to what there is: what it replaces goes, or is kept."""
+        there = layout.find_object(self._replicated.kv, bucket, key)
+        if there is None or versions.of_bucket(self._replicated.kv, bucket) is not None:
+            return size
+        return max(0, size - int(there["size"]))
 
     async def set_attributes(self, context: CallContext | None, params: Params) -> Reply:
         """Of the object with this ``id``, of this ``version`` where one is named."""
@@ -259,6 +275,7 @@ class ObjectCalls:
             outcomes += done["found"]
             answered = names[at : len(outcomes)]
             markers += [done["marker"] if name is None else None for name in answered]
+        await self._room.shrink(bucket, remaining_s(context))
         return {"outcomes": outcomes, "markers": markers}
 
     def _few(self, bucket: int, keys: list[str], names: list[str | None]) -> int:
@@ -395,7 +412,8 @@ class ObjectCalls:
         bucket = await self._bucket(context, params)
         self._writers.heard(written["writer"])
         command = {"do": "put_part", "bucket": bucket["id"], **about, **written}
-        return _shown_part(number, await self._replicated.propose(command))
+        async with self._room.held(bucket, written["object"]["size"], remaining_s(context)):
+            return _shown_part(number, await self._replicated.propose(command))
 
     async def complete_upload(self, context: CallContext | None, params: Params) -> Reply:
         check_known(params, "name", "upload", "key", "parts", "condition", "id", "etag", "attributes", "lock")
@@ -414,7 +432,16 @@ class ObjectCalls:
         }
         bucket = await self._bucket(context, params)
         command = {"do": "complete_upload", "bucket": bucket["id"], **about}
-        return _shown(key, await self._replicated.propose(command))
+        more = 0
+        if self._room.is_charging():
+            more = self._more(bucket["id"], key, self._size_of_parts(bucket["id"], about))
+        async with self._room.held(bucket, more, remaining_s(context)):
+            return _shown(key, await self._replicated.propose(command))
+
+    def _size_of_parts(self, bucket: int, about: Params) -> int:
+        keys = (layout.part_key(bucket, about["upload"], number) for number, _ in about["parts"])
+        parts = (self._replicated.kv.get(key) for key in keys)
+        return sum(part["size"] for part in parts if part is not None)
 
     async def abort_upload(self, context: CallContext | None, params: Params) -> Reply:
         check_known(params, "name", "upload")

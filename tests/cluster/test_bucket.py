@@ -14,7 +14,7 @@ import pytest_asyncio
 import moorage
 from moorage.cli.local_cluster import LocalCluster
 from moorage.client.objects.bucket import Bucket, Condition
-from moorage.wire.errors import Busy, Invalid, Locked, NameTaken, NotFound, PreconditionFailed
+from moorage.wire.errors import Busy, Invalid, LimitExceeded, Locked, NameTaken, NotFound, PreconditionFailed
 from tests.cluster.contents import content, in_parts
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -251,3 +251,30 @@ async def test_buckets_and_volumes_share_their_names(cluster: moorage.Cluster, b
     await cluster.buckets.delete(bucket.name)
     assert bucket.name not in [row["name"] for row in await cluster.buckets.list()]
     await cluster.create_volume(bucket.name, "1MiB")
+
+
+async def test_objects_count_for_the_quota_of_a_principal(cluster: moorage.Cluster) -> None:
+    await cluster.set_quota("team-q", capacity="80M", volumes=2)
+    bucket = await cluster.buckets.create("q", principal="team-q")
+
+    async def used() -> tuple[int, int]:
+        (row,) = [row for row in await cluster.quotas() if row.principal == "team-q"]
+        return row.used_volumes, row.used_bytes
+
+    async with asyncio.timeout(30):
+        while await used() != (1, 0):  # that there are quotas is heard of soon
+            await asyncio.sleep(0.05)
+        while await used() == (1, 0):
+            await bucket.put("first", content(1, 1 << 20))
+    assert await used() == (1, 64 << 20), "in steps"
+    for number in range(3):
+        await bucket.put(f"k{number}", content(number, 21 << 20))
+    assert await used() == (1, 64 << 20)
+    await bucket.put("last", content(4, 15 << 20))
+    assert await used() == (1, 79 << 20), "and less where a step would be too much"
+    with pytest.raises(LimitExceeded, match=r"'team-q' has 1 volume .* quota 80 MiB; 'q' needs"):
+        await bucket.put("more", content(4, 2 << 20))
+    assert await bucket.delete("k0", "k1", "k2", "last") == [True] * 4
+    assert await used() == (1, 79 << 20), "less than a step"
+    await bucket.put("more", content(4, 2 << 20))
+    assert (await bucket.show())["bytes"] == 3 << 20

@@ -12,6 +12,7 @@ import pytest
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.objects import calls, layout
 from moorage.metadata.objects.calls import ObjectCalls
+from moorage.metadata.objects.room import STEP, Room
 from moorage.metadata.objects.writers import SILENT_S, Writers
 from moorage.wire import frame
 from moorage.wire.errors import Invalid, LimitExceeded, Locked, MoorageError, NotFound, PreconditionFailed
@@ -19,6 +20,8 @@ from moorage.wire.secret import ClusterSecret
 
 from .conftest import AppliedGroup
 from .photos import W1, Photos
+
+MIB = 1 << 20
 
 
 class Rig:
@@ -34,7 +37,10 @@ class Rig:
         self.writers = Writers()
         secret = ClusterSecret("c" * 16, b"k" * 32)
         self.attachments = Attachments(replicated, directory, secret, lease_ms=4000)
-        self.calls = ObjectCalls(replicated, directory, self.attachments, self.writers)
+        self.charged: list[int] = []
+        self.quota: int | None = None  # of bytes
+        room = Room(lambda: self.group.kv, self.charge, lambda: self.quota is not None)
+        self.calls = ObjectCalls(replicated, directory, self.attachments, self.writers, room)
         self.methods = self.calls.methods()
 
     async def propose(self, command: dict[str, Any]) -> Any:
@@ -42,6 +48,12 @@ class Rig:
         assert len(frame.pack(command)) <= 512 << 10, "a command has its bound"
         self.proposed.append(command)
         return self.group.apply(**command)
+
+    async def charge(self, bucket: dict[str, Any], size: int, timeout: float) -> None:
+        await asyncio.sleep(0)
+        if self.quota is not None and size > self.quota:
+            raise LimitExceeded(f"quota {self.quota}", outcome="not_done")
+        self.charged.append(size)
 
     async def barrier(self, *_: Any) -> None:
         await asyncio.sleep(0)
@@ -458,3 +470,72 @@ async def test_what_is_noted_of_a_version_is_changed_by_its_name(rig: Rig) -> No
         await rig.call("set_lock", **about, hold=1)
     with pytest.raises(Invalid, match="state"):
         await rig.call("set_versioning", state="off")
+
+
+# -- quotas ------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_put_is_charged_before_in_steps(rig: Rig) -> None:
+    for chunk in (0, 64, 128):
+        assert rig.photos.open() == chunk
+    chunks = iter(range(0, 192, 16))
+
+    async def put(key: str, size: int) -> dict[str, Any]:
+        return await rig.put(key, [0, next(chunks), 0, 16 * 1024], size=size)
+
+    await put("before", MIB)
+    assert rig.charged == [], "there is no quota"
+    rig.quota = 2 * STEP + MIB
+    await put("a", MIB)
+    await put("b", MIB)
+    assert rig.charged == [STEP], "what there was counts too"
+    await put("b", STEP)
+    assert rig.charged == [STEP, 2 * STEP]
+    await put("b", STEP - MIB)
+    assert rig.charged == [STEP, 2 * STEP], "what is replaced goes"
+    await put("c", STEP)
+    assert rig.charged[2:] == [2 * STEP + MIB], "a whole step more would be too much"
+    with pytest.raises(LimitExceeded, match="quota"):
+        await put("d", 1)
+    await rig.deleted(keys=["b", "none"])
+    assert rig.charged[3:] == [], "less than a step"
+    await rig.deleted(keys=["c"])
+    assert rig.charged[3:] == [STEP]
+    await rig.call("set_versioning", state="enabled")
+    await put("a", STEP - 2 * MIB)
+    assert rig.charged[4:] == [] and rig.photos.versions("a")[1] == "null"
+    await put("a", 1)
+    assert rig.charged[4:] == [2 * STEP], "former versions count"
+
+
+async def test_puts_at_once_do_not_pass_the_quota_together(rig: Rig) -> None:
+    rig.quota = 3 * STEP
+    rig.photos.open()
+    rig.photos.open()
+    puts = [rig.put(f"k{number}", [0, 16 * number, 0, 16 * 1024], size=STEP) for number in range(8)]
+    found = await asyncio.gather(*puts, return_exceptions=True)
+    refused = [each for each in found if isinstance(each, BaseException)]
+    assert all(isinstance(each, LimitExceeded) for each in refused)
+    assert (await rig.call("show_bucket"))["bytes"] <= 3 * STEP == max(rig.charged)
+    assert 0 < len(refused) < 8
+
+
+async def test_an_upload_counts_when_it_is_complete(rig: Rig) -> None:
+    rig.quota = STEP
+    rig.photos.open()
+    rig.photos.begin("u", "k")
+    for number in (1, 2):
+        rig.photos.part("u", number, [0, 16 * number, 0, 16 * 1024], object=part(number, STEP - MIB))
+    about = {"upload": "u", "key": "k", "id": "i", "etag": "e", "attributes": {}}
+    with pytest.raises(LimitExceeded, match="quota"):
+        await rig.call("complete_upload", **about, parts=[[1, "e1"], [2, "e2"]])
+    assert (await rig.call("complete_upload", **about, parts=[[1, "e1"]]))["size"] == STEP - MIB
+    rig.photos.begin("v", "k")
+    written = {**rig.photos.written([0, 48, 0, 16 * 1024]), "size": 2 * MIB}
+    about = {key: value for key, value in written.pop("object").items() if key != "at_ms"}
+    with pytest.raises(LimitExceeded, match="quota"):
+        await rig.call("put_part", upload="v", number=1, **{**about, **written})
+
+
+def part(number: int, size: int) -> dict[str, Any]:
+    return {"id": f"p{number}", "size": size, "etag": f"e{number}", "at_ms": 1, "attributes": {}}
