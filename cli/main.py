@@ -96,7 +96,7 @@ _HELP = {
     "bench": "Measure volumes and buckets, load a volume and verify it, or measure how it is taken over.",
     "drill": "Try the failures on this cluster, on a scratch volume under load, and judge what was measured.",
     "dvdi": "Volumes of a task that names them in its environment.",
-    "quota": "Limit what the volumes of a principal (a team, a framework) come to.",
+    "quota": "Limit what the volumes and buckets of a principal (a team, a framework) come to.",
     "secret": "Make the files that services and clients prove themselves with.",
     "table": "Say what is mounted where on all hosts, and make it so on this one.",
 }

@@ -11,13 +11,13 @@ from moorage.client.cluster import Cluster
 
 @click.command("set")
 @click.argument("principal")
-@click.option("--capacity", type=SIZE, help="Of all its volumes in sum, as they are sized  [default: any]")
-@click.option("--volumes", type=click.IntRange(min=0), help="How many volumes  [default: any]")
+@click.option("--capacity", type=SIZE, help="Of its volumes, as they are sized, and its objects  [default: any]")
+@click.option("--volumes", type=click.IntRange(min=0), help="How many volumes and buckets  [default: any]")
 @cluster_command
 async def set_quota(
     cluster: Cluster, as_json: bool, principal: str, capacity: int | None, volumes: int | None
 ) -> None:
-    """Limit what the volumes of PRINCIPAL come to, in place of the quota that it had.
+    """Limit what volumes and buckets of PRINCIPAL come to, in place of the quota that it had.
 
     A quota below what there is takes nothing away, and lets nothing be added.
     """
@@ -32,7 +32,7 @@ async def set_quota(
 @click.command("list")
 @cluster_command
 async def list_quotas(cluster: Cluster, as_json: bool) -> None:
-    """List the principals that have a quota or volumes."""
+    """List the principals that have a quota, volumes or buckets."""
     found = await cluster.quotas()
     if as_json:
         output.emit_json([quota.to_json() for quota in found])
@@ -60,7 +60,7 @@ async def list_quotas(cluster: Cluster, as_json: bool) -> None:
 @click.argument("principal")
 @cluster_command
 async def remove(cluster: Cluster, as_json: bool, principal: str) -> None:
-    """Limit the volumes of PRINCIPAL no more."""
+    """Limit volumes and buckets of PRINCIPAL no more."""
     quota = await cluster.remove_quota(principal)
     if as_json:
         output.emit_json(quota.to_json())
