@@ -11,7 +11,9 @@ from moorage.client.cluster import Cluster
 
 @click.command("set")
 @click.argument("principal")
-@click.option("--capacity", type=SIZE, help="Of its volumes, as they are sized, and its objects  [default: any]")
+@click.option(
+    "--capacity", type=SIZE, help="Of its volumes, as they are sized, and its objects  [default: any]"
+)
 @click.option("--volumes", type=click.IntRange(min=0), help="How many volumes and buckets  [default: any]")
 @cluster_command
 async def set_quota(

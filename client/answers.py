@@ -110,7 +110,7 @@ ANSWERS: dict[str, Shape] = {
     "metadata.get_object": OBJECT | {"extents": [[int]], "groups": [PLACED_GROUP]},
     "metadata.delete_objects": {"outcomes": [int], "markers": list},
     "metadata.list_objects": {"objects": [OBJECT], "prefixes": [str], "next": bytes},
-    "metadata.list_versions": {"versions": [OBJECT | {"latest": bool}], "prefixes": [str], "more": bool},
+    "metadata.list_versions": {"versions": [OBJECT | {"latest": bool}], "prefixes": [str], "next?": [str]},
     "metadata.put_part": {"number": int, "size": int, "etag": str, "at_ms": int},
     "metadata.show_upload": {"upload": str, "key": str, "attributes": dict, "parts": [dict], "more": bool},
     "metadata.list_uploads": {

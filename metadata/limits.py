@@ -51,7 +51,6 @@ EXTENTS_MAX: Final = 8192  # of an object, or a part: 2 TiB in whole regions
 OBJECT_EXTENTS_MAX: Final = 40_000  # of all parts: what is told of an object fits into one frame
 PARTS_MAX: Final = 10_000
 LONG_KEYS_MAX: Final = 1000
-LONG_KEYS_BYTES_MAX: Final = 4 * MIB  # each put to one of them writes them all
 KEYS_AT_ONCE: Final = 1000
 WRITER_MAX: Final = (1 << 63) - 1
 # Of each volume. An attach is sent again for some seconds: so many takeovers of one volume do not fit in.
@@ -104,8 +103,6 @@ TABLE: Final = (
     Limit("Replicas asked for in one `metadata.current_epochs`", f"{REPLICAS_ASKED_MAX}", "`LimitExceeded`"),
     Limit("Key of an object", f"1 to {KEY_BYTES_MAX} bytes of UTF-8", "`Invalid`"),
     Limit("Keys of more than 400 bytes that begin with the same ones", f"{LONG_KEYS_MAX}", "`LimitExceeded`"),
-    Limit("What is noted of all of those", human(LONG_KEYS_BYTES_MAX), "`LimitExceeded`"),
-    Limit("Such keys with former versions, as well", f"{LONG_KEYS_MAX}", "`LimitExceeded`"),
     Limit("What a writer notes of an object", human(ATTRIBUTES_MAX), "`LimitExceeded`"),
     Limit("A document of a bucket (its policy, and so on)", human(DOCUMENT_MAX), "`LimitExceeded`"),
     Limit("All documents of a bucket", human(DOCUMENTS_MAX), "`LimitExceeded`"),

@@ -19,6 +19,7 @@ import msgpack
 from moorage.wire import errors
 
 KEY_SIZE_MAX = 500  # LMDB allows 511 bytes
+VALUE_SIZE_MAX = 960 << 10  # a frame takes 1 MiB
 SCAN_BATCH = 128
 
 Batch = dict[bytes, bytes | None]  # None: deleted
@@ -121,7 +122,12 @@ class KV:
     # -- writing (inside of apply) ----------------------------------------------------------------
 
     def put(self, key: str, value: Any) -> None:
-        self._command[_encode(key)] = msgpack.packb(value)
+        """Raises LimitExceeded for a value that would not fit into a message of a snapshot."""
+        raw = msgpack.packb(value)
+        if len(raw) > VALUE_SIZE_MAX:
+            text = f"what is kept under one key is {len(raw)} bytes: {VALUE_SIZE_MAX} at most"
+            raise errors.LimitExceeded(text, key=key[:64])
+        self._command[_encode(key)] = raw
 
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens when it is not there."""

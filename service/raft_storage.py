@@ -131,10 +131,13 @@ class SnapshotReader:
         """The next chunk, and whether it is the last."""
         pairs: list[tuple[bytes, bytes]] = []
         size = 0
-        while self._more and size < CHUNK_SIZE:
+        while self._more:
             key = bytes(self._cursor.key())
-            pairs.append((key, unseal(key, self._cursor.value(), self._where)))
-            size += len(key) + len(pairs[-1][1])
+            value = unseal(key, self._cursor.value(), self._where)
+            size += len(key) + len(value)
+            if pairs and size > CHUNK_SIZE:
+                break  # a large value has a message of its own
+            pairs.append((key, value))
             self._more = self._cursor.next()
         self.seq += 1
         return msgpack.packb(pairs), not self._more

@@ -95,8 +95,8 @@ class Listing:
 
 @dataclass(frozen=True)
 class VersionListing:
-    """A page of versions, by key, of each the newest first; markers too. ``next``: key and version behind
-    which the following page begins (a common prefix has none); None for the last one."""
+    """A page of versions, by key, of each the newest first; markers too. ``next``: ``after`` and
+    ``after_version`` for the following page; None for the last one."""
 
     versions: list[ObjectInfo]
     prefixes: list[str]
@@ -307,18 +307,22 @@ class Bucket:
         self,
         wanted: Sequence[tuple[str, str | None]],
         *,
+        ids: Sequence[str] | None = None,
         condition: Condition | None = None,
         former: bool = False,
         bypass: bool = False,
     ) -> list[Deletion]:
         """Up to 1000 keys and versions: these go for good, and what was before the newest one is the current
-        object again. Without a version (None) it is as :meth:`delete`. ``former``: one that is the newest
-        by now stays. ``bypass``: governance does not count."""
+        object again. Without a version (None) it is as :meth:`delete`. ``ids``: of each (``ObjectInfo.id``);
+        what is something else by now stays. ``former``: so does what is the newest. ``bypass``: governance
+        does not count."""
         about: dict[str, Any] = {"former": former, "bypass": bypass}
         if condition is not None:
             about["condition"] = condition.to_wire()
-        names = {"versions": [version for _, version in wanted]}
-        return await self._delete([key for key, _ in wanted], names, about)
+        beside: dict[str, list[Any]] = {"versions": [version for _, version in wanted]}
+        if ids is not None:
+            beside["ids"] = list(ids)
+        return await self._delete([key for key, _ in wanted], beside, about)
 
     async def _delete(
         self, keys: Sequence[str], beside: dict[str, list[Any]], about: dict[str, Any]
@@ -361,10 +365,8 @@ class Bucket:
         params = {"prefix": prefix, "delimiter": delimiter, "after": after, "version": after_version}
         found = await self._call("metadata.list_versions", {**params, "limit": limit}, timeout=CALL_S)
         rows = [ObjectInfo.from_wire(each) for each in found["versions"]]
-        ends = [(prefix, "") for prefix in found["prefixes"][-1:]]
-        ends += [(each.key, each.version) for each in rows[-1:]]
-        last = max(ends, key=lambda end: end[0].encode(), default=None)
-        return VersionListing(rows, found["prefixes"], last if found["more"] else None)
+        following = found["next"] and (found["next"][0], found["next"][1])
+        return VersionListing(rows, found["prefixes"], following)
 
     # -- uploads in parts ----------------------------------------------------------------------------------
 

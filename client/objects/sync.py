@@ -102,11 +102,14 @@ class Bucket:
         self,
         wanted: Sequence[tuple[str, str | None]],
         *,
+        ids: Sequence[str] | None = None,
         condition: Condition | None = None,
         former: bool = False,
         bypass: bool = False,
     ) -> list[Deletion]:
-        deleting = self._bucket.delete_versions(wanted, condition=condition, former=former, bypass=bypass)
+        deleting = self._bucket.delete_versions(
+            wanted, ids=ids, condition=condition, former=former, bypass=bypass
+        )
         return self._loop.run(deleting)
 
     def set_versioning(self, state: str, *, locks: bool = False) -> None:

@@ -95,11 +95,11 @@ async def _expire(bucket: Bucket, rules: Sequence[Rule], prefix: str, now_ms: in
     after = "", ""
     while True:
         page = await bucket.versions_page(prefix, after=after[0], after_version=after[1])
+        former = [one for each in page.versions for one in succession.see(found(each), each.modified_ms)]
+        count += await _remove(bucket, former)
         due = [each for each in page.versions if _is_due(rules, each, now_ms)]
         if due:
             count += sum(await bucket.delete_these(due))
-        former = [one for each in page.versions for one in succession.see(found(each), each.modified_ms)]
-        count += await _remove(bucket, former)
         if page.next is None:
             return count + await _remove(bucket, succession.end())
         after = page.next
@@ -112,12 +112,14 @@ def _is_due(rules: Sequence[Rule], info: ObjectInfo, now_ms: int) -> bool:
 
 
 async def _remove(bucket: Bucket, due: Sequence[Found]) -> int:
-    """For good; what is locked stays, and is due again the next day. So does a former version that is the
-    newest by now."""
+    """For good; what is locked stays, and is due again the next day. So does what is something else under
+    that name by now, and a former version that is the newest."""
     count = 0
     for former in (True, False):
-        if some := [(each.key, each.version) for each in due if each.former is former]:
-            gone = await bucket.delete_versions(some, former=former)
+        if some := [each for each in due if each.former is former]:
+            gone = await bucket.delete_versions(
+                [(each.key, each.version) for each in some], ids=[each.id for each in some], former=former
+            )
             count += sum(each.existed and not each.locked for each in gone)
     return count
 
@@ -125,7 +127,7 @@ async def _remove(bucket: Bucket, due: Sequence[Found]) -> int:
 def found(info: ObjectInfo) -> Found:
     """As rules look at it."""
     tags = properties.of_attributes(info.attributes).tags
-    return Found(info.key, info.size, tags, info.version, info.marker)
+    return Found(info.key, info.size, tags, info.version, info.id, info.marker)
 
 
 async def _abort(bucket: Bucket, rules: Sequence[Rule], now_ms: int) -> int:

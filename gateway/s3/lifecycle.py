@@ -53,6 +53,7 @@ class Found:
     size: int = 0
     tags: Mapping[str, str] = field(default_factory=dict)
     version: str = "null"
+    id: str = ""
     bare: bool = False
     former: bool = False
 
@@ -164,7 +165,7 @@ def _narrow(rule: Rule) -> bool:
 
 
 def _midnight_after(begin_ms: int, days: int) -> int:
-    return -(-(begin_ms + days * DAY_MS) // DAY_MS) * DAY_MS
+    return min(-(-(begin_ms + days * DAY_MS) // DAY_MS) * DAY_MS, times.LAST_MS)
 
 
 # -- the document ----------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def asked(request: Request, operation: str) -> Asked:
             kind = "version" if operation == "ListObjectVersions" else "upload"
             marker, id_marker = given("key-marker"), given(f"{kind}-id-marker")
             if kind == "version":
-                names.check_version(id_marker or None)
+                names.check_version_marker(id_marker)
             if id_marker and not marker:
                 if kind == "version":
                     raise S3Error("InvalidArgument", "version-id-marker needs a key-marker.")

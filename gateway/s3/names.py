@@ -159,6 +159,11 @@ def check_version(text: str | None) -> str | None:
     return text
 
 
+def check_version_marker(text: str) -> None:
+    """Of a page: a version's id, or what NextVersionIdMarker told. Raises InvalidArgument."""
+    check_version(text.removeprefix("null.") or None)
+
+
 # -- the source of a copy --------------------------------------------------------------------------------
 
 

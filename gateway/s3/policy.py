@@ -156,7 +156,6 @@ _BY_ACL: Final[dict[str, tuple[bool, Permission]]] = {
     "s3:ListBucketMultipartUploads": (True, Permission.READ),
     "s3:PutObject": (True, Permission.WRITE),
     "s3:DeleteObject": (True, Permission.WRITE),
-    "s3:DeleteObjectVersion": (True, Permission.WRITE),
     "s3:GetBucketAcl": (True, Permission.READ_ACP),
     "s3:PutBucketAcl": (True, Permission.WRITE_ACP),
     "s3:GetObject": (False, Permission.READ),

@@ -33,6 +33,7 @@ from moorage.gateway.s3.results import Checksum
 from moorage.wire.errors import Invalid, NotFound
 
 PAGE: Final = 1000
+RECENT: Final = 100
 
 
 async def create_upload(call: Call) -> Answer:
@@ -172,14 +173,12 @@ async def complete_upload(call: Call) -> Answer:
 
 
 async def _completed(call: Call, bucket: Bucket, id: str) -> Answer:
-    """The answer of before, where the object is the one that this upload has made."""
-    try:
-        info = await bucket.head(call.key)
-    except NotFound:
-        raise _no_upload(id) from None
-    if not id or properties.of_attributes(info.attributes).upload != id:
-        raise _no_upload(id)
-    return await _told(call, info)
+    """The answer of before, where one of the newest versions is the one that this upload has made."""
+    page = await bucket.versions_page(call.key, limit=RECENT)
+    for info in page.versions:
+        if id and info.key == call.key and properties.of_attributes(info.attributes).upload == id:
+            return await _told(call, info)
+    raise _no_upload(id)
 
 
 async def _told(call: Call, info: ObjectInfo) -> Answer:

@@ -36,8 +36,10 @@ Handler = Callable[[CallContext | None, Params], Awaitable[Reply]]
 PAGE_MAX: Final = 1000
 UPLOADS_PAGE: Final = 1000
 AT_ONCE: Final = 50  # entries of a page, before others are served
+ATTRIBUTES_DEPTH: Final = 16
 REPLY_BYTES: Final = 512 << 10  # of entries: a page ends there, and what is one more fits into a frame too
 FREED_AT_ONCE: Final = 2000  # extents, in one command
+LONG_KEY_WEIGHT: Final = 100  # what it shares a record with is read and written
 KEY_BYTES_AT_ONCE: Final = 128 << 10  # as well
 LACKS_MAX: Final = 1000  # of a replica that are counted: what is more says no more, and would cost the leader
 
@@ -281,14 +283,17 @@ class ObjectCalls:
     def _few(self, bucket: int, keys: list[str], names: list[str | None]) -> int:
         """How many of them first, at least one: one command must not take long, and frees each extent."""
         kv = self._replicated.kv
+        versioning = versions.of_bucket(kv, bucket)
         weight = size = 0
         for count, (key, name) in enumerate(zip(keys, names, strict=True)):
-            if name is None:
+            if name is None and versioning is None:
                 entry = layout.find_object(kv, bucket, key)
+            elif name is None and versioning is not None and versioning.state == versions.ENABLED:
+                entry = None
             else:
-                entry = versions.find(kv, bucket, key, name)
-            _, beside = layout.objects_beside(kv, bucket, key)
-            weight += 1 + (len(entry["extents"]) if entry is not None else 0) + (beside >> 12)
+                entry = versions.find(kv, bucket, key, name or versions.NULL)
+            weight += 1 + (len(entry["extents"]) if entry is not None else 0)
+            weight += LONG_KEY_WEIGHT * layout.is_long(key)
             size += len(key.encode())
             if count and (weight > FREED_AT_ONCE or size > KEY_BYTES_AT_ONCE):
                 return count
@@ -359,7 +364,8 @@ class ObjectCalls:
 
     async def list_versions(self, context: CallContext | None, params: Params) -> Reply:
         """All versions, delete markers as well, of each key the newest first; behind ``version`` of the key
-        ``after``, behind all of it when there is none, or behind the common prefix ``after``."""
+        ``after``, behind all of it when there is none, or behind the common prefix ``after``. ``next``: these
+        two for the page that follows."""
         check_known(params, "name", "prefix", "delimiter", "after", "version", "limit")
         prefix, delimiter, after, name = (
             _text(params, each) for each in ("prefix", "delimiter", "after", "version")
@@ -372,7 +378,7 @@ class ObjectCalls:
         place: Place | None = listing.place_behind(kv, bucket["id"], after, name, prefix, delimiter)
         rows: list[Reply] = []
         prefixes: list[str] = []
-        size = 0
+        size, last = 0, ["", ""]
         while place is not None and (left := limit - len(rows) - len(prefixes)) > 0 and size < REPLY_BYTES:
             found = listing.versions_page(
                 *(kv, bucket["id"]),
@@ -385,10 +391,13 @@ class ObjectCalls:
             )
             rows += [{**_shown(key, entry), "latest": latest} for key, entry, latest in found.entries]
             prefixes += found.prefixes
+            ends = [[key, listing.marker_of(entry)] for key, entry, _ in found.entries[-1:]]
+            ends += [[each, ""] for each in found.prefixes[-1:]]
+            last = max(ends, key=lambda end: str(end[0]).encode(), default=last)
             size += found.size
             place = found.next
             await asyncio.sleep(0)
-        return {"versions": rows, "prefixes": prefixes, "more": place is not None}
+        return {"versions": rows, "prefixes": prefixes, "next": last if place is not None else None}
 
     # -- uploads in parts ----------------------------------------------------------------------------------
 
@@ -571,9 +580,19 @@ def _check_attributes(params: Params) -> Params:
     found = params.get("attributes", {})
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise Invalid("attributes: use a map by name")
+    if _depth(found) > ATTRIBUTES_DEPTH:
+        raise Invalid(f"attributes: maps and lists in one another, {ATTRIBUTES_DEPTH} deep at most")
     if (size := len(msgpack.packb(found))) > limits.ATTRIBUTES_MAX:
         raise LimitExceeded(f"attributes of {size} bytes: {limits.ATTRIBUTES_MAX} at most")
     return found
+
+
+def _depth(value: Any, most: int = 32) -> int:
+    """Of maps and lists in one another; what is deeper than ``most`` is not looked into."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    if inner is None or not most:
+        return 0
+    return 1 + max((_depth(each, most - 1) for each in inner), default=0)
 
 
 def _check_condition(params: Params) -> Params:

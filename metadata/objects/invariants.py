@@ -58,12 +58,12 @@ def _histories(kv: KV, bucket: int) -> list[dict[str, Any]]:
     """All former versions and markers, when all is well with each history."""
     found: list[dict[str, Any]] = []
     numbers = set()
-    for key, (number, null) in layout.scan_histories(kv, bucket, "", b""):
+    for key, (number, null, kept) in layout.scan_histories(kv, bucket, "", b""):
         ids = {"bucket": bucket, "key": key}
         numbers.add(number)
         records = list(versions.history_of(kv, bucket, number))
         there = layout.find_object(kv, bucket, key)
-        invariant(bool(records), "a history is not empty", **ids)
+        invariant(bool(records) and len(records) == kept, "what a history has is counted", **ids)
         invariant(there is not None or versions.is_marker(records[0]), "what is newest is current", **ids)
         seqs = [versions.seq_of(each) for each in ([there] if there else []) + records]
         invariant(seqs == sorted(set(seqs), reverse=True), "versions have an order", seqs=seqs, **ids)
@@ -72,6 +72,9 @@ def _histories(kv: KV, bucket: int) -> list[dict[str, Any]]:
         if there is not None and versions.name_of(there) == versions.NULL:
             invariant(not nulls, "a key has one null version", **ids)
         found += records
+    numbers_of_long = {key for key, _ in kv.scan(f"long/{bucket:016x}/")}
+    long_objects = sum(layout.is_long(key) for key, _ in layout.scan_objects(kv, bucket, "", b""))
+    invariant(len(numbers_of_long) == long_objects, "objects with long keys are referred to", bucket=bucket)
     stored = {int(key.split("/")[2], 16) for key, _ in kv.scan(f"version/{bucket:016x}/")}
     invariant(stored == numbers, "versions are of histories", bucket=bucket)
     return found

@@ -18,9 +18,10 @@ key                                    value
 ``built/BUCKET/REPLICA``               of one to become a member, or damaged: has all below this address
 ``object/BUCKET/KEY``                  an object: see ``state.py``
 ``versioning/BUCKET``                  ``{state, locks}``: versions are on, or suspended: see ``versions.py``
-``history/BUCKET/KEY``                 ``[number, null]``: what the key had before, by NUMBER; ``seq`` of the
-                                       version that is named null, or None
-``next-history/BUCKET``                the first NUMBER that was never given
+``history/BUCKET/KEY``                 ``[number, null, kept]``: what the key had before, by NUMBER; ``seq``
+                                       of the version named null, or None; how many there are
+``long/BUCKET/NUMBER``                 an object with a long key, see below
+``next-number/BUCKET``                 the first NUMBER of a history, or of a long key, that was never given
 ``version/BUCKET/NUMBER/ORDER``        an object that is not the current one of its key, or a delete marker
 ``upload/BUCKET/UPLOAD``               ``{key, attributes, created_ms}``: an upload in parts
 ``part/BUCKET/UPLOAD/NUMBER``          a part of it, with the fields of an object
@@ -31,19 +32,18 @@ key                                    value
 ``document/BUCKET/NAME``               text that gateways keep about it: its policy, and so on
 ====================================== ==================================================================
 
-BUCKET and REPLICA are 16 hex digits, GROUP 4, CHUNK 12, BLOCK 3, SLOT 5; NUMBER of a history 12, of a part 5
-decimal ones. ORDER: 16, of 2^64 - 1 less the version's ``seq``: the newest is the first.
+BUCKET and REPLICA are 16 hex digits, GROUP 4, CHUNK 12, BLOCK 3, SLOT 5; NUMBER 12, of a part 5 decimal ones.
+ORDER: 16, of 2^64 - 1 less the version's ``seq``: the newest is the first.
 
 A key of an object may be longer than one of the store: of those that are, all with the same first bytes are
-in one record, ``{rest of the key: object}``; so it is with histories."""
+in one record, ``{rest of the key: NUMBER}``; so it is with histories, with what they have in place of NUMBER.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
-
-import msgpack
 
 from moorage.quorum.record import BLOCKS_PER_CHUNK
 from moorage.service.kv import KV, SCAN_BATCH
@@ -122,8 +122,12 @@ def histories_prefix(bucket: int) -> str:
     return f"history/{bucket:016x}/"
 
 
-def next_history_key(bucket: int) -> str:
-    return f"next-history/{bucket:016x}"
+def long_key(bucket: int, number: int) -> str:
+    return f"long/{bucket:016x}/{number:012x}"
+
+
+def next_number_key(bucket: int) -> str:
+    return f"next-number/{bucket:016x}"
 
 
 def versions_prefix(bucket: int, number: int) -> str:
@@ -179,6 +183,7 @@ def all_keys(kv: KV, bucket: int) -> Iterator[str]:
     """Everything that there is of a bucket's objects."""
     for kind in (
         "object",
+        "long",
         "history",
         "version",
         "upload",
@@ -195,7 +200,7 @@ def all_keys(kv: KV, bucket: int) -> Iterator[str]:
     ):
         for key, _ in kv.scan(f"{kind}/{bucket:016x}/"):
             yield key
-    for key in (usage_key(bucket), versioning_key(bucket), next_history_key(bucket)):
+    for key in (usage_key(bucket), versioning_key(bucket), next_number_key(bucket)):
         if kv.get(key) is not None:
             yield key
 
@@ -309,36 +314,64 @@ def _place(key: str) -> tuple[str, str | None]:
     return raw[:end].decode(), raw[end:].decode()
 
 
+class History(NamedTuple):
+    number: int
+    null: int | None  # ``seq`` of the null version
+    kept: int  # versions
+
+
 def find_object(kv: KV, bucket: int, key: str) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = _find(kv, objects_prefix(bucket), key)
-    return found
+    found: Any = _find(kv, objects_prefix(bucket), key)
+    if isinstance(found, int):
+        found = kv.get(long_key(bucket, found))
+    return found  # type: ignore[no-any-return]
 
 
-def find_history(kv: KV, bucket: int, key: str) -> tuple[int, int | None] | None:
-    """(number, ``seq`` of the null version)."""
+def find_history(kv: KV, bucket: int, key: str) -> History | None:
     found = _find(kv, histories_prefix(bucket), key)
-    return None if found is None else (found[0], found[1])
+    return None if found is None else History(*found)
 
 
 def put_object(kv: KV, bucket: int, key: str, value: dict[str, Any] | None) -> None:
     """None: it goes."""
-    _put(kv, objects_prefix(bucket), key, value)
+    base = objects_prefix(bucket)
+    if not is_long(key):
+        _put(kv, base, key, value)
+        return
+    number = _find(kv, base, key)
+    if value is None:
+        if number is not None:
+            _put(kv, base, key, None)
+            kv.delete(long_key(bucket, number))
+        return
+    if number is None:
+        number = next_number(kv, bucket)
+        _put(kv, base, key, number)
+    kv.put(long_key(bucket, number), value)
 
 
-def put_history(kv: KV, bucket: int, key: str, value: tuple[int, int | None] | None) -> None:
+def put_history(kv: KV, bucket: int, key: str, value: History | None) -> None:
     """None: it goes."""
     _put(kv, histories_prefix(bucket), key, value)
 
 
-def objects_beside(kv: KV, bucket: int, key: str) -> tuple[int, int]:
-    """How many keys of objects share their record with this one, which is there or not, and the bytes of
-    that; none for one that has its own."""
-    return _beside(kv, objects_prefix(bucket), key)
+def next_number(kv: KV, bucket: int) -> int:
+    """One that was never given."""
+    number = int(kv.get(next_number_key(bucket)) or 0)
+    kv.put(next_number_key(bucket), number + 1)
+    return number
 
 
-def histories_beside(kv: KV, bucket: int, key: str) -> tuple[int, int]:
-    """The same of histories."""
-    return _beside(kv, histories_prefix(bucket), key)
+def is_long(key: str) -> bool:
+    """Whether it shares a record with others."""
+    return len(key.encode()) > DIRECT_BYTES
+
+
+def long_keys_beside(kv: KV, bucket: int, key: str) -> set[str]:
+    """Of a long key: what those that begin as it does end with, with an object, or a history."""
+    place, _ = _place(key)
+    bases = objects_prefix(bucket), histories_prefix(bucket)
+    return {rest for base in bases for rest in kv.get(base + place) or {}}
 
 
 def scan_objects(
@@ -346,15 +379,20 @@ def scan_objects(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, object) of all keys that begin with ``prefix`` and are not below ``start``, in order of their
     bytes. ``batch``: as :meth:`KV.scan_from` has it."""
-    return _scan(kv, objects_prefix(bucket), prefix, start, batch)
+    for key, found in _scan(kv, objects_prefix(bucket), prefix, start, batch):
+        if isinstance(found, int):
+            found = kv.get(long_key(bucket, found))
+            if found is None:  # it went while this scan was under way
+                continue
+        yield key, found
 
 
 def scan_histories(
     kv: KV, bucket: int, prefix: str, start: bytes, batch: int = SCAN_BATCH
-) -> Iterator[tuple[str, tuple[int, int | None]]]:
-    """The same of histories: (key, (number, null))."""
+) -> Iterator[tuple[str, History]]:
+    """The same of histories."""
     for key, found in _scan(kv, histories_prefix(bucket), prefix, start, batch):
-        yield key, (found[0], found[1])
+        yield key, History(*found)
 
 
 def _find(kv: KV, base: str, key: str) -> Any | None:
@@ -375,15 +413,6 @@ def _put(kv: KV, base: str, key: str, value: Any | None) -> None:
         kv.delete(base + place)
     else:
         kv.put(base + place, value)
-
-
-def _beside(kv: KV, base: str, key: str) -> tuple[int, int]:
-    place, rest = _place(key)
-    if rest is None:
-        return 0, 0
-    at = (base + place).encode()
-    found = next(kv.scan_raw(at, at), None)
-    return (0, 0) if found is None else (len(msgpack.unpackb(found[1], strict_map_key=False)), len(found[1]))
 
 
 def _scan(kv: KV, base_text: str, prefix: str, start: bytes, batch: int) -> Iterator[tuple[str, Any]]:

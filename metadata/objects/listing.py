@@ -7,6 +7,7 @@ nothing is looked at any more; it need not be a key."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import merge
@@ -17,6 +18,7 @@ from moorage.metadata.objects import layout, versions
 from moorage.service.kv import KV, SCAN_BATCH
 
 FEW = 4
+PLACED = re.compile(r"(null\.)?[0-9a-f]{16}")
 AFTER_ALL = b"\xff"  # no UTF-8 has it: behind all that begins with what stands before it
 
 
@@ -96,16 +98,23 @@ class VersionsPage:
 
 def place_behind(kv: KV, bucket: int, after: str, version: str, prefix: str, delimiter: str) -> Place:
     """Behind ``version`` of the key ``after``, or all of it when there is none; a key that is rolled up into
-    a common prefix stands for that."""
+    a common prefix stands for that. ``version`` is as :func:`marker_of` has it, or a name."""
     end = after.find(delimiter, len(prefix)) if delimiter and after.startswith(prefix) else -1
     if end >= 0:
         return Place(after[: end + len(delimiter)].encode() + AFTER_ALL)
     if not version:
         return Place(start_after(after, prefix, delimiter))
-    if versions.NAME.fullmatch(version):
-        return Place(after.encode(), int(version, 16))
+    if PLACED.fullmatch(version):
+        return Place(after.encode(), int(version[-16:], 16))
     found = versions.find(kv, bucket, after, version)
     return Place(after.encode(), None if found is None else versions.seq_of(found))
+
+
+def marker_of(record: dict[str, Any]) -> str:
+    """By which a page goes on behind this version, also when that is gone by then: its name, and its place,
+    where that is not the same."""
+    name, place = versions.name_of(record), versions.name_at(versions.seq_of(record))
+    return name if name == place else f"{name}.{place}"
 
 
 def versions_page(
@@ -156,7 +165,7 @@ def _keys(
     histories = layout.scan_histories(kv, bucket, prefix, start, batch)
     both = merge(
         ((key.encode(), 0, entry) for key, entry in objects),
-        ((key.encode(), 1, number) for key, (number, _) in histories),
+        ((key.encode(), 1, found.number) for key, found in histories),
         key=lambda each: each[:2],
     )
     for raw, together in groupby(both, key=lambda each: each[0]):

@@ -43,6 +43,7 @@ from moorage.wire.errors import (
 )
 
 PURGED_AT_ONCE: Final = 1000  # keys, in one command
+RECENT: Final = 100  # versions of a key, among which one is looked for that was put some seconds ago
 LACKED_AT_CHANGE: Final = 1000  # extents, of who becomes a member
 
 Command = dict[str, Any]
@@ -150,7 +151,7 @@ class Objects:
             are_put.append(_was_put(kv, bucket, extent, region))
         if extents and all(are_put):
             found = {**command["object"], "extents": command["extents"]}
-            return found if versions.of_bucket(kv, bucket["id"]) is None else {**found, "seq": 0}
+            return {**found, **_name_of_none(kv, bucket)}
         if extents and "key" in command and kv.get(layout.extent_key(bucket["id"], extents[0])):
             return _former(kv, bucket, command["key"], command["object"]["id"])
         return None
@@ -158,7 +159,10 @@ class Objects:
     def _put(
         self, kv: KV, bucket: Bucket, key: str, there: Object | None, found: Object, index: int
     ) -> Object:
-        _check_long_keys(kv, bucket, key, there)
+        if versions.is_full(kv, bucket["id"], key):
+            raise LimitExceeded(
+                f"{limits.LONG_KEYS_MAX} keys begin with the same {layout.DIRECT_BYTES} bytes as this one"
+            )
         if found.get("lock") is not None:
             _check_locks(kv, bucket)
         for gone in versions.put(kv, bucket["id"], key, found, index):
@@ -190,8 +194,8 @@ class Objects:
     def _delete_objects(self, kv: KV, command: Command, index: int) -> dict[str, Any]:
         """``{bucket, keys, at_ms, condition}`` -> ``{found, marker}``: of each key an :class:`Outcome`, and
         the version of the markers that were made, where versions are on. ``ids``: of each key; one that is
-        another object by now is absent. ``versions``: of each key; that one goes, or, None, the current
-        object. ``former``: only if it is not the newest of its key. ``bypass``: see locks.py."""
+        another by now is absent. ``versions``: of each key; that one goes, or, None, the current object.
+        ``former``: only if it is not the newest of its key. ``bypass``: see locks.py."""
         bucket = existing_bucket(kv, command["bucket"])
         ids = command.get("ids") or repeat(None)
         names = command.get("versions") or repeat(None)
@@ -201,7 +205,7 @@ class Objects:
             if name is None:
                 found.append(self._delete(kv, bucket, command, key, wanted, index))
             else:
-                found.append(self._remove(kv, bucket, command, key, name))
+                found.append(self._remove(kv, bucket, command, key, wanted, name))
         return {"found": found, "marker": _marker_of(kv, bucket, index)}
 
     def _delete(
@@ -212,22 +216,24 @@ class Objects:
             check_condition(there, command["condition"], key)
         if wanted is not None and (there is None or there["id"] != wanted):
             return Outcome.ABSENT
-        if there is None and _is_marked(kv, bucket, key, index):
-            return Outcome.ABSENT  # the same key, once more in one command
-        for gone in versions.delete(kv, bucket["id"], key, index, command["at_ms"]):
+        if there is None and (_is_marked(kv, bucket, key, index) or versions.is_full(kv, bucket["id"], key)):
+            return Outcome.ABSENT  # the same key, once more in one command; or no marker has room there
+        for gone in versions.delete(kv, bucket["id"], key, index, command.get("at_ms", 0)):
             self._free(kv, bucket, gone)
         return Outcome.ABSENT if there is None else Outcome.DELETED
 
-    def _remove(self, kv: KV, bucket: Bucket, command: Command, key: str, name: str) -> Outcome:
+    def _remove(
+        self, kv: KV, bucket: Bucket, command: Command, key: str, wanted: str | None, name: str
+    ) -> Outcome:
         record = versions.find(kv, bucket["id"], key, name)
         if command.get("condition"):
             check_condition(record, command["condition"], key)
-        if record is None:
+        if record is None or wanted not in (None, record["id"]):
             return Outcome.ABSENT
-        newest = versions.newest(kv, bucket["id"], key)
-        if command.get("former") and newest is not None and versions.name_of(newest) == name:
+        newest = versions.newest(kv, bucket["id"], key) if command.get("former") else None
+        if newest is not None and versions.name_of(newest) == name:
             return Outcome.ABSENT
-        if locks.is_locked(record.get("lock"), command["at_ms"], command.get("bypass", False)):
+        if locks.is_locked(record.get("lock"), command.get("at_ms", 0), command.get("bypass", False)):
             return Outcome.LOCKED
         for gone in versions.remove(kv, bucket["id"], key, record):
             self._free(kv, bucket, gone)
@@ -247,7 +253,6 @@ class Objects:
         without ``version`` it is the current one."""
         bucket = existing_bucket(kv, command["bucket"])
         found = _existing_version(kv, bucket, command)
-        _check_long_keys(kv, bucket, command["key"], found)
         found["attributes"] = command["attributes"]
         versions.rewrite(kv, bucket["id"], command["key"], found)
         return found
@@ -489,20 +494,6 @@ def _check_taken(kv: KV, bucket: Bucket, extent: Extent, writer: int) -> None:
         raise Stale("these addresses were used for an object before: put it again")
 
 
-def _check_long_keys(kv: KV, bucket: Bucket, key: str, there: Object | None) -> None:
-    """Raises LimitExceeded when too much shares a record with this key."""
-    count, size = layout.objects_beside(kv, bucket["id"], key)
-    if there is None and count >= limits.LONG_KEYS_MAX:
-        raise LimitExceeded(
-            f"{limits.LONG_KEYS_MAX} keys begin with the same {layout.DIRECT_BYTES} bytes as this one"
-        )
-    if size > limits.LONG_KEYS_BYTES_MAX:
-        raise LimitExceeded(
-            f"what is noted of objects whose keys begin with the same {layout.DIRECT_BYTES} bytes as this"
-            f" one is {size} bytes: {limits.LONG_KEYS_BYTES_MAX} at most"
-        )
-
-
 def _existing_version(kv: KV, bucket: Bucket, command: Command) -> Object:
     """Raises NotFound; PreconditionFailed for another object than ``id``."""
     key, name = limits.check_key(command["key"]), command.get("version")
@@ -518,8 +509,15 @@ def _existing_version(kv: KV, bucket: Bucket, command: Command) -> Object:
 
 
 def _former(kv: KV, bucket: Bucket, key: str, identity: str) -> Object | None:
-    """The version with this id, of those that are not current any more."""
-    return next((each for each in versions.history(kv, bucket["id"], key) if each["id"] == identity), None)
+    """The version with this id, of the newest ones that are not current any more."""
+    recent = islice(versions.history(kv, bucket["id"], key), RECENT)
+    return next((each for each in recent if each["id"] == identity), None)
+
+
+def _name_of_none(kv: KV, bucket: Bucket) -> dict[str, Any]:
+    """What is noted of a version that is gone, beside that it had no name, or one that nothing has."""
+    versioning = versions.of_bucket(kv, bucket["id"])
+    return {} if versioning is None or versioning.state == versions.SUSPENDED else {"seq": 0}
 
 
 def _marker_of(kv: KV, bucket: Bucket, index: int) -> str | None:
@@ -531,7 +529,7 @@ def _marker_of(kv: KV, bucket: Bucket, index: int) -> str | None:
 
 
 def _is_marked(kv: KV, bucket: Bucket, key: str, index: int) -> bool:
-    former = next(versions.history(kv, bucket["id"], key), None)
+    former = versions.newest_former(kv, bucket["id"], key)
     return former is not None and versions.seq_of(former) == index
 
 

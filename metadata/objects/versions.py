@@ -22,8 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from moorage.metadata import limits
 from moorage.metadata.objects import layout
-from moorage.service.kv import KV
-from moorage.wire.errors import LimitExceeded
+from moorage.service.kv import KV, SCAN_BATCH
 
 NULL: Final = "null"
 ENABLED: Final = "enabled"
@@ -84,7 +83,7 @@ def find(kv: KV, bucket: int, key: str, name: str) -> Record | None:
     place = layout.find_history(kv, bucket, key)
     if place is None:
         return None
-    number, null = place
+    number, null, _ = place
     seq = null if name == NULL else int(name, 16) if NAME.fullmatch(name) else None
     found: Record | None = None if seq is None else kv.get(layout.version_key(bucket, number, seq))
     return found if found is not None and name_of(found) == name else None
@@ -92,21 +91,38 @@ def find(kv: KV, bucket: int, key: str, name: str) -> Record | None:
 
 def newest(kv: KV, bucket: int, key: str) -> Record | None:
     """An object, or a marker."""
-    return layout.find_object(kv, bucket, key) or next(history(kv, bucket, key), None)
+    return layout.find_object(kv, bucket, key) or newest_former(kv, bucket, key)
 
 
-def history(kv: KV, bucket: int, key: str, below: int | None = None) -> Iterator[Record]:
-    """The newest first; ``below``: those whose ``seq`` is less."""
+def newest_former(kv: KV, bucket: int, key: str) -> Record | None:
     place = layout.find_history(kv, bucket, key)
-    return iter(()) if place is None else history_of(kv, bucket, place[0], below)
+    return None if place is None else next(history_of(kv, bucket, place.number, batch=1), None)
 
 
-def history_of(kv: KV, bucket: int, number: int, below: int | None = None) -> Iterator[Record]:
+def history(kv: KV, bucket: int, key: str) -> Iterator[Record]:
+    """The newest first."""
+    place = layout.find_history(kv, bucket, key)
+    return iter(()) if place is None else history_of(kv, bucket, place.number)
+
+
+def history_of(
+    kv: KV, bucket: int, number: int, below: int | None = None, batch: int = SCAN_BATCH
+) -> Iterator[Record]:
+    """``below``: those whose ``seq`` is less. ``batch``: how many to fetch first."""
     if below == 0:
         return
-    start = "" if below is None else layout.version_key(bucket, number, below - 1)
-    for _, record in kv.scan(layout.versions_prefix(bucket, number), start):
+    prefix = layout.versions_prefix(bucket, number)
+    start = prefix if below is None else layout.version_key(bucket, number, below - 1)
+    for _, record in kv.scan_from(prefix.encode(), start.encode(), batch):
         yield record
+
+
+def is_full(kv: KV, bucket: int, key: str) -> bool:
+    """Whether too many keys share a record with this one, and it is none of them: what is there may always
+    change, and come back."""
+    if not layout.is_long(key) or newest(kv, bucket, key) is not None:
+        return False
+    return len(layout.long_keys_beside(kv, bucket, key)) >= limits.LONG_KEYS_MAX
 
 
 # -- changes: each returns what is gone for good ----------------------------------------------------------
@@ -132,7 +148,7 @@ def delete(kv: KV, bucket: int, key: str, index: int, at_ms: int) -> list[Record
     if versioning is None:
         _set_current(kv, bucket, key, there, None)
         return [] if there is None else [there]
-    marker = {"marker": True, "id": "", "size": 0, "etag": "", "attributes": {}, "extents": []}
+    marker = {"marker": True, "id": name_at(index), "size": 0, "etag": "", "attributes": {}, "extents": []}
     gone = _make_room(kv, bucket, key, there, versioning)
     _keep(kv, bucket, key, {**marker, "at_ms": at_ms, **_stamp(versioning, index)})
     return gone
@@ -146,7 +162,7 @@ def remove(kv: KV, bucket: int, key: str, record: Record) -> list[Record]:
         there = None
     else:
         _forget(kv, bucket, key, record)
-    former = None if there is not None else next(history(kv, bucket, key), None)
+    former = None if there is not None else newest_former(kv, bucket, key)
     if former is not None and not is_marker(former):
         _forget(kv, bucket, key, former)
         _set_current(kv, bucket, key, None, former)
@@ -161,7 +177,7 @@ def rewrite(kv: KV, bucket: int, key: str, record: Record) -> None:
     else:
         place = layout.find_history(kv, bucket, key)
         assert place is not None, "a version that was found is current, or of a history"
-        kv.put(layout.version_key(bucket, place[0], seq_of(record)), record)
+        kv.put(layout.version_key(bucket, place.number, seq_of(record)), record)
 
 
 def _stamp(versioning: Versioning, index: int) -> Record:
@@ -192,15 +208,10 @@ def _keep(kv: KV, bucket: int, key: str, record: Record) -> None:
     """In its history."""
     place = layout.find_history(kv, bucket, key)
     if place is None:
-        if layout.histories_beside(kv, bucket, key)[0] >= limits.LONG_KEYS_MAX:
-            raise LimitExceeded(
-                f"{limits.LONG_KEYS_MAX} keys with former versions begin with the same {layout.DIRECT_BYTES}"
-                " bytes as this one"
-            )
-        place = int(kv.get(layout.next_history_key(bucket)) or 0), None
-        kv.put(layout.next_history_key(bucket), place[0] + 1)
-    number, null = place
-    layout.put_history(kv, bucket, key, (number, seq_of(record) if _is_null(record) else null))
+        place = layout.History(layout.next_number(kv, bucket), None, 0)
+    number, null, kept = place
+    null = seq_of(record) if _is_null(record) else null
+    layout.put_history(kv, bucket, key, layout.History(number, null, kept + 1))
     kv.put(layout.version_key(bucket, number, seq_of(record)), record)
     _count(kv, bucket, 0, 0, 1, record["size"])
 
@@ -209,11 +220,10 @@ def _forget(kv: KV, bucket: int, key: str, record: Record) -> None:
     """Out of its history."""
     place = layout.find_history(kv, bucket, key)
     assert place is not None, "a version that was found is of a history"
-    number, null = place
+    number, null, kept = place
     kv.delete(layout.version_key(bucket, number, seq_of(record)))
-    is_last = next(history_of(kv, bucket, number), None) is None
-    left = (number, None if _is_null(record) else null)
-    layout.put_history(kv, bucket, key, None if is_last else left)
+    left = layout.History(number, None if _is_null(record) else null, kept - 1)
+    layout.put_history(kv, bucket, key, left if left.kept else None)
     _count(kv, bucket, 0, 0, -1, -record["size"])
 
 

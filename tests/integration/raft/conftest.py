@@ -30,6 +30,9 @@ class Ledger:
                 total = (kv.get(command["key"]) or 0) + command["n"]
                 kv.put(command["key"], total)
                 return total
+            case "append":
+                kv.put(command["key"], (kv.get(command["key"]) or "") + command["value"])
+                return None
             case "refuse":
                 kv.put("refused", True)
                 raise errors.NameTaken("taken")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from moorage.quorum.raft_types import COMMAND, Config, Entry, HardState, HeartbeatReply, Snapshot, encode
-from moorage.service import raft_transport, replicated
+from moorage.service import kv, raft_transport, replicated
 from moorage.service.raft_storage import Life, RaftStorage, Work
 from moorage.wire import errors, frame
 from moorage.wire.connection import Connection
@@ -392,6 +392,33 @@ async def test_a_member_far_behind_gets_a_snapshot(
     await group.stop(away)
     await group.start(away)
     assert group.nodes[away].member.kv.get("k039") == "39" * 10_000
+
+
+async def test_a_value_that_grew_as_large_as_it_may_fits_into_a_snapshot(
+    group: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command is small, the value is not; with neighbours before and behind it."""
+    monkeypatch.setattr(replicated, "LOG_KEEP", 20)
+    await group.start(*ABC)
+    leader = await group.leader()
+    away = next(name for name in ABC if name != leader.name)
+    await group.stop(away)
+    for key in ("a", "z"):
+        await group.propose({"do": "put", "key": key, "value": "y" * 100_000})
+    with pytest.raises(errors.LimitExceeded, match=f"{kv.VALUE_SIZE_MAX} at most"):
+        while True:
+            await group.propose({"do": "append", "key": "large", "value": "x" * 30_000})
+    for n in range(60):
+        await group.propose({"do": "add", "key": "n", "n": 1})
+        if n % 25 == 0:
+            await asyncio.sleep(5 * replicated.TICK_S)
+    leader = await group.leader()
+    await wait_until(lambda: leader.status()["first_index"] > 60)
+    await group.start(away)
+    late = group.nodes[away].member
+    await wait_until(lambda: late.kv.get("n") == 60)
+    assert leader.snapshots_sent >= 1 and len(late.kv.get("large")) == 960_000
+    assert not any(node.member.failed for node in group.nodes.values())
 
 
 async def test_a_bug_in_the_state_machine_stops_the_member(group: Any) -> None:

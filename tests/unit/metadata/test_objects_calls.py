@@ -370,9 +370,10 @@ async def listed(rig: Rig, limit: int, **params: Any) -> list[tuple[str, str, bo
         rows = [(each["key"], each["version"], each["marker"], each["latest"]) for each in page["versions"]]
         rows = sorted([*rows, *((prefix, "", False, False) for prefix in page["prefixes"])], key=key_of)
         found += rows
-        if not page["more"]:
+        if page["next"] is None:
             return found
-        after = {"after": rows[-1][0], "version": rows[-1][1]}
+        assert page["next"][0] == rows[-1][0]
+        after = dict(zip(("after", "version"), page["next"], strict=True))
 
 
 def key_of(row: tuple[str, str, bool, bool]) -> bytes:
@@ -418,6 +419,11 @@ async def test_versions_are_listed_by_key_the_newest_first(rig: Rig, limit: int)
     assert [each["key"] for each in (await rig.call("list_objects"))["objects"]] == ["a", "d/1", "d/2"]
     page = await rig.call("list_versions", after="d/1", version=one, delimiter="/")
     assert [each["key"] for each in page["versions"]] == [long, long], "its prefix was told before"
+    first = await rig.call("list_versions", limit=2)
+    await rig.call("delete_objects", keys=["a"], versions=["null"])
+    for version, begins in ((first["next"][1], "b"), ("null", "a")):
+        page = await rig.call("list_versions", after="a", version=version)
+        assert page["versions"][0]["key"] == begins, "where it was, if that is told; else from the beginning"
     for bad in ({"limit": 0}, {"version": 3}, {"other": 1}):
         with pytest.raises(Invalid):
             await rig.call("list_versions", **bad)

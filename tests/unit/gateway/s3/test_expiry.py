@@ -79,9 +79,14 @@ class Bucket:
                 self.put(info.key, marker=True)
         return there
 
-    async def delete_versions(self, wanted: list[tuple[str, str]], *, former: bool) -> list[Deletion]:
+    async def delete_versions(
+        self, wanted: list[tuple[str, str]], *, ids: list[str], former: bool
+    ) -> list[Deletion]:
         if self.meanwhile in self.kept:
             del self.kept[self.meanwhile][0]
+        assert all(
+            each.id in ids for key, version in wanted for each in self.kept[key] if each.version == version
+        )
         return [self._deleted(*each, former) for each in wanted]
 
     def _deleted(self, key: str, version: str, former: bool) -> Deletion:

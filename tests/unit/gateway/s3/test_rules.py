@@ -335,3 +335,9 @@ def test_uploads_that_are_due() -> None:
     assert lifecycle.upload_due([Rule("a", abort_days=7)], "k", NOON, 18 * DAY_MS)
     assert not lifecycle.upload_due([Rule("a", abort_days=7)], "k", NOON, 18 * DAY_MS - 1)
     assert not lifecycle.upload_due([Rule("a", days=1)], "k", NOON, 99 * DAY_MS)
+
+
+def test_a_rule_of_any_length_can_be_told() -> None:
+    """It is told with each put and get of what it is about: after the put was done."""
+    rules = lifecycle.parse(lifecycle.render([lifecycle.Rule("r", days=2**31 - 1)]))
+    lifecycle.expiration_header(rules, lifecycle.Found("k"), NOON)

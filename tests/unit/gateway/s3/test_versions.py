@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from moorage.client.objects.bucket import Deletion, ObjectInfo, VersionListing
+from moorage.gateway.s3 import acl, properties
+from moorage.gateway.s3.properties import Properties
+from moorage.gateway.s3.records import ACL
 from moorage.wire.errors import NotFound
 
 from .asking import Kept, ask, refused
@@ -201,3 +204,25 @@ async def test_versions_are_switched_on_and_off() -> None:
     bucket.locks = True
     assert (await refused(bucket, "PUT", "/photos?versioning", body)).code == "InvalidBucketState"
     assert (await refused(bucket, "PUT", "/photos?versioning", b"<a/>")).code == "MalformedXML"
+
+
+async def test_who_may_write_may_not_delete_versions_for_good() -> None:
+    """By Amazon's table, WRITE of a list allows that to nobody but the bucket's owner."""
+    bucket = Bucket(NEWEST, OLD)
+    bucket.documents[ACL] = acl.render(acl.canned("public-read-write", "team-a", "team-a")).decode()
+    error = await refused(bucket, "DELETE", f"/photos/k?versionId={V1}", principal="a-stranger")
+    assert error.code == "AccessDenied"
+
+
+async def test_an_upload_is_answered_as_before_when_something_was_put_over_it() -> None:
+    made = replace(OLD, attributes=properties.to_attributes(Properties(upload="u" * 32)))
+
+    class Uploads(Bucket):
+        async def show_upload(self, id: str, **more: Any) -> dict[str, Any]:
+            raise NotFound("it was completed")
+
+    part = b"<Part><PartNumber>1</PartNumber><ETag>e</ETag></Part>"
+    body = b"<CompleteMultipartUpload>" + part + b"</CompleteMultipartUpload>"
+    headers = {"content-length": str(len(body))}
+    answer = await ask(Uploads(NEWEST, made), "POST", f"/photos/k?uploadId={'u' * 32}", body, headers)
+    assert answer.headers["x-amz-version-id"] == V1
