@@ -16,7 +16,7 @@ from moorage.client.layers import Layer
 from moorage.client.session import GroupSession
 from moorage.client.volume import Volume
 from moorage.metadata import records
-from moorage.metadata.objects import layout
+from moorage.metadata.objects import layout, room, versions
 from moorage.metadata.service import MetadataService
 from moorage.node.replica import OBJECTS
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
@@ -80,18 +80,30 @@ def nothing_to_mend(cluster: SimCluster) -> bool:
 
 
 def charged_well(cluster: SimCluster) -> bool:
-    """Whether the registry counts for principals what the volumes are, by their names."""
-    volumes: dict[str, int] = {}
+    """Whether the registry counts for principals what the volumes are, by their names; of buckets a little
+    more than that."""
+    volumes: dict[str, range] = {}
     charged: dict[str, int] = {}
     for host in cluster.hosts:
         metadata, registry = _service(host, MetadataService), _service(host, RegistryService)
         if metadata is not None and metadata.replicated.is_leader:
-            found = records.volumes(metadata.replicated.kv)
-            volumes = {each["name"]: each["size"] for each in found if not each["released"]}
+            kv = metadata.replicated.kv
+            found = [each for each in records.volumes(kv) if not each["released"]]
+            volumes = {each["name"]: _charge_of(kv, each) for each in found}
         if registry is not None and registry.group.is_leader:
             names = state.table(registry.group.kv, "name")
             charged = {name: row.get("size", -1) for name, row in names.items()}
-    return bool(volumes) and charged == volumes
+    if not volumes or charged.keys() != volumes.keys():
+        return False
+    return all(charged[name] in wanted for name, wanted in volumes.items())
+
+
+def _charge_of(kv: KV, volume: dict[str, Any]) -> range:
+    size = volume["size"]
+    if records.kind_of(volume) == records.BUCKET:
+        _, size, _, former_size = versions.usage(kv, volume["id"])
+        return range(size + former_size, size + former_size + 2 * room.STEP + 1)
+    return range(size, size + 1)
 
 
 def members_agree(cluster: SimCluster) -> bool:

@@ -15,7 +15,7 @@ from moorage.client import front, session
 from moorage.client.objects import space
 from moorage.metadata import attachments, balance
 from moorage.metadata.objects import calls as object_calls
-from moorage.metadata.objects import layout
+from moorage.metadata.objects import layout, room
 from moorage.metadata.objects import state as object_state
 from moorage.metadata.objects import writers as object_writers
 from moorage.metadata.tasks import heal
@@ -48,6 +48,7 @@ def _object_patches(blocks: int) -> list[tuple[Any, str, Any]]:
         (object_writers, "SILENT_S", 3.0),
         (space, "RENEW_S", 0.5),
         (object_tasks, "READERS_S", 1.0),
+        (room, "STEP", 1 << 20),
     ]
 
 
