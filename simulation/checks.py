@@ -16,7 +16,8 @@ from moorage.client.layers import Layer
 from moorage.client.session import GroupSession
 from moorage.client.volume import Volume
 from moorage.metadata import records
-from moorage.metadata.objects import layout, room, versions
+from moorage.metadata.objects import layout, room
+from moorage.metadata.objects.versions import usage
 from moorage.metadata.service import MetadataService
 from moorage.node.replica import OBJECTS
 from moorage.node.segment import OFFSET_BITS, OFFSET_MASK
@@ -101,7 +102,7 @@ def charged_well(cluster: SimCluster) -> bool:
 def _charge_of(kv: KV, volume: dict[str, Any]) -> range:
     size = volume["size"]
     if records.kind_of(volume) == records.BUCKET:
-        _, size, _, former_size = versions.usage(kv, volume["id"])
+        _, size, _, former_size = usage(kv, volume["id"])
         return range(size + former_size, size + former_size + 2 * room.STEP + 1)
     return range(size, size + 1)
 
