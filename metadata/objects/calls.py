@@ -1,4 +1,4 @@
-"""The methods ``metadata.*`` about objects: checks of parameters, proposals, replies.
+"""The methods ``metadata.*`` about objects: proposals, and replies.
 
 Owns when a writer of objects counts as gone: it is heard of with each of its calls. Must never propose an
 object whose bytes could have been taken for garbage: the command itself checks that.
@@ -16,13 +16,13 @@ import msgpack
 from moorage.metadata import limits, records
 from moorage.metadata.attachments import Attachments
 from moorage.metadata.directory import Directory
-from moorage.metadata.objects import layout, listing, locks, versions
+from moorage.metadata.objects import asked, layout, listing, locks, versions
 from moorage.metadata.objects.layout import REGION_CHUNKS
 from moorage.metadata.objects.listing import Place
 from moorage.metadata.objects.room import Room
 from moorage.metadata.objects.state import existing_bucket, existing_upload
 from moorage.metadata.objects.writers import Writers
-from moorage.metadata.params import check_known, number_of, remaining_s
+from moorage.metadata.params import check_known, remaining_s
 from moorage.metadata.tasks.context import wall_ms
 from moorage.quorum.record import BLOCKS_PER_CHUNK
 from moorage.service.replicated import Replicated
@@ -36,7 +36,6 @@ Handler = Callable[[CallContext | None, Params], Awaitable[Reply]]
 PAGE_MAX: Final = 1000
 UPLOADS_PAGE: Final = 1000
 AT_ONCE: Final = 50  # entries of a page, before others are served
-ATTRIBUTES_DEPTH: Final = 16
 REPLY_BYTES: Final = 512 << 10  # of entries: a page ends there, and what is one more fits into a frame too
 FREED_AT_ONCE: Final = 2000  # extents, in one command
 LONG_KEY_WEIGHT: Final = 100  # what it shares a record with is read and written
@@ -139,7 +138,7 @@ class ObjectCalls:
         }
         bucket = await self._bucket(context, params)
         await self._replicated.propose(
-            {"do": "set_document", "bucket": bucket["id"], **about, **_request(params)}
+            {"do": "set_document", "bucket": bucket["id"], **about, **asked.request(params)}
         )
         return {}
 
@@ -182,7 +181,7 @@ class ObjectCalls:
     async def close_regions(self, context: CallContext | None, params: Params) -> Reply:
         check_known(params, "name", "regions")
         regions = params.get("regions")
-        if not isinstance(regions, list | tuple) or not all(_is_pair(each) for each in regions):
+        if not isinstance(regions, list | tuple) or not all(asked.is_pair(each) for each in regions):
             raise Invalid("regions: use a list of [group, first chunk]")
         bucket = await self._bucket(context, params)
         command = {"do": "close_regions", "bucket": bucket["id"], "regions": [list(each) for each in regions]}
@@ -190,9 +189,9 @@ class ObjectCalls:
         return {}
 
     async def put_object(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "key", "condition", "lock", *_WRITTEN)
-        key, written = limits.check_key(params.get("key")), _check_written(params)
-        condition = _check_condition(params)
+        check_known(params, "name", "key", "condition", "lock", *asked.WRITTEN)
+        key, written = limits.check_key(params.get("key")), asked.check_written(params)
+        condition = asked.check_condition(params)
         bucket = await self._bucket(context, params)
         self._writers.heard(written["writer"])
         command = {"do": "put_object", "bucket": bucket["id"], "key": key, "condition": condition, **written}
@@ -210,9 +209,9 @@ class ObjectCalls:
     async def set_attributes(self, context: CallContext | None, params: Params) -> Reply:
         """Of the object with this ``id``, of this ``version`` where one is named."""
         check_known(params, "name", "key", "id", "version", "attributes", "request")
-        about = {**_check_version(params), "attributes": _check_attributes(params)}
+        about = {**asked.check_version(params), "attributes": asked.check_attributes(params)}
         bucket = await self._bucket(context, params)
-        command = {"do": "set_attributes", "bucket": bucket["id"], **about, **_request(params)}
+        command = {"do": "set_attributes", "bucket": bucket["id"], **about, **asked.request(params)}
         return await self._changed(bucket["id"], command)
 
     async def set_lock(self, context: CallContext | None, params: Params) -> Reply:
@@ -220,10 +219,10 @@ class ObjectCalls:
         ``bypass``: whether governance is passed over."""
         check_known(params, "name", "key", "id", "version", "retention", "hold", "bypass", "request")
         change = locks.check_change(params.get("retention"), params.get("hold"))
-        about = {**_check_version(params), **change, "bypass": _flag(params, "bypass")}
+        about = {**asked.check_version(params), **change, "bypass": asked.flag(params, "bypass")}
         bucket = await self._bucket(context, params)
         now = {"now_ms": wall_ms()}
-        command = {"do": "set_lock", "bucket": bucket["id"], **about, **now, **_request(params)}
+        command = {"do": "set_lock", "bucket": bucket["id"], **about, **now, **asked.request(params)}
         return await self._changed(bucket["id"], command)
 
     async def _changed(self, bucket: int, command: Params) -> Reply:
@@ -243,7 +242,7 @@ class ObjectCalls:
         if state not in (versions.ENABLED, versions.SUSPENDED) or not isinstance(with_locks, bool):
             raise Invalid(f"set_versioning: state must be {versions.ENABLED} or {versions.SUSPENDED}")
         bucket = await self._bucket(context, params)
-        about = {"state": state, "locks": with_locks, **_request(params)}
+        about = {"state": state, "locks": with_locks, **asked.request(params)}
         await self._replicated.propose({"do": "set_versioning", "bucket": bucket["id"], **about})
         return {}
 
@@ -253,16 +252,18 @@ class ObjectCalls:
         that a marker was given, or None."""
         known = ("name", "keys", "ids", "versions", "condition", "former", "bypass", "request")
         check_known(params, *known)
-        keys, condition = params.get("keys"), _check_condition(params)
+        keys, condition = params.get("keys"), asked.check_condition(params)
         if not isinstance(keys, list | tuple) or not keys:
             raise Invalid("keys: use a list of keys")
         if len(keys) > limits.KEYS_AT_ONCE:
             raise LimitExceeded(f"{len(keys)} keys in one call: {limits.KEYS_AT_ONCE} at most")
         checked = [limits.check_key(key) for key in keys]
-        beside = {name: _beside(params, name, len(keys)) for name in ("ids", "versions") if name in params}
+        beside = {
+            name: asked.beside(params, name, len(keys)) for name in ("ids", "versions") if name in params
+        }
         names: list[str | None] = beside.get("versions") or [None] * len(keys)
         about: Params = {"do": "delete_objects", "condition": condition}
-        about |= {name: _flag(params, name) for name in ("former", "bypass")}
+        about |= {name: asked.flag(params, name) for name in ("former", "bypass")}
         bucket = await self._bucket(context, params)
         outcomes: list[int] = []
         markers: list[str | None] = []
@@ -270,7 +271,7 @@ class ObjectCalls:
             # (a condition is judged of all of them at once)
             end = len(checked) if condition else at + self._few(bucket["id"], checked[at:], names[at:])
             # Sent again, each part is answered as before, whatever would be taken for a part by now.
-            part = _request(params, f".{at}")
+            part = asked.request(params, f".{at}")
             part |= {name: each[at:end] for name, each in beside.items()}
             command = {**about, "bucket": bucket["id"], "keys": checked[at:end], "at_ms": wall_ms(), **part}
             done = await self._replicated.propose(command)
@@ -318,7 +319,7 @@ class ObjectCalls:
         if name is None:
             found = versions.newest(kv, bucket["id"], key)
         else:
-            found = versions.find(kv, bucket["id"], key, _text({"version": name}, "version", 64))
+            found = versions.find(kv, bucket["id"], key, asked.text({"version": name}, "version", 64))
         if found is not None and not versions.is_marker(found):
             return found
         details: Params = {"key": key}
@@ -333,7 +334,7 @@ class ObjectCalls:
     async def list_objects(self, context: CallContext | None, params: Params) -> Reply:
         """``start``: bytes, ``next`` of the page before, or ``after``: a key, or a common prefix."""
         check_known(params, "name", "prefix", "delimiter", "after", "start", "limit")
-        prefix, delimiter, after = (_text(params, key) for key in ("prefix", "delimiter", "after"))
+        prefix, delimiter, after = (asked.text(params, key) for key in ("prefix", "delimiter", "after"))
         start, limit = params.get("start", b""), params.get("limit", PAGE_MAX)
         if not isinstance(start, bytes) or type(limit) is not int or not 1 <= limit <= PAGE_MAX:
             raise Invalid(f"list_objects: start must be bytes, limit 1 to {PAGE_MAX}")
@@ -368,7 +369,7 @@ class ObjectCalls:
         two for the page that follows."""
         check_known(params, "name", "prefix", "delimiter", "after", "version", "limit")
         prefix, delimiter, after, name = (
-            _text(params, each) for each in ("prefix", "delimiter", "after", "version")
+            asked.text(params, each) for each in ("prefix", "delimiter", "after", "version")
         )
         limit = params.get("limit", PAGE_MAX)
         if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
@@ -406,7 +407,7 @@ class ObjectCalls:
         about = {
             "key": limits.check_key(params.get("key")),
             "upload": limits.check_upload(params.get("upload")),
-            "attributes": _check_attributes(params),
+            "attributes": asked.check_attributes(params),
         }
         bucket = await self._bucket(context, params)
         command = {"do": "create_upload", "bucket": bucket["id"], "now_ms": wall_ms(), **about}
@@ -414,10 +415,10 @@ class ObjectCalls:
         return {}
 
     async def put_part(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "upload", "number", *_WRITTEN)
+        check_known(params, "name", "upload", "number", *asked.WRITTEN)
         number = limits.check_part(params.get("number"))
         about = {"upload": limits.check_upload(params.get("upload")), "number": number}
-        written = _check_written(params)
+        written = asked.check_written(params)
         bucket = await self._bucket(context, params)
         self._writers.heard(written["writer"])
         command = {"do": "put_part", "bucket": bucket["id"], **about, **written}
@@ -436,8 +437,8 @@ class ObjectCalls:
             "upload": limits.check_upload(params.get("upload")),
             "key": key,
             "parts": [[limits.check_part(number), etag] for number, etag in parts],
-            "condition": _check_condition(params),
-            "object": _check_object(params),
+            "condition": asked.check_condition(params),
+            "object": asked.check_object(params),
         }
         bucket = await self._bucket(context, params)
         command = {"do": "complete_upload", "bucket": bucket["id"], **about}
@@ -486,7 +487,7 @@ class ObjectCalls:
         """In pages, by key and time: the first ones behind ``after``, which is key, time and id of the last
         one of the page before; whether there are more."""
         check_known(params, "name", "prefix", "after")
-        prefix, after = _text(params, "prefix"), _check_after(params.get("after"))
+        prefix, after = asked.text(params, "prefix"), asked.check_after(params.get("after"))
         bucket = await self._bucket(context, params)
         base = layout.upload_key(bucket["id"], "")
         first: list[tuple[bytes, int, str]] = []  # and no more: there may be any number
@@ -509,141 +510,8 @@ class ObjectCalls:
         return {"uploads": rows, "more": False}
 
 
-_WRITTEN: Final = ("writer", "id", "size", "etag", "attributes", "extents", "stored")
-
-
-def _check_written(params: Params) -> Params:
-    """What was written of an object, or of a part of one, and where."""
-    extents, stored = params.get("extents"), params.get("stored")
-    if not isinstance(extents, list | tuple) or not all(
-        isinstance(each, list | tuple) and len(each) == 4 and all(type(one) is int for one in each)
-        for each in extents
-    ):
-        raise Invalid("extents: use a list of [group, chunk, block, blocks]")
-    if len(extents) > limits.EXTENTS_MAX:
-        raise LimitExceeded(f"an object in {len(extents)} pieces: {limits.EXTENTS_MAX} at most")
-    if (
-        not isinstance(stored, list | tuple)
-        or len(stored) != len(extents)
-        or not all(
-            isinstance(replicas, list | tuple) and all(type(one) is int for one in replicas)
-            for replicas in stored
-        )
-    ):
-        raise Invalid("stored: use a list of replicas for each extent")
-    size = number_of(params, "size")
-    if not 0 <= size <= sum(each[3] for each in extents) << 12:
-        raise Invalid(f"an object of {size} bytes is not in {len(extents)} extents")
-    return {
-        "writer": limits.check_writer(params.get("writer")),
-        "object": {**_check_object(params), "size": size},
-        "extents": [list(each) for each in extents],
-        "stored": [list(replicas) for replicas in stored],
-    }
-
-
-def _check_object(params: Params) -> Params:
-    """What is known of it before its bytes are."""
-    found = {
-        "id": _identity(params),
-        "etag": _text(params, "etag", 255),
-        "at_ms": wall_ms(),
-        "attributes": _check_attributes(params),
-    }
-    lock = locks.check(params.get("lock"))
-    return found if lock is None else {**found, "lock": lock}
-
-
-def _check_version(params: Params) -> Params:
-    """Which version of which key is meant, and that it is still the one with this id."""
-    about = {"key": limits.check_key(params.get("key")), "id": _text(params, "id", 64)}
-    return about if params.get("version") is None else {**about, "version": _text(params, "version", 64)}
-
-
-def _beside(params: Params, name: str, count: int) -> list[Any]:
-    """A list with something for each key."""
-    found = params[name]
-    is_list = isinstance(found, list | tuple) and len(found) == count
-    if not is_list or not all(each is None or isinstance(each, str) for each in found):
-        raise Invalid(f"{name}: use a list with one for each key")
-    return list(found)
-
-
-def _flag(params: Params, name: str) -> bool:
-    found = params.get(name, False)
-    if not isinstance(found, bool):
-        raise Invalid(f"{name} must be true or false")
-    return found
-
-
-def _check_attributes(params: Params) -> Params:
-    found = params.get("attributes", {})
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise Invalid("attributes: use a map by name")
-    if _depth(found) > ATTRIBUTES_DEPTH:
-        raise Invalid(f"attributes: maps and lists in one another, {ATTRIBUTES_DEPTH} deep at most")
-    if (size := len(msgpack.packb(found))) > limits.ATTRIBUTES_MAX:
-        raise LimitExceeded(f"attributes of {size} bytes: {limits.ATTRIBUTES_MAX} at most")
-    return found
-
-
-def _depth(value: Any, most: int = 32) -> int:
-    """Of maps and lists in one another; what is deeper than ``most`` is not looked into."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
-    if inner is None or not most:
-        return 0
-    return 1 + max((_depth(each, most - 1) for each in inner), default=0)
-
-
-def _check_condition(params: Params) -> Params:
-    found = params.get("condition") or {}
-    if not isinstance(found, dict):
-        raise Invalid("condition: use a map of absent, etags, not_etags")
-    check_known(found, "absent", "etags", "not_etags")
-    for key in ("etags", "not_etags"):
-        etags = found.get(key, [])
-        if not isinstance(etags, list | tuple) or not all(isinstance(each, str) for each in etags):
-            raise Invalid(f"condition: {key} must be a list of etags")
-    return found
-
-
 def _upload_order(row: Params) -> tuple[bytes, int, str]:
     return row["key"].encode(), row["created_ms"], row["upload"]
-
-
-def _check_after(after: Any) -> tuple[bytes, int, str] | None:
-    if after is None:
-        return None
-    match after:
-        case [str(key), int(created_ms), str(upload)]:
-            return limits.check_key(key).encode(), created_ms, upload
-    raise Invalid("after: use key, created_ms and upload of an upload")
-
-
-def _text(params: Params, key: str, most: int = limits.KEY_BYTES_MAX) -> str:
-    found = params.get(key, "")
-    if not isinstance(found, str) or len(found.encode(errors="replace")) > most:
-        raise Invalid(f"{key} must be text of at most {most} bytes")
-    return found
-
-
-def _identity(params: Params) -> str:
-    """By which a command that is sent again is known."""
-    found = _text(params, "id", 64)
-    if not found:
-        raise Invalid("id: use a random text, another one for each object")
-    return found
-
-
-def _request(params: Params, part: str = "") -> Params:
-    """By which a command that may come again is known, if its sender says so."""
-    if "request" not in params:
-        return {}
-    return {"request": limits.check_request(limits.check_request(params["request"]) + part)}
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(type(each) is int for each in value)
 
 
 def _shown(key: str, found: Params) -> Reply:

@@ -13,7 +13,7 @@ from moorage.gateway.s3.lifecycle import Rule
 from moorage.gateway.s3.records import LIFECYCLE
 from moorage.gateway.s3.times import DAY_MS
 from moorage.metadata import limits
-from moorage.metadata.objects import calls, layout, state
+from moorage.metadata.objects import asked, calls, layout, state
 from moorage.metadata.objects.calls import ObjectCalls, _shown
 from moorage.service.kv import KV, VALUE_SIZE_MAX, MemoryBase
 from moorage.service.raft_storage import CHUNK_SIZE
@@ -78,7 +78,8 @@ class RuledBucket:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
-    monkeypatch.setattr(calls, "wall_ms", lambda: int(days * DAY_MS))
+    for module in (asked, calls):
+        monkeypatch.setattr(module, "wall_ms", lambda: int(days * DAY_MS))
 
 
 async def test_a_rule_for_markers_deletes_no_object_that_was_put_since(
