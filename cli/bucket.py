@@ -19,10 +19,11 @@ def bucket() -> None:
 @click.argument("name")
 @click.option("--replicas", type=int, default=3, show_default=True, help="Of each object, on as many hosts.")
 @click.option("--groups", type=int, default=0, help="Replica groups; 0: by the number of hosts.")
+@click.option("--locks", is_flag=True, help="Versions are on, and can be locked.")
 @cluster_command
-async def create(cluster: Cluster, as_json: bool, name: str, replicas: int, groups: int) -> None:
+async def create(cluster: Cluster, as_json: bool, name: str, replicas: int, groups: int, locks: bool) -> None:
     """Create a bucket. Buckets and volumes share their names."""
-    made = await (await cluster.buckets.create(name, replicas=replicas, groups=groups)).show()
+    made = await (await cluster.buckets.create(name, replicas=replicas, groups=groups, locks=locks)).show()
     if as_json:
         output.emit_json(made)
     else:

@@ -161,8 +161,11 @@ class Handlers:
         return await self._create(context, params, records.VOLUME, size, parent)
 
     async def create_bucket(self, context: CallContext | None, params: Params) -> Reply:
-        check_known(params, "name", "replicas", "groups", "request", "principal")
-        return await self._create(context, params, records.BUCKET, 0, None)
+        """``locks``: versions are on, and can be locked, from the beginning."""
+        check_known(params, "name", "replicas", "groups", "request", "principal", "locks")
+        if not isinstance(locks := params.get("locks", False), bool):
+            raise Invalid("locks must be true or false")
+        return await self._create(context, params, records.BUCKET, 0, None, {"locks": True} if locks else {})
 
     async def _create(
         self,
@@ -171,6 +174,7 @@ class Handlers:
         kind: str,
         size: int,
         parent: tuple[str, str] | None,
+        of: Params | None = None,
     ) -> Reply:
         name = limits.check_name(params.get("name"))
         replicas = limits.check_replicas(params.get("replicas", 3))
@@ -186,7 +190,7 @@ class Handlers:
         await self._replicated.read_barrier(remaining_s(context))
         kv = self._replicated.kv
         placed: list[list[dict[str, str]]] = []
-        of: Params = {}
+        of = of or {}
         if kv.get(records.REQUESTS + request) is None:
             if parent is not None:
                 of, cloned = self._snapshots.parent(*parent)

@@ -30,6 +30,7 @@ from typing import Any
 
 from moorage.metadata import limits, records, requests
 from moorage.metadata.lease import check_current, check_succession, describe_holder
+from moorage.metadata.objects import versions
 from moorage.metadata.objects.layout import built_key
 from moorage.metadata.objects.state import Objects, check_is_empty, is_built, is_purged
 from moorage.metadata.placement import replica_share
@@ -125,7 +126,7 @@ class StateMachine:
     def _create(self, kv: KV, command: Command, index: int) -> Volume:
         """``{request, name, size, replicas, durability, fs, placement: [[{device, host}]], created_ms}`` and,
         where they are not what they are without (``records.LATER``), iops, bw, principal. Of a clone also
-        ``parent: {volume, snapshot}``, ids."""
+        ``parent: {volume, snapshot}``, ids; of a bucket ``locks``: versions are on, and can be locked."""
         name = limits.check_name(command["name"])
         known = requests.known(kv, command["request"], "create", name)
         if known is not None:
@@ -166,6 +167,8 @@ class StateMachine:
             "request": command["request"],
             **later,
         }
+        if command.get("locks"):
+            versions.switch(kv, volume["id"], versions.ENABLED, with_locks=True)
         for number, placed in enumerate(command["placement"]):
             volume["groups"].append(self._new_group(kv, number, placed, command["replicas"]))
         if "parent" in later:

@@ -222,8 +222,9 @@ class Bucket:
             await asyncio.sleep(RETRY_S)
 
     async def set_attributes(self, info: ObjectInfo, attributes: dict[str, Any]) -> ObjectInfo:
-        """Note something else of this version; PreconditionFailed when it is another object by now."""
-        about = {"attributes": attributes, "request": secrets.token_hex(16)}
+        """Note something else of this version than ``info.attributes``; PreconditionFailed when it is another
+        object by now, or something else was noted meanwhile."""
+        about = {"former": info.attributes, "attributes": attributes, "request": secrets.token_hex(16)}
         return ObjectInfo.from_wire(await self._propose("metadata.set_attributes", {**_named(info), **about}))
 
     async def set_retention(

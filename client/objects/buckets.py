@@ -36,11 +36,18 @@ class Buckets:
         self._open: dict[str, Bucket] = {}
 
     async def create(
-        self, name: str, *, replicas: int = 3, groups: int = 0, principal: str | None = None
+        self,
+        name: str,
+        *,
+        replicas: int = 3,
+        groups: int = 0,
+        principal: str | None = None,
+        locks: bool = False,
     ) -> Bucket:
         """A new bucket; volumes and buckets share one namespace. ``replicas``: 1, 3 or 5 of each object, on
         as many hosts; ``groups``: replica groups it is spread over (0: a default); ``principal``: whose it is
-        (default: the one that this client is configured with). Raises NameTaken, NotEnoughHosts."""
+        (default: the one that this client is configured with); ``locks``: versions are on, and can be locked.
+        Raises NameTaken, NotEnoughHosts."""
         params = {
             "name": uri.check_name(name),
             "replicas": replicas,
@@ -49,6 +56,8 @@ class Buckets:
         }
         if owner := principal or self._principal:
             params["principal"] = owner
+        if locks:
+            params["locks"] = True
         await self._create(name, "metadata.create_bucket", params, timeout=CREATE_S)
         return self._open.setdefault(name, self._bucket(name))
 

@@ -202,9 +202,17 @@ class Buckets:
         self._loop = loop
 
     def create(
-        self, name: str, *, replicas: int = 3, groups: int = 0, principal: str | None = None
+        self,
+        name: str,
+        *,
+        replicas: int = 3,
+        groups: int = 0,
+        principal: str | None = None,
+        locks: bool = False,
     ) -> Bucket:
-        making = self._buckets.create(name, replicas=replicas, groups=groups, principal=principal)
+        making = self._buckets.create(
+            name, replicas=replicas, groups=groups, principal=principal, locks=locks
+        )
         return Bucket(self._loop.run(making), self._loop)
 
     def open(self, name: str) -> Bucket:

@@ -10,7 +10,7 @@ from moorage.gateway.s3 import acl, cors, documents, lifecycle, names, policy_do
 from moorage.gateway.s3.answer import Answer, nothing, xml
 from moorage.gateway.s3.call import Call
 from moorage.gateway.s3.errors import S3Error
-from moorage.gateway.s3.records import ACL, CORS, ENABLED, LIFECYCLE, POLICY, TAGGING
+from moorage.gateway.s3.records import ACL, CORS, LIFECYCLE, POLICY, TAGGING
 from moorage.wire.errors import Busy, Invalid, MoorageError, NameTaken, NotEnoughHosts, NotFound
 
 _DELETES = {
@@ -29,15 +29,15 @@ async def create_bucket(call: Call) -> Answer:
     with_locks = (call.request.header("x-amz-bucket-object-lock-enabled") or "").lower() == "true"
     listed = acl.of_headers(call.request, owner, owner)
     try:
-        await call.place.cluster.buckets.create(call.name, replicas=call.place.replicas, principal=owner)
+        await call.place.cluster.buckets.create(
+            call.name, replicas=call.place.replicas, principal=owner, locks=with_locks
+        )
     except NameTaken:
         raise await _taken(call, owner) from None
     except NotEnoughHosts:
         raise S3Error("ServiceUnavailable", "There are too few hosts for the replicas of a bucket.") from None
     call.place.records.expire(call.name)
     record = await call.record()
-    if with_locks:
-        await call.place.records.set_versioning(record, ENABLED, locks=True)
     if listed is not None:
         await call.place.records.set_document(record, ACL, acl.render(listed).decode())
     if wanted.tags:

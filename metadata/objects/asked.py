@@ -85,14 +85,14 @@ def flag(params: Params, name: str) -> bool:
     return found
 
 
-def check_attributes(params: Params) -> Params:
-    found = params.get("attributes", {})
+def check_attributes(params: Params, name: str = "attributes") -> Params:
+    found = params.get(name, {})
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise Invalid("attributes: use a map by name")
+        raise Invalid(f"{name}: use a map by name")
     if _depth(found) > ATTRIBUTES_DEPTH:
-        raise Invalid(f"attributes: maps and lists in one another, {ATTRIBUTES_DEPTH} deep at most")
+        raise Invalid(f"{name}: maps and lists in one another, {ATTRIBUTES_DEPTH} deep at most")
     if (size := len(msgpack.packb(found))) > limits.ATTRIBUTES_MAX:
-        raise LimitExceeded(f"attributes of {size} bytes: {limits.ATTRIBUTES_MAX} at most")
+        raise LimitExceeded(f"{name} of {size} bytes: {limits.ATTRIBUTES_MAX} at most")
     return found
 
 

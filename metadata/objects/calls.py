@@ -207,9 +207,12 @@ class ObjectCalls:
         return max(0, size - int(there["size"]))
 
     async def set_attributes(self, context: CallContext | None, params: Params) -> Reply:
-        """Of the object with this ``id``, of this ``version`` where one is named."""
-        check_known(params, "name", "key", "id", "version", "attributes", "request")
+        """Of the object with this ``id``, of this ``version`` where one is named; ``former``: what is noted
+        of it is still that."""
+        check_known(params, "name", "key", "id", "version", "former", "attributes", "request")
         about = {**asked.check_version(params), "attributes": asked.check_attributes(params)}
+        if "former" in params:
+            about["former"] = asked.check_attributes(params, "former")
         bucket = await self._bucket(context, params)
         command = {"do": "set_attributes", "bucket": bucket["id"], **about, **asked.request(params)}
         return await self._changed(bucket["id"], command)

@@ -249,10 +249,12 @@ class Objects:
                 kv.delete(layout.lack_key(bucket["id"], replica, extent))
 
     def _set_attributes(self, kv: KV, command: Command, index: int) -> Object:
-        """``{bucket, key, id, version, attributes}``: of the object with this id, if it is still there;
-        without ``version`` it is the current one."""
+        """``{bucket, key, id, version, former, attributes}``: of the object with this id, if it is still
+        there and ``former`` is what is noted of it; without ``version`` it is the current one."""
         bucket = existing_bucket(kv, command["bucket"])
         found = _existing_version(kv, bucket, command)
+        if command.get("former", found["attributes"]) != found["attributes"]:
+            raise PreconditionFailed(f"what is noted of object {command['key']!r} has changed meanwhile")
         found["attributes"] = command["attributes"]
         versions.rewrite(kv, bucket["id"], command["key"], found)
         return found
@@ -264,7 +266,7 @@ class Objects:
         with_locks = command["locks"] or (there is not None and there.locks)
         if with_locks and command["state"] != versions.ENABLED:
             raise Invalid(f"versions of bucket {bucket['name']!r} can be locked: they cannot be suspended")
-        kv.put(layout.versioning_key(bucket["id"]), {"state": command["state"], "locks": with_locks})
+        versions.switch(kv, bucket["id"], command["state"], with_locks=with_locks)
 
     def _set_lock(self, kv: KV, command: Command, index: int) -> Object:
         """``{bucket, key, id, version, retention, hold, now_ms, bypass}``: see locks.py."""

@@ -53,6 +53,10 @@ def of_bucket(kv: KV, bucket: int) -> Versioning | None:
     return None if found is None else Versioning(found["state"], found["locks"])
 
 
+def switch(kv: KV, bucket: int, state: str, *, with_locks: bool) -> None:
+    kv.put(layout.versioning_key(bucket), {"state": state, "locks": with_locks})
+
+
 def name_of(record: Record) -> str:
     return NULL if _is_null(record) else name_at(record["seq"])
 

@@ -207,6 +207,10 @@ async def test_versions_are_kept_got_removed_and_locked(cluster: moorage.Cluster
     assert page.next is not None
     rest = await bucket.versions_page(after=page.next[0], after_version=page.next[1])
     assert ([each.version for each in rest.versions], rest.next) == (["null"], None)
+    noted = await bucket.set_attributes(new, {"n": 1})
+    with pytest.raises(PreconditionFailed, match="has changed meanwhile"):
+        await bucket.set_attributes(new, {"n": 2})
+    assert (await bucket.set_attributes(noted, {})).attributes == {}
     restored = await bucket.copy("k", "k", version="null")
     assert await bucket.get("k") == content(1, 100_000)
     lock = moorage.Lock("COMPLIANCE", restored.modified_ms + 3_600_000)
@@ -241,8 +245,9 @@ async def test_buckets_and_volumes_share_their_names(cluster: moorage.Cluster, b
         await cluster.bucket("db")
     assert bucket.name not in [volume.name for volume in await cluster.list_volumes()]
     assert bucket.name in [row["name"] for row in await cluster.buckets.list()]
-    mine = await cluster.buckets.create("mine", principal="team-a")
-    assert (await mine.show())["principal"] == "team-a"
+    mine = await cluster.buckets.create("mine", principal="team-a", locks=True)
+    shown = await mine.show()
+    assert (shown["principal"], shown["versioning"], shown["locks"]) == ("team-a", "enabled", True)
     await cluster.buckets.delete("mine")
     await bucket.put("k", b"x")
     with pytest.raises(Busy, match="has 1 objects of 1 bytes"):

@@ -328,7 +328,7 @@ BUCKET_COMMANDS: list[dict[str, Any]] = [
 _WRITTEN = {"writer": 77, "id": "o3", "size": 5, "etag": "e", "attributes": {"a": 1}}
 _WHERE = {"extents": [[0, 0, 2, 1]], "stored": [[BUCKET + 1, BUCKET + 2]]}
 METADATA_CALLS: dict[str, dict[str, Any]] = {
-    "metadata.create_bucket": {"name": "b", "replicas": 1, "groups": 1, "request": "q5"},
+    "metadata.create_bucket": {"name": "b", "replicas": 1, "groups": 1, "request": "q5", "locks": True},
     "metadata.list_buckets": {"after": "", "limit": 2},
     "metadata.delete_bucket": {"name": "photos", "force": True, "request": "q6"},
     "metadata.show_bucket": {"name": "photos"},
@@ -344,7 +344,13 @@ METADATA_CALLS: dict[str, dict[str, Any]] = {
         **_WHERE,
     },
     "metadata.set_document": {"name": "photos", "document": "policy", "text": "{}"},
-    "metadata.set_attributes": {"name": "photos", "key": "a/b", "id": "o1", "attributes": {"a": 1}},
+    "metadata.set_attributes": {
+        "name": "photos",
+        "key": "a/b",
+        "id": "o1",
+        "former": {},
+        "attributes": {"a": 1},
+    },
     "metadata.get_object": {"name": "photos", "key": "a/b"},
     "metadata.set_versioning": {"name": "photos", "state": "enabled", "locks": True, "request": "q7"},
     "metadata.set_lock": {

@@ -254,6 +254,9 @@ def test_attributes_are_those_of_one_object(photos: Photos, monkeypatch: pytest.
         photos.do("set_attributes", key="k" * 401, id="another", attributes={})
     with pytest.raises(NotFound):
         photos.do("set_attributes", key="none", id=made["id"], attributes={})
+    with pytest.raises(PreconditionFailed, match="has changed meanwhile"):
+        photos.do("set_attributes", key="k" * 401, id=made["id"], former={}, attributes={})
+    photos.do("set_attributes", key="k" * 401, id=made["id"], former={"a": 1}, attributes={"b": 2})
 
 
 def test_documents_of_a_bucket_can_be_shown_together(photos: Photos) -> None:
