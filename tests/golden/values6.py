@@ -123,6 +123,7 @@ METADATA_LATER: list[dict[str, Any]] = [
         "key": "a",
         "id": "o5",
         "version": "null",
+        "former": {"type": "text/plain"},
         "attributes": {"tags": {"a": "b"}},
     },
     {"do": "discarded", "bucket": v.V1, "extents": [[0, 0, 0, 1]]},
