@@ -348,7 +348,7 @@ METADATA_CALLS: dict[str, dict[str, Any]] = {
         "name": "photos",
         "key": "a/b",
         "id": "o1",
-        "former": {"a": 1},
+        "former": {},
         "attributes": {"a": 2},
     },
     "metadata.get_object": {"name": "photos", "key": "a/b"},
