@@ -33,7 +33,7 @@ class Up:
     """`moorage up` of some hosts, and drills on it."""
 
     def __init__(self, home: Path, hosts: int = 3) -> None:
-        self.env = {"PATH": os.environ["PATH"], "HOME": str(home)}
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home)}
         if "PYTHONPATH" in os.environ:
             self.env["PYTHONPATH"] = os.environ["PYTHONPATH"]
         command = [*MOORAGE, "up", "--json", "--data", str(home / "data"), "--capacity", "256M"]
