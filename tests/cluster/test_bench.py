@@ -52,6 +52,7 @@ async def test_bench_object_by_all_ways(
     assert [each.id for each in await cluster.keys.list()] == [key["id"]]
 
 
+@pytest.mark.slow
 async def test_bench_object_that_is_interrupted_leaves_nothing(
     cluster: moorage.Cluster, environment: dict[str, str], until: Until
 ) -> None:

@@ -49,6 +49,7 @@ async def second(local: LocalCluster, tmp_path: Path) -> AsyncIterator[Callable[
         await process.communicate()
 
 
+@pytest.mark.slow
 async def test_buckets_are_spread_over_groups_that_come_later(
     cluster: moorage.Cluster, second: Callable[[], Awaitable[None]], until: Awaiting
 ) -> None:
