@@ -177,11 +177,18 @@ def apply(spec_path: Path, address: str, token_file: Path, dry_run: bool, as_jso
 
 @framework.command()
 @click.option("--image", help="Of the containers that the tasks run in.")
+@click.option("--version", help="Tag of the image, which stays the same but for that.")
 @click.option("--command", "line", help="That starts `moorage`, as one would type it.")
 @scheduler_options
 @click.option("--dry-run", is_flag=True, help="Show the plan; nothing is changed.")
 def upgrade(
-    image: str | None, line: str | None, address: str, token_file: Path, dry_run: bool, as_json: bool
+    image: str | None,
+    version: str | None,
+    line: str | None,
+    address: str,
+    token_file: Path,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Have a new release go round, host by host: the spec that the master keeps, with another image or
     command. It waits for all to be well after each host, and goes back by itself when it does not hold.
@@ -191,6 +198,8 @@ def upgrade(
         params: dict[str, Any] = {"dry_run": dry_run}
         if image is not None:
             params["image"] = image
+        if version is not None:
+            params["version"] = version
         if line is not None:
             params["command"] = shlex.split(line)
         _show_plan(await _tell(address, token_file, "upgrade", params), as_json)

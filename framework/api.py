@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -20,6 +21,8 @@ from moorage.framework.spec import document_of, parse
 from moorage.framework.view import plan_of, waits_for
 from moorage.service.embed import Route
 from moorage.wire.errors import Invalid, NotFound
+
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 class Api:
@@ -56,12 +59,14 @@ class Api:
         return await self._apply(params["spec"], params)
 
     async def upgrade(self, params: dict[str, Any]) -> dict[str, Any]:
-        """``command``, ``image``: of the new release, one of them or both; all else of the spec stays.
-        ``dry_run`` as for ``apply``."""
-        _check_fields(params, "command", "image", "dry_run")
+        """``command``, ``image``: of the new release, one of them or both; or ``version``, the tag of the
+        image that the spec has. All else of the spec stays. ``dry_run`` as for ``apply``."""
+        _check_fields(params, "command", "image", "version", "dry_run")
         release = {name: params[name] for name in ("command", "image") if name in params}
+        if "version" in params:
+            release["image"] = with_tag(release.get("image", self._core.spec.image), params["version"])
         if not release:
-            raise Invalid("command and image are missing: give one, or both")
+            raise Invalid("command, image and version are missing: give one of them")
         return await self._apply({**document_of(self._core.spec), **release}, params)
 
     async def _apply(self, document: Any, params: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +136,16 @@ async def _redundancy(cluster: Cluster, name: str) -> Redundancy:
         raise
     except Invalid:  # it is a bucket
         return (await cluster.bucket_copies(name)).redundancy
+
+
+def with_tag(image: Any, version: Any) -> str:
+    """An image of the same name. Raises Invalid."""
+    if not isinstance(image, str) or not image:
+        raise Invalid("the spec has no image of which this could be a version: give a command, or an image")
+    if not isinstance(version, str) or not TAG.fullmatch(version):
+        raise Invalid(f"version: {version!r} is no tag of an image")
+    folder, slash, name = image.partition("@")[0].rpartition("/")
+    return f"{folder}{slash}{name.partition(':')[0]}:{version}"
 
 
 def _check_fields(params: dict[str, Any], *known: str) -> None:
