@@ -18,6 +18,7 @@ from moorage.metadata.attachments import Attachments
 from moorage.metadata.charges import Charges
 from moorage.metadata.directory import Directory
 from moorage.metadata.moves import Moves
+from moorage.metadata.objects.asked import flag
 from moorage.metadata.objects.calls import ObjectCalls
 from moorage.metadata.params import REPLY_MARGIN_S, check_known, flag_of, number_of, remaining_s
 from moorage.metadata.snapshot_calls import SnapshotCalls
@@ -163,9 +164,8 @@ class Handlers:
     async def create_bucket(self, context: CallContext | None, params: Params) -> Reply:
         """``locks``: versions are on, and can be locked, from the beginning."""
         check_known(params, "name", "replicas", "groups", "request", "principal", "locks")
-        if not isinstance(locks := params.get("locks", False), bool):
-            raise Invalid("locks must be true or false")
-        return await self._create(context, params, records.BUCKET, 0, None, {"locks": True} if locks else {})
+        of = {"locks": True} if flag(params, "locks") else {}
+        return await self._create(context, params, records.BUCKET, 0, None, of)
 
     async def _create(
         self,

@@ -227,6 +227,8 @@ class ObjectPrograms:
             after, version = page.next
             page = await bucket.versions_page(after=after, after_version=version, limit=7)
             for info in page.versions:
+                former = next(reversed(found), ("", ""))
+                assert former[0] != info.key or former[1] > info.version, f"{info} is behind {former}"
                 assert found.setdefault((info.key, info.version), info) is info, f"{info} is listed twice"
         known = {done.number: done for done in self.history if done.kind.startswith(("put", "delete"))}
         for done in known.values():

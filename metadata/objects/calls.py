@@ -195,7 +195,9 @@ class ObjectCalls:
         bucket = await self._bucket(context, params)
         self._writers.heard(written["writer"])
         command = {"do": "put_object", "bucket": bucket["id"], "key": key, "condition": condition, **written}
-        more = self._more(bucket["id"], key, written["object"]["size"])
+        more = 0
+        if self._room.is_charging():
+            more = self._more(bucket["id"], key, written["object"]["size"])
         async with self._room.held(bucket, more, remaining_s(context)):
             return _shown(key, await self._replicated.propose(command))
 
@@ -241,8 +243,8 @@ class ObjectCalls:
     async def set_versioning(self, context: CallContext | None, params: Params) -> Reply:
         """``state``: enabled or suspended; ``locks``: versions can be locked, for good."""
         check_known(params, "name", "state", "locks", "request")
-        state, with_locks = params.get("state"), params.get("locks", False)
-        if state not in (versions.ENABLED, versions.SUSPENDED) or not isinstance(with_locks, bool):
+        state, with_locks = params.get("state"), asked.flag(params, "locks")
+        if state not in (versions.ENABLED, versions.SUSPENDED):
             raise Invalid(f"set_versioning: state must be {versions.ENABLED} or {versions.SUSPENDED}")
         bucket = await self._bucket(context, params)
         about = {"state": state, "locks": with_locks, **asked.request(params)}

@@ -23,6 +23,7 @@ from moorage.wire.errors import Invalid, LimitExceeded, MoorageError
 from .conftest import AppliedGroup
 from .photos import Photos
 from .test_objects_calls import Rig
+from .test_objects_versions import on
 
 
 @pytest.fixture
@@ -30,10 +31,6 @@ def photos(metadata_group: AppliedGroup) -> Photos:
     made = Photos(metadata_group)
     made.open()
     return made
-
-
-def on(photos: Photos, state: str = "enabled", with_locks: bool = False) -> None:
-    photos.do("set_versioning", state=state, locks=with_locks)
 
 
 class RuledBucket:
