@@ -11,7 +11,6 @@ import click
 from moorage.cli import output
 from moorage.cli.options import connection_options, run_or_exit
 from moorage.client.cluster import Cluster
-from moorage.wire.errors import Invalid, NotFound
 
 POLL_S = 1.0
 Targets = dict[str, list[int] | None]  # device -> replicas; None: all
@@ -72,13 +71,10 @@ async def _targets(cluster: Cluster, target: str | None) -> Targets:
 
 
 async def _groups(cluster: Cluster, name: str) -> list[dict[str, Any]]:
-    try:
-        return (await cluster.show(name)).groups
-    except NotFound:
-        raise
-    except Invalid:  # it is a bucket
-        groups: list[dict[str, Any]] = (await (await cluster.bucket(name)).show())["groups"]
-        return groups
+    if (volume := await cluster.volume_or_bucket(name)) is not None:
+        return volume.groups
+    groups: list[dict[str, Any]] = (await (await cluster.bucket(name)).show())["groups"]
+    return groups
 
 
 async def _rows(cluster: Cluster, begun: dict[str, list[int]]) -> list[dict[str, Any]]:

@@ -235,6 +235,15 @@ class Cluster:
         """One volume by name or URI; NotFound."""
         return VolumeInfo.from_wire(await self._call_owner(name, "metadata.show_volume", {}))
 
+    async def volume_or_bucket(self, name: str) -> VolumeInfo | None:
+        """The volume of this name; None where it is a bucket's. NotFound."""
+        try:
+            return await self.show(name)
+        except NotFound:
+            raise
+        except Invalid:
+            return None
+
     async def resize(self, name: str, size: int | str) -> VolumeInfo:
         """Grow a volume; an attached holder hears of it with its lease, within about a second."""
         params = {"size": uri.parse_size(size)}
@@ -569,11 +578,8 @@ class Cluster:
             on_it = [device for device, row in view["devices"].items() if row["host"] == name]
             return about_host(name, Facts(view, await self.places.moves(on_it), now_ms=now_ms))
         name = self._volume_name(name)
-        try:
-            volume = await self.show(name)
-        except NotFound:
-            raise
-        except Invalid:  # it is a bucket
+        volume = await self.volume_or_bucket(name)
+        if volume is None:
             found = await self.bucket_copies(name)
             copies = {copy.replica: copy for copy in found.redundancy.copies}
             return about_bucket(

@@ -20,7 +20,7 @@ from moorage.framework.scheduler import Scheduler
 from moorage.framework.spec import document_of, parse
 from moorage.framework.view import plan_of, waits_for
 from moorage.service.embed import Route
-from moorage.wire.errors import Invalid, NotFound
+from moorage.wire.errors import Invalid
 
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -130,12 +130,10 @@ class Api:
 
 
 async def _redundancy(cluster: Cluster, name: str) -> Redundancy:
-    try:
-        return await cluster.redundancy(await cluster.show(name))
-    except NotFound:
-        raise
-    except Invalid:  # it is a bucket
-        return (await cluster.bucket_copies(name)).redundancy
+    volume = await cluster.volume_or_bucket(name)
+    return (
+        (await cluster.bucket_copies(name)).redundancy if volume is None else await cluster.redundancy(volume)
+    )
 
 
 def with_tag(image: Any, version: Any) -> str:
